@@ -1,0 +1,30 @@
+"""Strict test set-up: 8 simulated devices, strict dtype promotion, no silent rank promotion, shapes checked at run time."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+_hook = install_import_hook("hcnr_jax", "beartype.beartype")
+_hook.install() if hasattr(_hook, "install") else None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real benchmark files and checkpoints named by HCNR_TEST_DATA; the test is skipped without it."""
+    folder = os.environ.get("HCNR_TEST_DATA")
+    if not folder:
+        pytest.skip("HCNR_TEST_DATA is not set: real benchmark files and checkpoints are not at hand")
+    return Path(folder)
