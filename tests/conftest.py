@@ -17,8 +17,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-_hook = install_import_hook("hcnr_jax", "beartype.beartype")
-_hook.install() if hasattr(_hook, "install") else None
+install_import_hook("hcnr_jax", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
