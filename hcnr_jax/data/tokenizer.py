@@ -1,0 +1,75 @@
+"""A tokenizer from a folder, and what it puts around a text of its own accord."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from hcnr_jax.errors import InputError
+
+# transformers is imported late (seconds), so the type of its tokenizers is not named here.
+Tokenizer: TypeAlias = Any
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The Hugging Face tokenizer of a local folder; nothing is downloaded and no code of the folder is run.
+
+    Raises:
+        InputError: the folder is missing, holds no tokenizer files, or transformers cannot read them.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: expected a folder with a tokenizer, found {'a file' if folder.exists() else 'nothing'}"
+        )
+    if not any((folder / name).is_file() for name in _FILES):
+        raise InputError(
+            f"{folder}: holds no tokenizer (none of {', '.join(_FILES)}); copy the tokenizer files of the model it "
+            "came from"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise every kind here, bare Exception included
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {cause}); copy the tokenizer files "
+            "again from the model it came from"
+        ) from error
+
+
+class Added(NamedTuple):
+    """The token ids a tokenizer puts before and after a text by default, such as a begin token."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def added_tokens(tokenizer: Tokenizer) -> Added:
+    """What `tokenizer(text)` adds around the tokens of `text`, found by asking it with and without special tokens."""
+    bare = token_ids(tokenizer, "a", special=False)
+    full = token_ids(tokenizer, "a")
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return Added(full[:start], full[start + len(bare) :])
+    # A tokenizer that writes the text itself differently under its special tokens: nothing is known to be added.
+    return Added((), ())
+
+
+def token_ids(tokenizer: Tokenizer, text: str, special: bool = True) -> tuple[int, ...]:
+    """The ids of `text`, never cut or padded whatever its files say; `special` adds the default special tokens."""
+    # `verbose=False`: a text over the tokenizer's own maximum is cut here later, no cause for its warning.
+    encoded = tokenizer(text, add_special_tokens=special, padding=False, truncation=False, verbose=False)
+    return tuple(int(token) for token in encoded["input_ids"])
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of every token marked special, named (begin, end, pad) or not (ends of turns)."""
+    marked = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return frozenset(marked | set(tokenizer.all_special_ids))
+
+
+def tokenizer_name(tokenizer: Tokenizer) -> str:
+    """The folder a tokenizer was read from, for messages."""
+    return str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
