@@ -1,1 +1,41 @@
-"""TBD"""
+"""Llama-shaped causal language models in Flax Linen: configuration, decoder, likelihood, greedy generation.
+
+`spec_from_config` reads a Hugging Face config (Llama, Mistral, Qwen2, Qwen3) or refuses it by name; `Decoder` runs the
+model on a plain param tree whose layers are stacked; `apply_block` and its neighbours run it a block at a time.
+Greedy generation is `hcnr_jax.models.generate.generate`, not re-exported since it shares its module's name.
+"""
+
+from hcnr_jax.models.decoder import (
+    GROUPS,
+    KERNELS,
+    LOGICAL_AXES,
+    Decoder,
+    abstract_params,
+    apply_block,
+    apply_head,
+    block_windows,
+    embed_tokens,
+    init_params,
+    logical_axes,
+)
+from hcnr_jax.models.likelihood import completion_nll, token_log_probs
+from hcnr_jax.models.spec import ModelSpec, RopeScaling, spec_from_config
+
+__all__ = [
+    "GROUPS",
+    "KERNELS",
+    "LOGICAL_AXES",
+    "Decoder",
+    "ModelSpec",
+    "RopeScaling",
+    "abstract_params",
+    "apply_block",
+    "apply_head",
+    "block_windows",
+    "completion_nll",
+    "embed_tokens",
+    "init_params",
+    "logical_axes",
+    "spec_from_config",
+    "token_log_probs",
+]
