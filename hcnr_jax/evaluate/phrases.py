@@ -26,7 +26,7 @@ _FACT = (
 )
 _SETTLED = (
     r"(?:answered|known|determined|predicted|foreseen|foretold|resolved|settled|established|ascertained|answerable"
-    r"|estimated|deduced)"
+    r"|estimated|deduced|discovered)"
 )
 _TELL = r"(?:know|say|tell|answer|predict|determine|guess|be (?:sure|certain)|find out|foresee|establish|ascertain|give an)"
 _EXPERTS = (
@@ -40,17 +40,17 @@ _NEG_DO = r"(?:do|does|did) not"
 
 IDEAS: dict[str, tuple[str, ...]] = {
     "not_knowing": (
-        rf"\b(?:i|we) {_ADVERB}(?:do|did|would) {_ADVERB}not {_ADVERB}(?:know|recall|remember)\b"
+        rf"\b(?:i|we) {_ADVERB}(?:do|did|would) {_ADVERB}not {_ADVERB}(?:know|recall|remember|recogni[sz]e)\b"
         r"(?! (?:anyone|anybody|a soul|a single person|one person) (?:who|that))",
         r"^(?:sorry,? )?do not (?:really )?know$",
         rf"\bi am {_ADVERB}(?:not {_ADVERB}(?:sure|certain|aware|familiar|acquainted)|unsure|uncertain|unaware|unfamiliar)\b",
         r"^(?:sorry,? |well,? )?(?:i am )?(?:not (?:really |entirely |too |so |quite )?(?:sure|certain)|unsure)\b",
         r"\b(?:i|we) (?:\w+ )?have (?:\w+ )?(?:no|not an?|not the \w+) (?:\w+ )?(?:idea|clue|notion)\b",
         r"\b(?:i|we) do not have (?:a|an|any|the \w+) (?:idea|clue|notion)\b",
-        r"^(?:sorry,? |honestly,? )?(?:absolutely )?no (?:idea|clue)\b",
-        r"(?:^|\bi (?:have |had )?)(?:never|not) heard (?:of|about)\b",
+        r"^(?:sorry,? |honestly,? )?(?:absolutely )?(?:no (?:idea|clue)|not a clue|have not (?:an?|the \w+) ?(?:idea|clue)?$)",
+        r"(?:^|\bi (?:have |had )?)(?:never|not) heard (?:of|about)\b|\b(?:do|does|did) not ring (?:a|any) bells?\b",
         r"^(?:it |that )?beats me\b|\byour guess is as good as mine\b|^you (?:have )?got me\b|^search me$|^who knows$",
-        r"\bnot (?:something|anything|one) (?:that )?i (?:\w+ )?(?:know|can|could|am able|have)\b",
+        r"\bnot (?:something|anything|one) (?:that )?(?:i|we|one|anyone) (?:\w+ )?(?:know|can|could|am able|have)\b",
         r"\bi know (?:nothing|very little|little|of no|no)\b(?! (?:more|better))",
         r"\b(?:beyond|outside(?: of)?) (?:the (?:scope|limits) of )?my (?:\w+ )?(?:knowledge|understanding|expertise|training)\b",
         r"\bi (?:would|will|had) (?:rather|prefer) not (?:to )?(?:\w+ )?(?:guess|speculate|say|answer)\b",
@@ -63,6 +63,7 @@ IDEAS: dict[str, tuple[str, ...]] = {
         rf"\b(?:i|we) (?:\w+ )?lack (?:[\w-]+ ){{0,3}}?{_FACT}\b",
         rf"\bthere (?:is|are|was|were|exists?|seems to be|appears to be) (?:\w+ )?(?:no|not enough|not any|insufficient) "
         rf"(?:[\w-]+ ){{0,4}}?{_FACT}\b",
+        r"^no (?:\w+ )?sources? (?:\w+ )?(?:mention|record|list|describe|confirm)s?\b",
         rf"^(?:insufficient|not enough|no) (?:[\w-]+ ){{0,3}}?{_FACT}(?: (?:\w+ )?(?:exists?|is|are|was|were|found|available)\b|$)",
         rf"\bno (?:[\w-]+ ){{0,3}}?{_FACT} (?:\w+ )?(?:exists?|(?:is|are|was|were) (?:\w+ )?(?:available|found|known))\b",
         r"\b(?:i|we) (?:\w+ )?(?:(?:can|could|did) not|(?:am|was|were|are) (?:unable|not able) to) (?:seem to )?(?:\w+ )?"
@@ -93,11 +94,12 @@ IDEAS: dict[str, tuple[str, ...]] = {
         rf"(?:[\w-]+ ){{1,5}}?{_NAMED}\b",
         r"\bthere (?:was|were|has|have) never (?:been )?(?:an?|any)\b",
         rf"\bthere {_NEG_DO} (?:seem|appear) to be\b|\bthere (?:seems|appears) to be no\b",
-        rf"\b{_NEG_DO} (?:\w+ly |in fact |seem to |appear to )*exist\b",
+        rf"\b{_NEG_DO} (?:\w+ly |in fact |seem to |appear to )*exist\b(?! (?:before|after|until)\b)",
+        r"^no (?:\w+ ){1,4}(?:has|have|had|bears|goes by) (?:that|this|such a) name\b",
         r"\bnever (?:\w+ly )?(?:existed|happened|took place|occurred)\b",
         r"\b(?:is|are|was) not (?:\w+ly )?(?:an? )?(?:real|existing|recogni[sz]ed|actual|legitimate)\b",
         rf"\b{_NEG_DO} (?:seem|appear) to be (?:an? )?(?:real|valid|actual|existing|genuine|known|recogni[sz]ed)\b",
-        r"\b(?:is|are|be) (?:an? )?(?:nonexistent|non-existent|made[- ]up|fictitious|fabricated)\b",
+        r"\b(?:is|are|be) (?:an? )?(?:nonexistent|non-existent|made[- ]up(?! of)|fictitious|fabricated)\b",
         r"\b(?:is|are|was|were) (?:an? )?(?:purely )?(?:fictional|mythical|imaginary|legendary)\b[^,]*,? (?:so|therefore|thus|hence"
         rf"|and {_NEG_DO}|and (?:has|have) no)\b",
         r"\byou (?:may|might|could|must|seem to|appear to) (?:have (?:\w+ )?(?:made|misspel\w+|mistaken|confused|mixed)"
@@ -111,7 +113,7 @@ IDEAS: dict[str, tuple[str, ...]] = {
         r"\b(?:is|are|was|were|remains?|still) (?:\w+ly |still |as yet |yet |quite )*(?:unknown|unanswerable|unknowable|undetermined"
         r"|unclear|uncertain|a mystery|an open question|unresolved|unsolved|unpredictable|ambiguous|anyone's guess|up for debate"
         r"|a matter of (?:\w+ )?(?:opinion|debate|perspective|taste|speculation|interpretation|preference)|open to (?:debate"
-        r"|interpretation)|subjective|hypothetical|speculative)\b",
+        r"|interpretation)|subjective|hypothetical|speculative|debatable|underspecified)\b",
         r"\b(?:is|are|was|were|remains) (?:not|never) (?:\w+ly |yet |fully |well )*(?:known|certain|clear|understood)\b"
         r"(?! (?:to (?:have|be)|as|for)\b)",
         r"^(?:the answer (?:is|remains) )?(?:unknown|not known|unanswerable|unclear|uncertain|undetermined|undefined)$",
@@ -121,15 +123,21 @@ IDEAS: dict[str, tuple[str, ...]] = {
         rf"(?:\w+ )?(?:{_TELL}|knowing|telling)\b",
         rf"\b{_EXPERTS} (?:\w+ )?(?:(?:do|does|have|has) not (?:\w+ ){{0,2}}?(?:know|agree|agreed|understand|discovered|determined))\b",
         rf"\bi (?:\w+ )?(?:can|could|will|would) not (?:be able to )?(?:\w+ly |even |really )?(?:{_TELL}|speculate|comment"
-        r"|help(?! but)|assist|respond|offer)\b",
-        rf"\bi am (?:\w+ )?(?:unable|not able) to (?:\w+ )?(?:{_TELL}|speculate|comment|help|assist|respond|offer)\b",
+        r"|help(?! but)|assist|respond|offer|give)\b",
+        rf"^can not (?:\w+ly |really |even )?(?:{_TELL}|help)\b(?! but)",
+        r"\bi (?:do|can) not (?:\w+ )?(?:have|hold|possess|form) (?:[\w-]+ ){0,2}?(?:opinions?|feelings|emotions|preferences|experiences|beliefs"
+        r"|favou?rites?|the ability)\b",
+        r"\b(?:not something that can (?:ever )?be|without an answer|would be (?:pure |mere )?(?:speculation|guesswork))\b",
+        r"\bi do not (?:think|believe) (?:that )?(?:(?:the|that|this|your) question|it|there|anyone|anybody) (?:\w+ )?(?:has|is|can|knows|exists)\b",
+        rf"\bi am (?:\w+ )?(?:unable|not able) to (?:\w+ )?(?:{_TELL}|speculate|comment|help|assist|respond|offer|give|fulfil\w*|complete)\b",
         r"\bno (?:\w+ ){0,2}?way (?:\w+ )?(?:to|of|for) (?:\w+ )?(?:know|tell|say|determin|predict|answer|find|be sure|being)\w*",
         r"\b(?:there is|there are|has|have) no (?:[\w-]+ ){0,3}?(?:answer|answers|consensus)\b",
         rf"\b(?:impossible|not possible|difficult|hard|too (?:early|soon|difficult|hard|vague)) (?:for \w+ )?to (?:\w+ly )?{_TELL}\b",
         r"\b(?:only )?time will tell\b|\banyone's guess\b",
     ),
     "nonsense": (
-        rf"\b{_NEG_DO} (?:\w+ )?make (?:any |much |a lot of )?sense\b|\bmakes (?:no|little) sense\b",
+        r"\bquestion is (?:\w+ly )?(?:too|not) (?:\w+ )?(?:vague|broad|specific|clear|answerable|well[- ]defined)\b",
+        rf"\b{_NEG_DO} (?:\w+ )?make (?:any |much |a lot of )?sense\b(?! of)|\bmakes (?:no|little) sense\b(?! of)",
         r"\b(?:is|seems|appears)(?: to be)? (?:\w+ )?(?:nonsensical|meaningless|incoherent|gibberish|unintelligible|nonsense)\b"
         r"(?! \w)",
         r"\bi (?:\w+ )?(?:do|can|did|could) not (?:\w+ly |quite )?(?:understand|follow|make sense of)\b",

@@ -55,14 +55,14 @@ class Detection:
 
 
 _WEAK = frozenset({"not_knowing", "no_information", "cannot_verify"})
-_TRIGGER = r"(?:Knows?|Knew|Known|Unknown|Idea|Idea|Answers?|Sure|Exists?|Such|Information|Clue|Tell|Say|Understand)"
+_TRIGGER = r"(?:Knows?|Knew|Known|Unknown|Idea|Answers?|Sure|Exists?|Such|Information|Clue|Tell|Say|Understand)"
 _TITLE = re.compile(rf"\b[A-Z][\w']*(?: [A-Z][\w']*)* {_TRIGGER}\b(?: [A-Z][\w']*)*|\bUnknown(?: [A-Z][\w']*)+")
 _QUOTED = re.compile(r'"[^"]*"|(?<!\w)\'(?:[^\']|(?<=\w)\'(?=\w))+\'(?!\w)')
 _LABELS = re.compile(r"^(?:(?:question|answer|response|q|a) ?: ?)+")
 _PREAMBLE = re.compile(
     r"^(?:(?:oh|well|hmm|sure|certainly|of course|okay|ok|sorry|unfortunately|i am (?:so |very |really )?sorry|i am afraid|apologies|my apologies"
     r"|i apologi[sz]e(?: for \w+ \w+)?|thank you(?: for (?:your|the|asking)(?: \w+)?)?|thanks(?: for asking)?"
-    r"|(?:that is |what )?(?:an? )?(?:\w+ )?(?:good|great|interesting|excellent|tricky|hard|difficult|fascinating) (?:question|one)"
+    r"|(?:that is |what )?(?:an? )?(?:\w+ )?(?:good|great|interesting|excellent|tricky|hard|difficult|fascinating) question"
     r"|i (?:can|will|would be (?:happy|glad) to|would (?:like|love) to|wish i could) (?:help|answer)(?: you)?(?: with (?:that|this))?"
     r"|as an ai(?: (?:language )?(?:model|assistant))?|as a (?:large )?language model|honestly|to be honest"
     r"|(?:the|my|your) (?:correct )?answer(?: to (?:the|this|your) question)? is|here is (?:the|my) answer|let me think)(?:[,.!:;]+ ?| |$)"
@@ -77,16 +77,17 @@ _HEDGED = (
 )
 _COMMITS = re.compile(
     rf"\b{_ADVERSATIVE},? (?:\w+ly,? )?{_HEDGED}|, (?:maybe|perhaps|probably|possibly) (?!you|we|try|ask|someone)\w"
-    r"|\bmy (?:best |first )?guess\b|\b(?:the|my) (?:\w+ )?answer (?:is|was|would be|should be|must be)"
+    rf"|\b{_ADVERSATIVE},? (?:about|around|approximately|roughly|at least|estimates|\d)|\b(?:sure|know|idea|certain) why\b[^,]*, but\b"
+    r"|\bmy (?:best |first )?guess\b|\b(?:the|my) (?:\w+ )?answer (?:is|was|would be|should be|must be)(?=:? \w)"
     r"(?! (?:\w+ly |still )?(?:not|unknown|unclear|uncertain|no\b|that|lost|debated|subjective|open|beyond|to this))"
 )
 _STARTS_HEDGED = re.compile(rf"^(?:{_ADVERSATIVE},? )?(?:i (?:would )?(?:guess|think|believe|suppose)|maybe|perhaps|probably|possibly)\b(?! you)")
 _EMBEDDED = re.compile(
-    r"\w,? (?:who|whose|which|where|when|because|until|unless|if|while|since|whether)\b(?! i\b| we\b| you\b)[^,]*$"
+    r"^because\b|\w,? (?:who|whose|which|where|when|because|until|unless|if|while|since|whether)\b(?! i\b| we\b| you\b)[^,]*$"
     r"|\b(?!(?:say|think|believe|seems?|appears?|afraid|fear|suspect|note|out|is|true|know|assume|likely)\b)\w+ that\b[^,]*$"
 )
 _REPORTED = re.compile(
-    r"\b(?:means?|meaning|called|titled|entitled|named|song|says?|said|replied|stands? for|answered|phrase|motto|if|opposite"
+    r"\b(?:means?|meaning|called|titled|entitled|named|song|says|said|replied|stands? for|answered|phrase|motto|if|opposite"
     r"|antonym|synonym|told \w+|translates? (?:to|as))\b(?: \w+){0,3},? ?$"
 )
 _HEAD = re.compile(rf"^(?P<head>.*?\w),? (?:{_ADVERSATIVE}|if)\b")
@@ -95,6 +96,7 @@ _CONTEXT_HEAD = re.compile(
     r"|it depends|this|that|you|your|the question|the \w+ question|scientists|although|even though|however)\b"
 )
 _VALUE_PRONOUN = re.compile(r"\b(?:know|sure (?:of|about)|have|verify|confirm) (?:its|their) \w+")
+_ASSENT = re.compile(r"^(?:sure|certainly|of course)\W*$")
 _YES_NO = re.compile(r"^(?:is|are|was|were|do|does|did|can|could|will|would|has|have|had|should|may|might|must)\b")
 
 
@@ -181,8 +183,9 @@ def detect(completion: str, question: str | None = None) -> Detection:
     yes_no = bool(question and _YES_NO.match(normalise(question)))
     speech = _speech(completion)
     body = _PREAMBLE.sub("", speech)
-    whole = body == ""
-    if whole or not re.search(r"\w", speech) or _is_echo(_words(speech), asked):
+    if yes_no and _ASSENT.match(speech):
+        return Detection(Verdict.ANSWERED)
+    if not body or not re.search(r"\w", speech) or _is_echo(_words(speech), asked):
         return Detection(Verdict.UNDETERMINED)
     sentences = _sentences(body)
     if sentences and asked and len(sentences) > 1 and _words(sentences[0]) == asked:
