@@ -230,7 +230,7 @@ def example_warnings(examples: Sequence[Example]) -> list[str]:
 
 
 def check_tokenizers(tuned: Tokenizer, base: Tokenizer, rows: Sequence[Row]) -> None:
-    """Raise InputError, naming the first such row, if BASE's tokenizer or chat template gives other ids than TUNED's."""
+    """Raise InputError, naming the first row, if BASE's tokenizer or chat template gives other ids than TUNED's"""
     tuned_added, base_added = added_tokens(tuned), added_tokens(base)
     for row in rows:
         ours, theirs = _encode(row, tuned, tuned_added), _encode(row, base, base_added)
