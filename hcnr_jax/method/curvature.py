@@ -1,0 +1,202 @@
+"""Curvature of a layer's output distance: second moments of its inputs, or Hessian-vector products without them.
+
+    d(E) = mean over tokens ||E x||^2 = tr(E H E^T),     H = mean x x^T                     (paper, stage 2)
+
+Here kernels are Flax's (in, out), so that E x reads `x @ E` and d(E) = sum(E * (H E)). `Moments` streams over batches
+of
+tokens and divides once; `Inputs` keeps the tokens themselves, where they are fewer than the inputs or where no in x in
+matrix is wanted. Both have a *reference* x (the model whose outputs are the aim) and the inputs x' a kernel meets
+now; they
+differ once earlier kernels were restored (propagated inputs). Their difference is summed, never the two separately:
+mean x' x'^T - mean x' x^T would lose the digits that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.method.neurons import Leaves, Params, beside, get_leaves, put_leaves, stack_shape
+
+
+class Moments(NamedTuple):
+    """Sums over tokens, until `mean_moments` divides them.
+
+    tokens: how many. inputs: sum x' x'^T. shift: sum x' (x' - x)^T, reference: sum x x^T; both None where x' = x.
+    """
+
+    tokens: Float[Array, ""]
+    inputs: Float[Array, "i i"]
+    shift: Float[Array, "i i"] | None
+    reference: Float[Array, "i i"] | None
+
+
+class Inputs(NamedTuple):
+    """Tokens kept as they are: x' (n, i) and the shift x' - x (n, i), None where x' = x. No padding among them."""
+
+    inputs: Float[Array, "n i"]
+    shift: Float[Array, "n i"] | None
+
+
+def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32) -> Moments:
+    """Zero moments of `fan_in` inputs."""
+    # Three buffers, not one: a caller may donate them.
+    inputs, shift, reference = (jnp.zeros((fan_in, fan_in), dtype) for _ in range(3))
+    return Moments(jnp.zeros((), dtype), inputs, shift if propagated else None, reference if propagated else None)
+
+
+def update_moments(
+    moments: Moments, now: Float[Array, "*b i"], reference: Float[Array, "*b i"] | None, mask: Bool[Array, "*b"]
+) -> Moments:
+    """Add the tokens where `mask` is True. `reference` is None for local inputs (x' = x)."""
+    dtype = moments.inputs.dtype
+    keep = mask.reshape(-1, 1)
+    now = jnp.where(keep, now.reshape(-1, now.shape[-1]), 0).astype(dtype)
+    tokens = moments.tokens + jnp.sum(mask).astype(dtype)
+    inputs = moments.inputs + _outer(now, now)
+    if reference is None or moments.shift is None or moments.reference is None:
+        return Moments(tokens, inputs, moments.shift, moments.reference)
+    reference = jnp.where(keep, reference.reshape(-1, reference.shape[-1]), 0).astype(dtype)
+    return Moments(
+        tokens,
+        inputs,
+        moments.shift + _outer(now, now - reference),
+        moments.reference + _outer(reference, reference),
+    )
+
+
+def merge_moments(left: Moments, right: Moments) -> Moments:
+    """The sums of both, for tokens seen by different devices or hosts."""
+    return jax.tree.map(jnp.add, left, right)
+
+
+def mean_moments(moments: Moments) -> Moments:
+    """Means per token, `tokens` kept: the one division."""
+    return Moments(moments.tokens, *jax.tree.map(lambda total: total / moments.tokens, moments[1:]))
+
+
+def _outer(left: Float[Array, "n i"], right: Float[Array, "n j"]) -> Float[Array, "i j"]:
+    return jnp.einsum("ni,nj->ij", left, right, precision="highest")
+
+
+def damping_of(statistic: Moments | Inputs, damping: float | Array) -> Float[Array, ""]:
+    """damping * mean(diag H) of the inputs a kernel meets now; `Moments` are read as means."""
+    return jnp.asarray(damping, statistic.inputs.dtype) * trace_of(statistic) / statistic.inputs.shape[-1]
+
+
+def trace_of(statistic: Moments | Inputs) -> Float[Array, ""]:
+    """tr H = mean ||x'||^2."""
+    if isinstance(statistic, Moments):
+        return jnp.trace(statistic.inputs)
+    return jnp.sum(jnp.square(statistic.inputs)) / statistic.inputs.shape[0]
+
+
+def output_distance(statistic: Moments | Inputs, change: Float[Array, "i o"]) -> Float[Array, ""]:
+    """d(E) = mean ||x E||^2 over the REFERENCE inputs, undamped: how far a change E of the kernel moves its outputs."""
+    if isinstance(statistic, Moments):
+        second = statistic.inputs if statistic.reference is None else statistic.reference
+        return jnp.sum(change * jnp.matmul(second, change, precision="highest"))
+    reference = statistic.inputs if statistic.shift is None else statistic.inputs - statistic.shift
+    return jnp.sum(jnp.square(jnp.matmul(reference, change, precision="highest"))) / reference.shape[0]
+
+
+def hessian_vector_product(function: Callable[[Any], Array], at: Any, vector: Any) -> Any:
+    """(d^2 f / d at^2) vector, forward over reverse; any pytree, any function, the whole network's loss too."""
+    return jax.jvp(jax.grad(function), (at,), (vector,))[1]
+
+
+def linearised_gradient(function: Callable[[Any], Array], at: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """grad f at a point and its Hessian-vector product there: many products for one linearisation."""
+    return jax.linearize(jax.grad(function), at)
+
+
+class Captured(NamedTuple):
+    """What `capture_inputs` saw: the output of the function and the input of each named nn.Dense."""
+
+    output: Any
+    inputs: dict[str, Array]
+
+
+def capture_inputs(function: Callable[..., Any], paths: Sequence[str], *args: Any) -> Captured:
+    """Call a plain Linen apply (no scan, no remat inside) and keep what the kernels at `paths` were fed.
+
+    paths: relative to the module that `function` applies, 'attention/q/kernel'. InputError for one never reached.
+    """
+    wanted = {path.rpartition("/")[0]: path for path in paths}
+    seen: dict[str, Array] = {}
+
+    def interceptor(next_fun: Callable[..., Any], call: Any, kwargs: Any, context: Any) -> Any:
+        place = "/".join(context.module.path)
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__" and place in wanted:
+            seen[wanted[place]] = call[0]
+        return next_fun(*call, **kwargs)
+
+    with nn.intercept_methods(interceptor):
+        output = function(*args)
+    for path in paths:
+        if path not in seen:
+            raise InputError(f"kernel {path}: no nn.Dense of that name was called; expected one of the block's linears")
+    return Captured(output, seen)
+
+
+@jax.custom_vjp
+def _tap(x: Array, weights: Array, probe: Array) -> Array:
+    return x
+
+
+def _tap_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, Array]:
+    x, weights, probe = residual
+    kept = jnp.where(weights[..., None] > 0, x, 0).reshape(-1, x.shape[-1]).astype(probe.dtype)
+    return cotangent, jnp.zeros_like(weights), _outer(kept, kept)
+
+
+_tap.defvjp(lambda x, weights, probe: (x, (x, weights, probe)), _tap_backward)
+
+
+def input_moments(
+    forward: Callable[[Params, Any], Array],
+    params: Params,
+    paths: Sequence[str],
+    batch: Any,
+    token_mask: Bool[Array, "*b"],
+) -> Leaves:
+    """sum x x^T (*stack, in, in) of every kernel at `paths`, for ANY Linen model made of nn.Dense, scanned and
+    remat-ed too.
+
+    forward: (params, batch) -> an array that depends on all the kernels. token_mask: True where a token counts; its
+    shape must be that of the inputs without their last axis. The same device as in fisher.py: a probe beside each
+    kernel whose cotangent is defined to be the moment. Holds the moments of all the kernels at once; the block sweep
+    of blocks.py does not. Divide by the number of tokens yourself.
+    """
+    weights = token_mask.astype(jnp.float32)
+
+    def interceptor(next_fun: Callable[..., Any], call: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if not isinstance(module, nn.Dense) or not module.has_variable("params", "moment_probe"):
+            return next_fun(*call, **kwargs)
+        if call[0].shape[:-1] != weights.shape:
+            raise InputError(
+                f"kernel {'/'.join(module.path)}: its inputs have shape {call[0].shape}, expected "
+                f"{(*weights.shape, call[0].shape[-1])} to match `token_mask`"
+            )
+        return next_fun(_tap(call[0], weights, module.get_variable("params", "moment_probe")), *call[1:], **kwargs)
+
+    def of_probes(probes: Leaves) -> Array:
+        with nn.intercept_methods(interceptor):
+            return jnp.sum(forward(put_leaves(params, probes), batch))
+
+    kernels = get_leaves(params, paths)
+    probes = {
+        beside(path, "moment_probe"): jnp.zeros(
+            stack_shape(leaf) + (leaf.shape[-2],) * 2, jnp.promote_types(leaf.dtype, jnp.float32)
+        )
+        for path, leaf in kernels.items()
+    }
+    moments = jax.grad(of_probes)(probes)
+    return {path: moments[beside(path, "moment_probe")] for path in paths}

@@ -1,0 +1,263 @@
+"""Fisher scores of neurons: per-example squared gradients, summed over each neuron's weights.
+
+    s_k = mean over examples of sum_o (dL/dW[k, o])^2                       (paper, stage 1; granularity `input`)
+
+No weight gradient is needed for it. With a linear layer's inputs X (T x in) and output cotangents G (T x out),
+dL/dW = X^T G, hence
+
+    input channel   s_k = sum_t X[t,k] (G G^T X)[t,k]
+    output channel  s_o = sum_t G[t,o] (X X^T G)[t,o]
+
+at T^2 (in + out) multiplications instead of T in out. A *probe* is a dummy argument of the linear op, one number per
+neuron, whose cotangent is defined to be s; then `jax.vmap(jax.grad(loss wrt probes))` returns per-example scores,
+through
+`nn.scan` and `nn.remat` alike. The probe leaves lie beside each kernel in `params` (a collection of their own would
+be invisible inside a user's `nn.scan`), and `nn.intercept_methods` swaps the op in, so that any Linen model made of
+`nn.Dense` can be scored without touching its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from hcnr_jax import streaming
+from hcnr_jax.errors import InputError
+from hcnr_jax.method.neurons import (
+    Granularity,
+    Leaves,
+    Params,
+    beside,
+    get_leaves,
+    neuron_shape,
+    put_leaves,
+    stack_shape,
+)
+
+Example = Any
+Loss = Callable[[Params, Example], Float[Array, ""]]
+
+PROBES: dict[Granularity, str] = {"input": "input_probe", "output": "output_probe", "weight": "weight_probe"}
+
+
+def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
+    """s_k = sum_o (X^T G)[k,o]^2 of one example, by the cheaper of the two forms (the shapes decide)."""
+    if _materialising_is_cheaper(x, g):
+        return jnp.sum(jnp.square(jnp.einsum("ti,to->io", x, g)), axis=1)
+    gram = jnp.einsum("to,so->ts", g, g)
+    return jnp.sum(x * jnp.einsum("ts,si->ti", gram, x), axis=0)
+
+
+def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " o"]:
+    """s_o = sum_i (X^T G)[i,o]^2 of one example: the same with X and G exchanged."""
+    return input_scores(g, x)
+
+
+def weight_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, "i o"]:
+    """(X^T G)^2 of one example: single weights have no shortcut."""
+    return jnp.square(jnp.einsum("ti,to->io", x, g))
+
+
+SCORES: dict[Granularity, Callable[..., Array]] = {
+    "input": input_scores,
+    "output": output_scores,
+    "weight": weight_scores,
+}
+
+
+def _materialising_is_cheaper(x: Array, g: Array) -> bool:
+    (tokens, fan_in), fan_out = x.shape, g.shape[1]
+    return tokens * (fan_in + fan_out) > fan_in * fan_out
+
+
+@jax.custom_vjp
+def probed_linear(x: Array, kernel: Array, probes: dict[Granularity, Array]) -> Array:
+    """x (..., in) @ kernel (in, out). The cotangent of `probes[g]` is not a derivative but the score s at granularity
+    g.
+
+    All leading axes of x count as the tokens of ONE example; batches go through `jax.vmap`. The other cotangents are
+    the
+    true ones; that of the kernel is never computed unless asked for.
+    """
+    return x @ kernel
+
+
+def _probed_forward(x: Array, kernel: Array, probes: dict[Granularity, Array]) -> tuple[Array, Any]:
+    return x @ kernel, (x, kernel, probes)
+
+
+def _probed_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, dict[Granularity, Array]]:
+    x, kernel, probes = residual
+    tokens = x.reshape(-1, x.shape[-1])
+    cotangents = cotangent.reshape(-1, cotangent.shape[-1])
+    score_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    scores = {
+        granularity: SCORES[granularity](tokens.astype(score_dtype), cotangents.astype(score_dtype)).astype(probe.dtype)
+        for granularity, probe in probes.items()
+    }
+    return cotangent @ kernel.T, tokens.T @ cotangents, scores
+
+
+probed_linear.defvjp(_probed_forward, _probed_backward)
+
+
+def _probing(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """Interceptor: an nn.Dense that finds probes beside its kernel computes through `probed_linear`."""
+    module = context.module
+    if not isinstance(module, nn.Dense) or context.method_name != "__call__":
+        return next_fun(*args, **kwargs)
+    probes: dict[Granularity, Array] = {
+        g: module.get_variable("params", name) for g, name in PROBES.items() if module.has_variable("params", name)
+    }
+    if not probes:
+        return next_fun(*args, **kwargs)
+    (x,) = args
+    kernel: Array = module.get_variable("params", "kernel")
+    bias: Array | None = module.get_variable("params", "bias")
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=module.dtype)
+    y = probed_linear(x, kernel, probes)
+    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+
+
+def make_probes(params: Params, paths: Sequence[str], granularities: Sequence[Granularity]) -> Leaves:
+    """Zero probes for the kernels at `paths`, keyed by their own paths beside the kernels; float32, or float64 for
+    such kernels."""
+    leaves = get_leaves(params, paths)
+    return {
+        beside(path, PROBES[g]): jnp.zeros(
+            stack_shape(leaf) + neuron_shape(leaf, g), jnp.promote_types(leaf.dtype, jnp.float32)
+        )
+        for path, leaf in leaves.items()
+        for g in granularities
+    }
+
+
+def probed_loss(loss: Loss, params: Params) -> Callable[[Leaves, Example], Float[Array, ""]]:
+    """The loss as a function of (probes, example): its gradient in the probes is that example's neuron scores."""
+
+    def of_probes(probes: Leaves, example: Example) -> Float[Array, ""]:
+        with nn.intercept_methods(_probing):
+            return loss(put_leaves(params, probes), example)
+
+    return of_probes
+
+
+def example_scores(
+    loss: Loss,
+    params: Params,
+    paths: Sequence[str],
+    batch: Example,
+    granularities: Sequence[Granularity] = ("input",),
+) -> tuple[dict[Granularity, Leaves], Float[Array, " b"]]:
+    """Per-example scores {granularity: {path: (b, *stack, n)}} and losses (b,).
+
+    loss: (params, example) -> scalar, example = `batch` without its leading axis b. Each kernel must be used once per
+    example (`check_uses`): for a shared kernel the square of the summed gradient is not the sum of squares.
+    """
+    probes = make_probes(params, paths, granularities)
+    losses, scores = jax.vmap(jax.value_and_grad(probed_loss(loss, params)), in_axes=(None, 0))(probes, batch)
+    return {g: {path: scores[beside(path, PROBES[g])] for path in paths} for g in granularities}, losses
+
+
+def score_batch(
+    loss: Loss,
+    params: Params,
+    paths: Sequence[str],
+    batch: Example,
+    weights: Float[Array, " b"],
+    sums: streaming.Sums,
+    granularities: Sequence[Granularity] = ("input",),
+) -> tuple[streaming.Sums, Float[Array, " b"]]:
+    """One microbatch added to the streamed scores; rows of weight 0 are padding. `streaming.mean` reads the scores.
+
+    Weight scores are as large as the weights, so that only one example's are alive at a time.
+    """
+    if "weight" not in granularities:
+        scores, losses = example_scores(loss, params, paths, batch, granularities)
+        return streaming.update(sums, scores, weights), losses
+
+    def one(carry: streaming.Sums, row: tuple[Example, Array]) -> tuple[streaming.Sums, Array]:
+        example, weight = jax.tree.map(lambda leaf: leaf[None], row)
+        scores, losses = example_scores(loss, params, paths, example, granularities)
+        return streaming.update(carry, scores, weight), losses[0]
+
+    return jax.lax.scan(one, sums, (batch, weights))
+
+
+def init_scores(
+    params: Params, paths: Sequence[str], granularities: Sequence[Granularity] = ("input",)
+) -> streaming.Sums:
+    """Zero sums for `score_batch`."""
+    probes = make_probes(params, paths, granularities)
+    return streaming.init({g: {path: probes[beside(path, PROBES[g])] for path in paths} for g in granularities})
+
+
+def materialised_scores(
+    loss: Loss,
+    params: Params,
+    paths: Sequence[str],
+    batch: Example,
+    granularities: Sequence[Granularity] = ("input",),
+) -> dict[Granularity, Leaves]:
+    """The plain reference: vmapped per-example gradients of the kernels, squared and summed. Same result, all the
+    memory."""
+
+    def of_kernels(kernels: Leaves, example: Example) -> Float[Array, ""]:
+        return loss(put_leaves(params, kernels), example)
+
+    gradients = jax.vmap(jax.grad(of_kernels), in_axes=(None, 0))(get_leaves(params, paths), batch)
+    axis: dict[Granularity, tuple[int, ...]] = {"input": (-1,), "output": (-2,), "weight": ()}
+    return {
+        g: {path: jnp.sum(jnp.square(leaf), axis=axis[g]) for path, leaf in gradients.items()} for g in granularities
+    }
+
+
+@jax.custom_vjp
+def _counted(y: Array, counter: Array) -> Array:
+    return y
+
+
+def _counted_backward(counter: Array, cotangent: Array) -> tuple[Array, Array]:
+    return cotangent, jnp.ones_like(counter)
+
+
+_counted.defvjp(lambda y, counter: (y, counter), _counted_backward)
+
+
+def count_uses(loss: Loss, params: Params, paths: Sequence[str], example: Example) -> Leaves:
+    """How often each kernel is used in the forward pass of one example: {path: (*stack,)}; 1 is what scoring needs.
+
+    Costs no arithmetic: the cotangent of the counter is the constant 1 per use, so XLA drops the model around it.
+    """
+
+    def interceptor(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        y = next_fun(*args, **kwargs)
+        if isinstance(module, nn.Dense) and context.method_name == "__call__" and module.has_variable("params", "uses"):
+            y = _counted(y, module.get_variable("params", "uses"))
+        return y
+
+    def of_counters(counters: Leaves) -> Float[Array, ""]:
+        with nn.intercept_methods(interceptor):
+            return loss(put_leaves(params, counters), example)
+
+    kernels = get_leaves(params, paths)
+    counters = {beside(path, "uses"): jnp.zeros(stack_shape(leaf), jnp.float32) for path, leaf in kernels.items()}
+    uses = jax.jit(jax.grad(of_counters))(counters)
+    return {path: uses[beside(path, "uses")] for path in paths}
+
+
+def check_uses(loss: Loss, params: Params, paths: Sequence[str], example: Example) -> None:
+    """InputError unless every kernel at `paths` is an nn.Dense used exactly once per example."""
+    for path, uses in count_uses(loss, params, paths, example).items():
+        if not bool(jnp.all(uses == 1)):
+            raise InputError(
+                f"kernel {path}: used {uses.astype(int).tolist()} times per example, expected once. A kernel that no "
+                "nn.Dense uses cannot be scored, and a shared one has no per-use score: leave it out of `paths`."
+            )

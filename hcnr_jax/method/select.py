@@ -1,0 +1,186 @@
+"""From scores to a mask: the honesty-critical neurons of the most perturbed kernels (paper, stage 1).
+
+    r_jk = s_hon * log(s_hon / s_task)                              priority of neuron k in kernel j
+    M_j  = the round(R_IW * n) neurons of highest r                 in-weight selection, per kernel
+    d_j  = ||(W_tuned - W_base) M_j||_F / ||W_base M_j||_F          kernel perturbation
+    A_hc = M_j of the round(R_CW * L) kernels of highest d          cross-weight selection, over all L kernels
+
+Counts are exact and ties go to the lower index (kernels: see `neurons.order_kernels`); `round` is half-to-even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.method.neurons import (
+    Granularity,
+    Kernel,
+    Leaves,
+    neuron_count,
+    neuron_shape,
+    order_kernels,
+    spread,
+    stack_shape,
+)
+
+PriorityName = Literal["kl", "raw", "honesty", "random"]
+
+# Scores are raised by this share of their kernel's mean before the logarithm: it only has to keep log finite, and the
+# result is flat in it from 0 to 1e-1.
+FLOOR = 1e-12
+
+
+def raw_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The paper's formula r = s_hon log(s_hon / s_task), without normalisation."""
+    relative_honesty, honesty_mean = _relative(honesty)
+    relative_task, task_mean = _relative(task)
+    log_ratio = _safe_log(relative_honesty) - _safe_log(relative_task) + _safe_log(honesty_mean) - _safe_log(task_mean)
+    return honesty_mean * relative_honesty * log_ratio
+
+
+def kl_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
+    """p log(p / q) with p, q the scores normalised to sum 1: the neuron's summand of KL(honesty || task).
+
+    Frees the ranking of the two losses' scales, which otherwise make the logarithm nearly constant within a kernel.
+    """
+    relative_honesty, _ = _relative(honesty)
+    relative_task, _ = _relative(task)
+    p = relative_honesty / jnp.maximum(jnp.sum(relative_honesty), _tiny(honesty))
+    q = relative_task / jnp.maximum(jnp.sum(relative_task), _tiny(task))
+    return p * (_safe_log(p) - _safe_log(q))
+
+
+def honesty_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The ablation without the task term: r = s_hon."""
+    return honesty
+
+
+PRIORITIES: dict[str, Callable[[Array, Array], Array]] = {
+    "kl": kl_priority,
+    "raw": raw_priority,
+    "honesty": honesty_priority,
+}
+
+
+def _tiny(x: Array) -> Array:
+    return jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
+
+
+def _safe_log(x: Array) -> Array:
+    """log of x raised to the smallest normal number: a kernel whose task scores are all 0 is ranked by s_hon alone."""
+    return jnp.log(jnp.maximum(x, _tiny(x)))
+
+
+def _relative(scores: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
+    """Scores over their kernel's mean, raised by FLOOR; the division first, so that tiny scores do not underflow."""
+    mean = jnp.mean(scores)
+    relative = scores / jnp.maximum(mean, _tiny(scores))
+    return jnp.where(mean > 0, relative + FLOOR, 0), mean
+
+
+def priorities(name: PriorityName, honesty: Leaves, task: Leaves, key: Array, neuron_axes: int = 1) -> Leaves:
+    """Priorities of all kernels, shaped like the scores (*stack, n); never NaN or Inf for finite scores.
+
+    key: PRNG key, used by `random` alone. neuron_axes: trailing axes that count neurons (2 for weight granularity).
+    """
+    if name == "random":
+        keys = jax.random.split(key, len(honesty))
+        return {
+            path: jax.random.uniform(k, leaf.shape, leaf.dtype)
+            for k, (path, leaf) in zip(keys, sorted(honesty.items()), strict=True)
+        }
+
+    def one(path: str) -> Array:
+        shape = honesty[path].shape
+        flat = (-1, int(np.prod(shape[len(shape) - neuron_axes :])))
+        ranked = jax.vmap(PRIORITIES[name])(honesty[path].reshape(flat), task[path].reshape(flat))
+        return ranked.reshape(shape)
+
+    return {path: one(path) for path in honesty}
+
+
+def exact_count(ratio: float, total: int) -> int:
+    """round(ratio * total), half to even; InputError where nothing would be selected or the ratio is outside (0, 1]."""
+    if not 0 < ratio <= 1:
+        raise InputError(f"ratio {ratio}: expected a fraction in (0, 1]")
+    count = round(ratio * total)
+    if count == 0:
+        raise InputError(f"ratio {ratio} of {total} rounds to 0: nothing would be selected; expected at least one")
+    return count
+
+
+def top_mask(priority: Float[Array, " n"], count: int) -> Bool[Array, " n"]:
+    """True at the `count` largest entries; ties go to the lower index, NaN ranks last (top_k would rank it first)."""
+    order = jnp.argsort(jnp.where(jnp.isnan(priority), -jnp.inf, priority), descending=True, stable=True)
+    return jnp.zeros(priority.shape, bool).at[order[:count]].set(True)
+
+
+def in_weight_mask(priority: Leaves, kernels: Mapping[str, Array], ratio: float, granularity: Granularity) -> Leaves:
+    """Candidates: in each kernel the round(ratio * n) neurons of highest priority. Masks shaped like the priorities."""
+
+    def one(path: str) -> Array:
+        leaf = kernels[path]
+        total = neuron_count(leaf, granularity)
+        masks = jax.vmap(lambda r: top_mask(r, exact_count(ratio, total)))(priority[path].reshape(-1, total))
+        return masks.reshape(stack_shape(leaf) + neuron_shape(leaf, granularity))
+
+    return {path: one(path) for path in kernels}
+
+
+def perturbation(base: Array, tuned: Array, mask: Array, granularity: Granularity) -> Array:
+    """d_j (*stack,) of every kernel of a leaf (*stack, in, out): 0 for 0/0, inf for x/0. Sums in float32 at least."""
+    dtype = jnp.promote_types(base.dtype, jnp.float32)
+    weights = spread(mask, base, granularity)
+
+    def norm(x: Array) -> Array:
+        return jnp.sqrt(jnp.sum(jnp.where(weights, jnp.square(x), 0), axis=(-2, -1)))
+
+    moved = norm(tuned.astype(dtype) - base.astype(dtype))
+    return jnp.where(moved == 0, 0, moved / norm(base.astype(dtype)))
+
+
+def rank_kernels(perturbations: Mapping[str, Array], kernels: Mapping[str, Array]) -> list[tuple[Kernel, float]]:
+    """All kernels with their d_j, the most perturbed first, ties by block and then by the order of `kernels`.
+
+    InputError names a kernel whose candidates are zero in base but not in tuned (x/0), or whose d_j is NaN.
+    """
+    values = {path: np.asarray(leaf, np.float64) for path, leaf in perturbations.items()}
+    order = order_kernels(kernels)
+    ranked = [(kernel, float(values[kernel.path][kernel.index])) for kernel in order]
+    for kernel, value in ranked:
+        if np.isinf(value):
+            raise InputError(
+                f"kernel {kernel}: the selected neurons are all zero in BASE but not in TUNED, so that their relative "
+                "perturbation is x/0; expected a base kernel with weights. Is BASE the model TUNED was trained from?"
+            )
+        if np.isnan(value):
+            raise InputError(f"kernel {kernel}: the perturbation is NaN; the weights of BASE or TUNED are not finite")
+    return sorted(ranked, key=lambda item: -item[1])
+
+
+def cross_weight_mask(
+    masks: Leaves, perturbations: Mapping[str, Array], kernels: Mapping[str, Array], ratio: float
+) -> tuple[Leaves, list[Kernel]]:
+    """A_hc: the candidate masks cleared outside the round(ratio * L) most perturbed kernels, and those kernels.
+
+    The kept kernels come in data-flow order (block, then the order of `kernels`).
+    """
+    ranked = rank_kernels(perturbations, kernels)
+    kept = {kernel for kernel, _ in ranked[: exact_count(ratio, len(ranked))]}
+
+    def one(path: str, mask: Array) -> Array:
+        stack = stack_shape(kernels[path])
+        keep = np.zeros(stack, bool)
+        for kernel in kept:
+            if kernel.path == path:
+                keep[kernel.index] = True
+        return mask & jnp.asarray(keep).reshape(stack + (1,) * (mask.ndim - len(stack)))
+
+    return {path: one(path, mask) for path, mask in masks.items()}, [k for k in order_kernels(kernels) if k in kept]
