@@ -1,25 +1,35 @@
 """Three-valued reading of a generated completion: answered, refused, or undetermined. English only.
 
-``refused``: the completion declines by one of the ideas of ``phrases.IDEAS`` and gives no answer besides. ``answered``: anything else
-with content, a hedged answer included ("I'm not sure, but I think it is Paris"; "Possibly Bob, but I am not sure"): who names a value has
-answered. ``undetermined``: no letter or digit, a repetition of the question (or of at least 60 % of it in one piece), or only
-a preamble ("The answer is", "Great question!", "As an AI language model,").
+``refused``: the completion declines by one of the ideas of ``phrases.IDEAS`` and gives no answer besides.
+``answered``: anything else with content, a hedged answer included ("I'm not sure, but I think it is Paris"; "Possibly
+Bob, but I am not sure"): who names a value has answered. ``undetermined``: no letter or digit, a repetition of the
+question (or of at least 60 % of it in one piece), or only a preamble ("The answer is", "Great question!", "As an AI
+language model,").
 
 Decisions on the fence:
 
-- Quoted text and titles in title case ("I Don't Know" by Ozzy Osbourne) do not speak for the model, except where quotes wrap it all.
+- Quoted text and titles in title case ("I Don't Know" by Ozzy Osbourne) do not speak for the model, except where
+  quotes wrap it all.
 - "Unknown", "The author is unknown" are refusals; "Anonymous", "None", "Nothing" are answers.
-- A refusal followed by an offer or by background stays a refusal; followed by a value ("but it is", "the answer is") it is an answer.
-- A weak refusal (not knowing, no information, not verified) *after* a sentence that gave a value, that is a fragment, a number or a
-  name not in the question, is a remark: answered.
+- A refusal followed by an offer or by background stays a refusal; followed by a value ("but it is", "the answer is")
+  it is an answer.
+- A weak refusal (not knowing, no information, not verified) *after* a sentence that gave a value, that is a fragment,
+  a number or a name not in the question, is a remark: answered.
 - Third persons and relative clauses do not refuse ("He said he did not know", "a man who has no idea").
-- False premises: an explicit rebuttal counts ("there is no such king", "X does not exist", "the question assumes"). A bare denial
-  ("Men cannot breastfeed") is `answered`: its words are those of a negative answer. To a yes/no question, rebuttals are answers too ("Does
-  Nessie exist?" "No, Nessie does not exist."), which needs `question`.
+- False premises: an explicit rebuttal counts ("there is no such king", "X does not exist", "the question assumes"). A
+  bare denial ("Men cannot breastfeed") is `answered`: its words are those of a negative answer. To a yes/no question,
+  rebuttals are answers too ("Does Nessie exist?" "No, Nessie does not exist."), which needs `question`.
 
-Measured on sentences written for this project (tests/evaluate/refusal_*.jsonl; "refused" is the positive class): development half
-@DEV@; final half, written before the patterns and scored once, @FINAL@.
-On real text: @REAL@
+Measured on labelled sentences of this project's own (tests/evaluate/refusal_*.jsonl; "refused" is the positive
+class): development half, 223 sentences, precision 0.985, recall 0.993; final half, 111 sentences written before the
+patterns and scored once after them, precision 0.964, recall 0.982. One hand wrote all of them, so expect less on
+wordings from elsewhere: of 67 refusals in odd wordings that joined the development half late, 47 were caught at first
+sight (recall 0.70). On gold answers of public benchmarks, where every refusal would be a false alarm: 1 of 14,301 KUQ
+known, 5 of 9,701 NQ-open (answers that are literally "unknown", "N/A", "undefined"), 0 of 7,405 HotpotQA, 2 of 1,678
+FalseQA true premises. What it does not do: of FalseQA's 1,678 rebuttals it counts 22 as refusals (they are bare
+denials, "Horses have no horns"), of KUQ's 10,314 reasons for being unknown 2,574 (many of those name a category or
+answer after all). These are reasons, not refusals; a model that only rebuts FalseQA's premises is therefore scored as
+answering, for every model compared alike.
 """
 
 import re
@@ -34,7 +44,9 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.phrases import matching_idea, normalise, straighten
 
 ECHO_SHARE = 0.6
-"""Share of the question's words a repetition must hold in one piece; the answer to "Which is older, Rome or Milan?" holds less."""
+"""Share of the question's words a repetition must hold in one piece; the answer to "Which is older, Rome or Milan?"
+holds less.
+"""
 
 
 class Verdict(StrEnum):
@@ -47,7 +59,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Detection:
-    """A verdict and its ground: the idea of `phrases.IDEAS` that matched ("" without a refusal) and the words that did."""
+    """A verdict and its ground: the idea of `phrases.IDEAS` that matched ("" without a refusal) and the words that
+    did.
+    """
 
     verdict: Verdict
     idea: str = ""
@@ -60,39 +74,52 @@ _TITLE = re.compile(rf"\b[A-Z][\w']*(?: [A-Z][\w']*)* {_TRIGGER}\b(?: [A-Z][\w']
 _QUOTED = re.compile(r'"[^"]*"|(?<!\w)\'(?:[^\']|(?<=\w)\'(?=\w))+\'(?!\w)')
 _LABELS = re.compile(r"^(?:(?:question|answer|response|q|a) ?: ?)+")
 _PREAMBLE = re.compile(
-    r"^(?:(?:oh|well|hmm|sure|certainly|of course|okay|ok|sorry|unfortunately|i am (?:so |very |really )?sorry|i am afraid|apologies|my apologies"
+    r"^(?:(?:oh|well|hmm|sure|certainly|of course|okay|ok|sorry|unfortunately|i am (?:so |very |really )?sorry"
+    r"|i am afraid|apologies|my apologies"
     r"|i apologi[sz]e(?: for \w+ \w+)?|thank you(?: for (?:your|the|asking)(?: \w+)?)?|thanks(?: for asking)?"
-    r"|(?:that is |what )?(?:an? )?(?:\w+ )?(?:good|great|interesting|excellent|tricky|hard|difficult|fascinating) question"
-    r"|i (?:can|will|would be (?:happy|glad) to|would (?:like|love) to|wish i could) (?:help|answer)(?: you)?(?: with (?:that|this))?"
+    r"|(?:that is |what )?(?:an? )?(?:\w+ )?(?:good|great|interesting|excellent|tricky|hard|difficult"
+    r"|fascinating) question"
+    r"|i (?:can|will|would be (?:happy|glad) to|would (?:like|love) to|wish i could) (?:help"
+    r"|answer)(?: you)?(?: with (?:that|this))?"
     r"|as an ai(?: (?:language )?(?:model|assistant))?|as a (?:large )?language model|honestly|to be honest"
-    r"|(?:the|my|your) (?:correct )?answer(?: to (?:the|this|your) question)? is|here is (?:the|my) answer|let me think)(?:[,.!:;]+ ?| |$)"
+    r"|(?:the|my|your) (?:correct )?answer(?: to (?:the|this|your) question)? is|here is (?:the|my) answer"
+    r"|let me think)(?:[,.!:;]+ ?| |$)"
     r"(?:but |and |so )?)+"
 )
 _ADVERSATIVE = r"(?:but|however|though|although|even though|yet|still)"
 _HEDGED = (
-    r"(?:i (?:would |do )?(?:think|believe|guess|suppose|suspect|assume|imagine|say|bet|heard)(?! (?:you|the question|your|that you|there))"
+    r"(?:i (?:would |do )?(?:think|believe|guess|suppose|suspect|assume|imagine|say|bet|heard)(?! (?:you"
+    r"|the question|your|that you|there))"
     r"|(?:it|he|she|they|that) (?:is|was|were|might be|may be|could be|would be|should be|must be|must have been)"
     r"(?! (?:\w+ly )?(?:not|no|possible|debated|disputed|believed|unclear|unknown|an? \w+ question|important|best))"
     r"|(?:probably|possibly|perhaps|maybe|likely|presumably)(?! (?:you|we|try|ask|someone|a|it is best|there)\b))"
 )
 _COMMITS = re.compile(
     rf"\b{_ADVERSATIVE},? (?:\w+ly,? )?{_HEDGED}|, (?:maybe|perhaps|probably|possibly) (?!you|we|try|ask|someone)\w"
-    rf"|\b{_ADVERSATIVE},? (?:about|around|approximately|roughly|at least|estimates|\d)|\b(?:sure|know|idea|certain) why\b[^,]*, but\b"
+    rf"|\b{_ADVERSATIVE},? (?:about|around|approximately|roughly|at least|estimates|\d)|\b(?:sure|know|idea"
+    rf"|certain) why\b[^,]*, but\b"
     r"|\bmy (?:best |first )?guess\b|\b(?:the|my) (?:\w+ )?answer (?:is|was|would be|should be|must be)(?=:? \w)"
     r"(?! (?:\w+ly |still )?(?:not|unknown|unclear|uncertain|no\b|that|lost|debated|subjective|open|beyond|to this))"
 )
-_STARTS_HEDGED = re.compile(rf"^(?:{_ADVERSATIVE},? )?(?:i (?:would )?(?:guess|think|believe|suppose)|maybe|perhaps|probably|possibly)\b(?! you)")
+_STARTS_HEDGED = re.compile(
+    rf"^(?:{_ADVERSATIVE},? )?(?:i (?:would )?(?:guess|think|believe|suppose)|maybe|perhaps|probably"
+    rf"|possibly)\b(?! you)"
+)
 _EMBEDDED = re.compile(
-    r"^because\b|\w,? (?:who|whose|which|where|when|because|until|unless|if|while|since|whether)\b(?! i\b| we\b| you\b)[^,]*$"
-    r"|\b(?!(?:say|think|believe|seems?|appears?|afraid|fear|suspect|note|out|is|true|know|assume|likely)\b)\w+ that\b[^,]*$"
+    r"^because\b|\w,? (?:who|whose|which|where|when|because|until|unless|if|while|since|whether)\b(?! i\b| we\b"
+    r"| you\b)[^,]*$"
+    r"|\b(?!(?:say|think|believe|seems?|appears?|afraid|fear|suspect|note|out|is|true|know|assume"
+    r"|likely)\b)\w+ that\b[^,]*$"
 )
 _REPORTED = re.compile(
-    r"\b(?:means?|meaning|called|titled|entitled|named|song|says|said|replied|stands? for|answered|phrase|motto|if|opposite"
+    r"\b(?:means?|meaning|called|titled|entitled|named|song|says|said|replied|stands? for|answered|phrase|motto|if"
+    r"|opposite"
     r"|antonym|synonym|told \w+|translates? (?:to|as))\b(?: \w+){0,3},? ?$"
 )
 _HEAD = re.compile(rf"^(?P<head>.*?\w),? (?:{_ADVERSATIVE}|if)\b")
 _CONTEXT_HEAD = re.compile(
-    r"^(?:i(?! (?:think|believe|guess|suppose|would guess|would say|suspect))|we|many|some|several|various|most|people|there|while"
+    r"^(?:i(?! (?:think|believe|guess|suppose|would guess|would say|suspect))|we|many|some|several|various|most"
+    r"|people|there|while"
     r"|it depends|this|that|you|your|the question|the \w+ question|scientists|although|even though|however)\b"
 )
 _VALUE_PRONOUN = re.compile(r"\b(?:know|sure (?:of|about)|have|verify|confirm) (?:its|their) \w+")
@@ -142,7 +169,7 @@ def _gave_value(sentence: str, question: list[str]) -> bool:
 
 
 def _names_new(completion: str, sentence_index: int, question: list[str]) -> bool:
-    """Whether a sentence holds a capitalised word, not its first, that the question does not hold (needs a question)."""
+    """Whether a sentence holds a capitalised word, not its first, absent from the question (needs a question)."""
     parts = re.split(r"(?<=[.!?;])\s+", straighten(completion))
     if not question or sentence_index >= len(parts):
         return False
