@@ -1,1 +1,51 @@
-"""TBD"""
+"""Hugging Face and Orbax checkpoints: reading, checking, comparing, merging adapters, writing, patching."""
+
+from hcnr_jax.checkpoints.check import check_finite, check_tensors
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
+from hcnr_jax.checkpoints.commit import check_output, output_lock, staged_folder
+from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
+from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digest, tensor_digests
+from hcnr_jax.checkpoints.load import load_params, read_leaf
+from hcnr_jax.checkpoints.lora import MergedCheckpoint, open_adapter, open_tuned
+from hcnr_jax.checkpoints.names import Placement, hf_name_of, leaf_shapes, tensor_names
+from hcnr_jax.checkpoints.orbax import load_params as load_orbax
+from hcnr_jax.checkpoints.orbax import save_params as save_orbax
+from hcnr_jax.checkpoints.patch import apply_patch, write_patch
+from hcnr_jax.checkpoints.save import HFTensors, save_like, save_new, to_hf, write_like
+
+__all__ = [
+    "Checkpoint",
+    "DeltaLoss",
+    "HFTensors",
+    "MergedCheckpoint",
+    "Placement",
+    "apply_patch",
+    "check_finite",
+    "check_output",
+    "check_pair",
+    "check_tensors",
+    "delta_lost",
+    "hf_name_of",
+    "is_adapter",
+    "leaf_shapes",
+    "load_orbax",
+    "load_params",
+    "model_digest",
+    "open_adapter",
+    "open_checkpoint",
+    "open_tuned",
+    "output_lock",
+    "read_leaf",
+    "save_like",
+    "save_new",
+    "save_orbax",
+    "sha256_file",
+    "sha256_files",
+    "staged_folder",
+    "tensor_digest",
+    "tensor_digests",
+    "tensor_names",
+    "to_hf",
+    "write_like",
+    "write_patch",
+]

@@ -1,0 +1,331 @@
+"""A PEFT LoRA adapter over BASE, seen as a whole checkpoint whose tensors are merged in float32 as they are read.
+
+    plain, rsLoRA   W' = W + s B A,                        s = alpha / r, or alpha / sqrt(r)
+    DoRA            W' = m * (W + s B A) / ||W + s B A||,  norms over each output's row
+
+with W (out, in), A (r, in), B (out, r), m (out,). The result is cast to BASE's dtype, which is the model "tuned" means.
+Merging in 16 bits instead loses a third of the entries of a small delta to rounding.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hcnr_jax.checkpoints.check import count_nonfinite
+from hcnr_jax.checkpoints.checkpoint import (
+    ADAPTER_CONFIG,
+    Checkpoint,
+    is_adapter,
+    is_tokenizer_file,
+    local_folder,
+    open_checkpoint,
+    read_json,
+)
+from hcnr_jax.checkpoints.files import FLOATS, TensorInfo, read_header, read_tensor
+from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD
+from hcnr_jax.errors import InputError
+from hcnr_jax.models.spec import spec_from_config
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_PARTS = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?P<kind>weight|bias))?")
+_USED = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "lora_bias",
+    "modules_to_save",
+    "target_modules",
+    "layers_to_transform",
+    "exclude_modules",
+    "init_lora_weights",
+    "base_model_name_or_path",
+}
+_IGNORED = {
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "qalora_group_size",
+}
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What the adapter does to one weight: the low-rank pair, its scale s, and DoRA's magnitudes where it has them."""
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    magnitude: TensorInfo | None
+
+
+@dataclass(frozen=True)
+class MergedCheckpoint(Checkpoint):
+    """BASE with an adapter merged in: the interface, layout, dtypes and metadata of BASE's checkpoint.
+
+    `updates` and `biases` map HF tensor names to low-rank updates, `replaced` to tensors the adapter holds whole.
+    """
+
+    base: Checkpoint
+    updates: dict[str, _Update] = field(repr=False)
+    biases: dict[str, tuple[TensorInfo, float]] = field(repr=False)
+    replaced: dict[str, TensorInfo] = field(repr=False)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor of the merged model in BASE's dtype; BASE's own view where the adapter leaves it alone."""
+        if name not in self.updates and name not in self.biases and name not in self.replaced:
+            return self.base.read(name)
+        merged, dtype = self._merged(name), self.base.tensors[name].numpy_dtype
+        with np.errstate(over="ignore"):
+            stored = merged.astype(dtype)
+        if count_nonfinite(stored):
+            raise InputError(
+                f"{self.folder}: merging into {name} of {self.base.folder} gives values that {dtype} cannot hold "
+                f"(largest {np.abs(merged).max():.3g}); use a base in float32 or bfloat16"
+            )
+        return stored
+
+    def companions(self) -> dict[str, Path]:
+        """BASE's files that are not weights; its tokenizer gives way to the adapter's where the adapter has one."""
+        files = self.base.companions()
+        if self.tokenizer_folder == self.base.tokenizer_folder:
+            return files
+        own = {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file()}
+        kept = {name: path for name, path in files.items() if not is_tokenizer_file(name)}
+        return kept | {name: path for name, path in own.items() if is_tokenizer_file(name)}
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The adapter's folder where it holds a tokenizer, else BASE's."""
+        has_own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        return self.folder if has_own else self.base.tokenizer_folder
+
+    def lost_entries(self, name: str) -> tuple[int, int]:
+        """(entries the adapter moves whose stored value is still BASE's, entries it moves) of one kernel."""
+        if name not in self.updates and name not in self.replaced:
+            return 0, 0
+        base = self.base.read(name)
+        moved = self._merged(name) != base.astype(np.float32)
+        return int(np.count_nonzero(moved & (self.read(name) == base))), int(np.count_nonzero(moved))
+
+    def _merged(self, name: str) -> np.ndarray:
+        """The merged tensor in float32."""
+        if name in self.replaced:
+            return read_tensor(self.replaced[name]).astype(np.float32)
+        weight = self.base.read(name).astype(np.float32)
+        if name in self.biases:
+            info, scale = self.biases[name]
+            return weight + np.float32(scale) * read_tensor(info).astype(np.float32)
+        update = self.updates[name]
+        a, b = (read_tensor(info).astype(np.float32) for info in (update.a, update.b))
+        weight += (b @ a) * np.float32(update.scale)
+        if update.magnitude is not None:
+            magnitude = read_tensor(update.magnitude).astype(np.float32).reshape(-1)
+            weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
+        return weight
+
+
+def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
+    """Open a PEFT LoRA folder over `base`.
+
+    Handled: rank and alpha patterns, rsLoRA, DoRA, lora_bias, trained biases, modules_to_save. Raises InputError naming
+    the option or tensor for any other kind of adapter, for one whose tensors do not fit `base` (a wrong base), and
+    for NaN or Inf in the adapter; all before anything is merged.
+    """
+    path = local_folder(folder)
+    config = read_json(path / ADAPTER_CONFIG)
+    _check_config(path, config)
+    weights = path / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        other = "adapter_model.bin is pickled and refused: save" if (path / "adapter_model.bin").is_file() else "save"
+        raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; {other} the adapter with safetensors (save_pretrained does)")
+    tensors = {_plain_name(info.name): info for info in read_header(weights).tensors}
+    if not tensors:
+        raise InputError(f"{weights} holds no tensor")
+    _check_values(weights, tensors)
+    modules, whole = _sort(tensors)
+    updates, biases = {}, {}
+    for module, parts in modules.items():
+        name = f"{module}.weight"
+        scale = _check_module(path, config, base, module, parts)
+        updates[name] = _Update(parts["lora_A"], parts["lora_B"], scale, parts.get("lora_magnitude_vector"))
+        if "lora_B.bias" in parts:
+            biases[f"{module}.bias"] = (parts["lora_B.bias"], scale)
+    replaced = _replacements(path, config, base, whole)
+    _check_targets(path, config, base, set(modules))
+    return MergedCheckpoint(path, base.config, base.shards, base.tensors, base, updates, biases, replaced)
+
+
+def open_tuned(folder: str | Path, base: Checkpoint) -> Checkpoint:
+    """TUNED, which may be a whole model or an adapter over `base`, local or on the hub."""
+    path = local_folder(folder)
+    return open_adapter(path, base) if is_adapter(path) else open_checkpoint(path)
+
+
+def _plain_name(name: str) -> str:
+    """PEFT's name of a tensor without what its wrappers add to the model's own."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+
+
+def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse by name every option that would change the merge and is not handled here."""
+    where = folder / ADAPTER_CONFIG
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{where}: peft_type {config.get('peft_type')!r} is not handled; expected 'LORA'")
+    if config.get("fan_in_fan_out"):
+        raise InputError(f"{where}: fan_in_fan_out is true, which is for Conv1D models; expected false")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        raise InputError(
+            f"{where}: init_lora_weights {init!r} changes the base weights, so the adapter does not fit BASE as it is; "
+            "convert it to a plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    for name, value in config.items():
+        if value and name not in _USED | _IGNORED:
+            raise InputError(f"{where}: option {name} = {value!r} is not handled; merge the adapter with PEFT first")
+    for name in ("r", "lora_alpha"):
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise InputError(f"{where}: {name} is {value!r}; expected a number above 0")
+
+
+def _check_values(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    for name, info in tensors.items():
+        if info.dtype not in FLOATS:
+            raise InputError(f"{path}: tensor {name} is stored as {info.dtype}; expected one of {', '.join(FLOATS)}")
+        if count := count_nonfinite(read_tensor(info)):
+            raise InputError(f"{path}: tensor {name} has {count:,} NaN or infinite entries; its training diverged")
+
+
+def _sort(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
+    """Adapter tensors by module and part (lora_A, lora_B, lora_B.bias, ...), and those that are whole tensors."""
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    whole = {}
+    for name, info in tensors.items():
+        match = _PARTS.fullmatch(name)
+        if match:
+            part = match["part"] + (".bias" if match["kind"] == "bias" else "")
+            modules.setdefault(match["module"], {})[part] = info
+        else:
+            whole[name] = info
+    return modules, whole
+
+
+def _check_module(
+    folder: Path, config: Mapping[str, Any], base: Checkpoint, module: str, parts: Mapping[str, TensorInfo]
+) -> float:
+    """Hold one module's tensors against BASE's weight and the config; returns the scale s."""
+    target = base.tensors.get(f"{module}.weight")
+    if target is None:
+        raise InputError(f"{folder}: the adapter targets {module}, which {base.folder} has not{_made_for(config)}")
+    if odd := set(parts) - {"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"}:
+        raise InputError(f"{folder}: tensor {module}.{min(odd)} is not handled; merge the adapter with PEFT first")
+    missing = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if config.get("use_dora") else [])} - set(parts)
+    if missing:
+        raise InputError(f"{folder}: {module} has no {min(missing)} tensor; the adapter is incomplete: save it again")
+    if "lora_magnitude_vector" in parts and not config.get("use_dora"):
+        raise InputError(f"{folder}: {module} has a lora_magnitude_vector, but {ADAPTER_CONFIG} says use_dora is false")
+    rank = _pattern(config, "rank_pattern", module, config["r"])
+    alpha = _pattern(config, "alpha_pattern", module, config["lora_alpha"])
+    out, into = (*target.shape, 0)[:2]
+    expected = {"lora_A": (rank, into), "lora_B": (out, rank), "lora_B.bias": (out,)}
+    for part, shape in expected.items():
+        if part in parts and parts[part].shape != shape:
+            raise InputError(
+                f"{folder}: {module}.{part} is {list(parts[part].shape)}, expected {list(shape)} for rank {rank} on "
+                f"{module}.weight {list(target.shape)} of {base.folder}{_made_for(config)}"
+            )
+    if "lora_magnitude_vector" in parts and math.prod(parts["lora_magnitude_vector"].shape) != out:
+        found = list(parts["lora_magnitude_vector"].shape)
+        raise InputError(f"{folder}: {module}.lora_magnitude_vector is {found}, expected [{out}]{_made_for(config)}")
+    if "lora_B.bias" in parts and f"{module}.bias" not in base.tensors:
+        raise InputError(f"{folder}: {module} has a LoRA bias, but {base.folder} has no {module}.bias to add it to")
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the end of the module's name, whole components at a time."""
+    for pattern, value in (config.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _replacements(
+    folder: Path, config: Mapping[str, Any], base: Checkpoint, whole: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """Tensors the adapter holds whole: modules_to_save, trained biases, and embeddings PEFT saved along."""
+    saved = tuple(config.get("modules_to_save") or ())
+    for name, info in whole.items():
+        module = name.rpartition(".")[0]
+        named = any(module == entry or module.endswith(f".{entry}") for entry in saved)
+        bias = name.endswith(".bias") and config.get("bias", "none") != "none"
+        if not (named or bias or name in (EMBEDDING, LM_HEAD)):
+            raise InputError(
+                f"{folder}: tensor {name} is none of a LoRA pair, a module of modules_to_save or a trained bias; merge "
+                "the adapter with PEFT first"
+            )
+        if name not in base.tensors:
+            raise InputError(f"{folder}: the adapter holds {name}, which {base.folder} has not{_made_for(config)}")
+        if info.shape != base.tensors[name].shape:
+            raise InputError(
+                f"{folder}: {name} is {list(info.shape)}, in {base.folder} {list(base.tensors[name].shape)}: was the "
+                f"vocabulary resized?{_made_for(config)}"
+            )
+    whole = {name: info for name, info in whole.items() if not _is_base(name, info, base)}
+    tied = spec_from_config(base.config, str(base.folder / "config.json")).tie_embeddings
+    if tied and {EMBEDDING, LM_HEAD} & set(whole):
+        raise InputError(
+            f"{folder}: the adapter trains an embedding or head that {base.folder} ties to the other; merge it with "
+            "PEFT into an untied model first"
+        )
+    return whole
+
+
+def _is_base(name: str, info: TensorInfo, base: Checkpoint) -> bool:
+    """True for an embedding or head that PEFT saved along although it was not trained."""
+    return name in (EMBEDDING, LM_HEAD) and np.array_equal(read_tensor(info), base.read(name))
+
+
+def _check_targets(folder: Path, config: Mapping[str, Any], base: Checkpoint, found: set[str]) -> None:
+    """Every module of BASE that target_modules names must have its pair: a base with more layers shows here."""
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+        return
+    modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
+    for target in targets:
+        hits = [module for module in modules if module == target or module.endswith(f".{target}")]
+        if not hits:
+            raise InputError(
+                f"{folder}: target_modules names {target!r}, which {base.folder} has not{_made_for(config)}"
+            )
+        lacking = [module for module in hits if module not in found]
+        if lacking:
+            raise InputError(
+                f"{folder}: the adapter has no tensors for {lacking[0]} ({len(lacking)} such modules), which "
+                f"target_modules names and {base.folder} has{_made_for(config)}"
+            )
+
+
+def _made_for(config: Mapping[str, Any]) -> str:
+    name = config.get("base_model_name_or_path")
+    return f"; wrong base? The adapter was made for {name}" if name else "; wrong base?"

@@ -1,0 +1,42 @@
+"""Orbax folders, the way Flax training code keeps parameters: save and load a parameter tree."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from hcnr_jax.errors import InputError, RunError
+
+
+def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
+    """Save a tree of arrays, sharded ones included, as a new Orbax folder.
+
+    Raises InputError when `path` exists; RunError when writing fails. Orbax itself writes to a temporary folder and
+    renames it, so an interrupted save leaves nothing under this name.
+    """
+    target = Path(path).resolve()
+    if target.exists():
+        raise InputError(f"{path} exists; nothing is overwritten: choose another folder or remove it")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(target, dict(params))
+    except OSError as error:
+        raise RunError(f"{path}: writing failed ({error}); see to the cause and run again") from error
+
+
+def load_params(path: str | Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Load a tree of arrays saved with `save_params` or any Orbax StandardCheckpointer.
+
+    `like` is a tree of arrays or jax.ShapeDtypeStruct; the result takes its shardings and dtypes. Without it, arrays
+    come back as they were saved, on this machine's devices. Raises InputError when there is no such folder, when it is
+    not an Orbax one, or when it does not fit `like`.
+    """
+    source = Path(path).resolve()
+    if not source.is_dir():
+        raise InputError(f"{path} is not a folder; expected an Orbax checkpoint")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return dict(checkpointer.restore(source, None if like is None else dict(like)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as an Orbax checkpoint of this model: {error}") from error

@@ -1,0 +1,264 @@
+"""Writing Hugging Face folders: one like a checkpoint that is there, or a new one from parameters born in Flax.
+
+`save_like` keeps the template's shards, order, dtypes and metadata, so that a file whose tensors did not change comes
+out byte for byte; tensors go from the mapped input to the output without being decoded, one at a time.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hcnr_jax.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, is_tokenizer_file
+from hcnr_jax.checkpoints.commit import staged_folder
+from hcnr_jax.checkpoints.files import DTYPE_NAMES, ShardInfo, encode_header
+from hcnr_jax.checkpoints.load import transpose_into
+from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
+from hcnr_jax.errors import InputError
+from hcnr_jax.models.spec import ModelSpec
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_WRITE_BYTES = 1 << 26
+
+
+def save_like(
+    template: Checkpoint,
+    out: str | Path,
+    changed: Mapping[str, np.ndarray],
+    extra_files: Mapping[str, bytes] | None = None,
+    inputs: Iterable[str | Path] = (),
+) -> Path:
+    """Write `out`: the folder of `template` with the tensors of `changed` in place of its own.
+
+    Args:
+        template: gives shards, order, dtypes, metadata and all files that are not weights.
+        changed: HF name -> array in HF orientation and in the stored dtype already; looked up one name at a time, so
+            that a lazy mapping never holds two tensors.
+        extra_files: further files, name -> content, such as a record of the run.
+        inputs: more folders that `out` must stay clear of; the template's always is one.
+
+    Returns:
+        The resolved output path.
+
+    Raises:
+        InputError: an unusable `out`; a name the template lacks; a wrong dtype or shape.
+        RunError: the disk failed or filled up. Nothing is left behind.
+    """
+    size = sum(info.nbytes for info in template.tensors.values())
+    with staged_folder(out, [template.folder, *inputs], needed_bytes=size) as stage:
+        write_like(template, stage, changed)
+        for name, content in (extra_files or {}).items():
+            (stage / name).write_bytes(content)
+    return Path(out).expanduser().resolve()
+
+
+def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, np.ndarray]) -> None:
+    """The files of `save_like` into a folder that the caller commits."""
+    unknown = sorted(set(changed) - set(template.tensors))
+    if unknown:
+        raise InputError(f"{template.folder} has no tensor {unknown[0]}, which was to be replaced")
+    for name, path in template.companions().items():
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, stage / name)
+    for shard in template.shards:
+        with (stage / shard.name).open("wb") as file:
+            _write_shard(file, template, shard, changed)
+    if not (stage / INDEX).exists():
+        _write_index(stage, {info.name: shard.name for shard in template.shards for info in shard.tensors}, template)
+
+
+def save_new(
+    out: str | Path,
+    params: Mapping[str, Any],
+    spec: ModelSpec,
+    config: Mapping[str, Any],
+    tokenizer_folder: str | Path | None,
+    dtype: str = "bfloat16",
+    max_shard_bytes: int = 5_000_000_000,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write the parameters of a model as a new Hugging Face folder, one tensor in memory at a time.
+
+    Args:
+        out: a folder that does not exist yet, or is empty.
+        params: the parameter tree of `spec`.
+        spec: says which tensors there are.
+        config: becomes config.json, with the dtype and, where absent, the architecture filled in.
+        tokenizer_folder: its tokenizer, chat template and generation config are copied; None for none.
+        dtype: float32, float16 or bfloat16, for every tensor.
+        max_shard_bytes: above this size the weights are split, a tensor never.
+        extra_files: further files, name -> content.
+
+    Returns:
+        The resolved output path.
+
+    Raises:
+        InputError: an unusable `out`, dtype or parameter tree. RunError: the disk failed. Nothing is left behind.
+    """
+    stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype)
+    if stored is None:
+        raise InputError(f"dtype {dtype!r} is not one of float32, float16, bfloat16")
+    names, shapes = tensor_names(spec), {name: place.shape for name, place in tensor_names(spec).items()}
+    tensors = HFTensors(params, spec, dict.fromkeys(names, stored))
+    width = 4 if stored == "F32" else 2
+    parts = _parts(shapes, width, max_shard_bytes)
+    keep = [tokenizer_folder] if tokenizer_folder else []
+    total = sum(math.prod(shape) for shape in shapes.values()) * width
+    with staged_folder(out, keep, needed_bytes=total) as stage:
+        weight_map: dict[str, str] = {}
+        for number, part in enumerate(parts, start=1):
+            file = WEIGHTS if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+            with (stage / file).open("wb") as handle:
+                handle.write(encode_header({name: (stored, shapes[name]) for name in part}, {"format": "pt"}))
+                for name in part:
+                    _write_tensor(handle, tensors[name])
+            weight_map |= dict.fromkeys(part, file)
+        if len(parts) > 1:
+            _write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_json(stage / "config.json", _finished_config(config, spec, dtype))
+        _copy_tokenizer(tokenizer_folder, stage)
+        for name, content in (extra_files or {}).items():
+            (stage / name).write_bytes(content)
+    return Path(out).expanduser().resolve()
+
+
+class HFTensors(Mapping[str, np.ndarray]):
+    """A parameter tree seen as Hugging Face tensors: each is sliced, fetched, transposed and cast when looked up.
+
+    `stored` maps the HF names to show (all, or the changed ones for `save_like`) to safetensors dtype names. Casting
+    rounds to nearest even; a value that overflows its dtype is an InputError naming the tensor.
+    """
+
+    def __init__(self, params: Mapping[str, Any], spec: ModelSpec, stored: Mapping[str, str]) -> None:
+        self._leaves = _leaves_of(params, spec)
+        self._places = tensor_names(spec)
+        self._stored = dict(stored)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        place, dtype = self._places[name], self._stored[name]
+        return to_hf(self._leaves[place.path], place, dtype, name)
+
+
+def to_hf(leaf: Any, place: Placement, dtype: str, name: str) -> np.ndarray:
+    """One Hugging Face tensor of a leaf (stacked where `place` has a layer), in the safetensors dtype `dtype`.
+
+    Raises InputError when a finite value overflows the dtype.
+    """
+    part = leaf if place.layer is None else _layer_of(leaf, place.layer)
+    array = np.asarray(part)
+    target = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}[dtype]
+    if array.dtype != target:
+        with np.errstate(over="ignore"):
+            cast = array.astype(target)
+        if not np.array_equal(np.isfinite(cast), np.isfinite(array)):
+            raise InputError(f"tensor {name} has values that overflow {dtype} (largest {np.abs(array).max():.3g})")
+        array = cast
+    if not place.transpose:
+        return np.ascontiguousarray(array)
+    turned = np.empty(array.shape[::-1], array.dtype)
+    transpose_into(turned, array)
+    return turned
+
+
+def _layer_of(leaf: Any, layer: int) -> Any:
+    """One layer of a stacked leaf; on a device the index is traced, so that all layers share one small program."""
+    if isinstance(leaf, jax.Array):
+        return jax.lax.dynamic_index_in_dim(leaf, jnp.int32(layer), keepdims=False)
+    return leaf[layer]
+
+
+def _leaves_of(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """Leaf path -> array, checked against the spec: none missing, none too many, shapes right."""
+    flat = {"/".join(str(key.key) for key in keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    expected = leaf_shapes(spec)
+    if set(flat) != set(expected):
+        missing, extra = sorted(set(expected) - set(flat)), sorted(set(flat) - set(expected))
+        raise InputError(f"the parameters are not those of the spec: missing {missing[:5]}, unexpected {extra[:5]}")
+    for path, leaf in flat.items():
+        if tuple(leaf.shape) != expected[path]:
+            raise InputError(f"parameter {path} has shape {tuple(leaf.shape)}, expected {expected[path]}")
+    return flat
+
+
+def _write_shard(file: BinaryIO, template: Checkpoint, shard: ShardInfo, changed: Mapping[str, np.ndarray]) -> None:
+    if shard.metadata.get("format") == "pt":
+        file.write(shard.header)
+    else:  # without it, or with another framework's name, transformers refuses or transposes
+        layout = {info.name: (info.dtype, info.shape) for info in shard.tensors}
+        file.write(encode_header(layout, {**shard.metadata, "format": "pt"}))
+    for info in shard.tensors:
+        if info.name not in changed:
+            _write_tensor(file, template.read(info.name))
+            continue
+        tensor = changed[info.name]
+        if tensor.dtype != info.numpy_dtype or tensor.shape != info.shape:
+            raise InputError(
+                f"tensor {info.name}: expected {info.dtype} {list(info.shape)} as in {shard.path}, found "
+                f"{DTYPE_NAMES.get(tensor.dtype, tensor.dtype)} {list(tensor.shape)}; cast and orient it before saving"
+            )
+        _write_tensor(file, tensor)
+
+
+def _write_tensor(file: BinaryIO, tensor: np.ndarray) -> None:
+    """The tensor's bytes, in pieces: some systems write no more than 2 GB at once."""
+    data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    for start in range(0, data.size, _WRITE_BYTES):
+        file.write(data[start : start + _WRITE_BYTES].data)
+
+
+def _write_index(stage: Path, weight_map: Mapping[str, str], template: Checkpoint) -> None:
+    total = sum(info.nbytes for info in template.tensors.values())
+    _write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _parts(shapes: Mapping[str, tuple[int, ...]], width: int, limit: int) -> list[list[str]]:
+    """Names in order, cut into runs of at most `limit` bytes (one tensor at least)."""
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * width
+        if parts[-1] and used + size > limit:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += size
+    return parts
+
+
+def _finished_config(config: Mapping[str, Any], spec: ModelSpec, dtype: str) -> dict[str, Any]:
+    """The dtype under the key the config uses already (transformers 4: torch_dtype, 5: dtype; both read the former)."""
+    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
+    named = {"architectures": [_ARCHITECTURES[spec.family]], "model_type": spec.family}
+    return {**named, **config, key: dtype}
+
+
+def _copy_tokenizer(folder: str | Path | None, stage: Path) -> None:
+    if folder is None:
+        return
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and (is_tokenizer_file(path.name) or path.name == "generation_config.json"):
+            shutil.copyfile(path, stage / path.name)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
