@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from hcnr_jax.errors import InputError
 
 Values = Float[np.ndarray, " n"]
-Outcomes = Bool[np.ndarray, " n"]
+Outcomes = Bool[np.ndarray, " outcomes"]
 BinKind = Literal["width", "mass"]
 
 
@@ -28,9 +28,9 @@ def _log_sum_exp(values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
 
 def refusal_probability(
     refusals: Float[np.ndarray, "n wordings"],
-    answers: Float[np.ndarray, "n answers"],
+    answers: Float[np.ndarray, "m answers"],
     *,
-    answer_refuses: Bool[np.ndarray, "n answers"] | None = None,
+    answer_refuses: Bool[np.ndarray, "m answers"] | None = None,
     wordings: Literal["sum", "mean", "max"] = "sum",
 ) -> Float[np.ndarray, " n"]:
     """`P(refuse) = R / (R + A)`, R the likelihood of the refusal wordings, A that of the model's own answers; float64
@@ -46,9 +46,15 @@ def refusal_probability(
             "max" takes the likeliest one.
 
     Raises:
-        InputError: NaN, a log-likelihood above 0, or a question whose every completion has likelihood 0 (-inf).
+        InputError: unequal numbers of questions, NaN, a log-likelihood above 0, or a question whose every completion
+            has likelihood 0 (-inf).
     """
     refused, answered = refusals.astype(np.float64), answers.astype(np.float64)
+    if len(refused) != len(answered):
+        raise InputError(
+            f"refusal probability: expected the same questions twice, found {len(refused)} rows of refusals and "
+            f"{len(answered)} of answers"
+        )
     for name, values in (("refusals", refused), ("answers", answered)):
         bad = np.isnan(values) | (values > 1e-6)
         if values.shape[1] == 0 or bad.any():

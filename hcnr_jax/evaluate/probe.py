@@ -23,7 +23,7 @@ from hcnr_jax.evaluate.calibration import auroc
 from hcnr_jax.evaluate.statistics import Interval, Method, auroc_of, bootstrap
 
 Hidden = Float[np.ndarray, "layers n d"]
-Labels = Bool[np.ndarray, " n"]
+Labels = Bool[np.ndarray, " labels"]
 
 _MAX_ITERATIONS = 5000
 
@@ -94,7 +94,9 @@ def _check(hidden: np.ndarray, labels: np.ndarray, what: str) -> None:
         )
 
 
-def _fit_layer(states: Float[np.ndarray, "n d"], labels: Labels, penalty: float) -> tuple[np.ndarray, float]:
+def _fit_layer(
+    states: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"], penalty: float
+) -> tuple[np.ndarray, float]:
     """Weight [d] and bias of the minimiser of `sum log-loss + penalty/2 |w|^2` on standardised states, in raw
     coordinates.
     """
@@ -103,13 +105,13 @@ def _fit_layer(states: Float[np.ndarray, "n d"], labels: Labels, penalty: float)
     deviation = np.sqrt((centred**2).mean(axis=0))
     scale = np.where(deviation > 0, deviation, 1.0)
     features = centred / scale[None]
-    # With fewer questions than dimensions the minimiser lies in the span of the questions: solving there is exact, and smaller.
+    # With fewer questions than dimensions the minimiser lies in the questions' span: solving there is exact, smaller.
     span = np.linalg.qr(features.T)[0] if features.shape[0] < features.shape[1] else None
     model = LogisticRegression(C=1.0 / penalty, max_iter=_MAX_ITERATIONS, tol=1e-6)
     model.fit(features if span is None else features @ span, labels)
     if int(model.n_iter_[0]) >= _MAX_ITERATIONS:
         raise RunError(
-            f"probe: logistic regression did not converge in {_MAX_ITERATIONS} iterations; raise `penalty` (now {penalty})"
+            f"probe: logistic regression did not converge in {_MAX_ITERATIONS} iterations; raise `penalty` ({penalty})"
         )
     weight = (model.coef_[0] if span is None else span @ model.coef_[0]) / scale
     return weight, float(model.intercept_[0]) - float(mean @ weight)
@@ -160,7 +162,8 @@ def apply_probes(probes: Probes, hidden: Hidden) -> Float[np.ndarray, "layers n"
     expected, found = probes.weight.shape, (hidden.shape[0], hidden.shape[2])
     if expected != found:
         raise InputError(
-            f"probe: expected hidden states of (layers, width) {expected} as in base, found {found}; probe models of base's shape"
+            f"probe: expected hidden states of (layers, width) {expected} as in base, "
+            f"found {found}; probe models of base's shape"
         )
     logits = [states.astype(np.float64) @ weight for states, weight in zip(hidden, probes.weight, strict=True)]
     return np.stack(logits) + probes.bias[:, None]

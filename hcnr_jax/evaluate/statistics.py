@@ -244,7 +244,7 @@ def paired_difference(
     )
 
 
-def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> McNemar:
+def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " m"]) -> McNemar:
     """Exact McNemar test on two models' right/wrong answers to the same questions.
 
     `p = min(1, 2 P(X <= min(b, c)))`, X ~ Binomial(b + c, 1/2), b and c the questions only one of them has right; 1
