@@ -13,6 +13,7 @@ model it follows: base and restored on honesty rows, tuned and restored on task 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,12 +101,7 @@ class Sweep:
     on_block: Callable[[int], None] = field(default=lambda index: None)
 
     def __post_init__(self) -> None:
-        model, settings = self.model, self.settings
-        self._apply = jax.jit(model.apply)
-        self._moments = jax.jit(partial(_add_moments, model), static_argnums=0, donate_argnums=1)
-        self._tokens = jax.jit(partial(_captured_group, model), static_argnums=0)
-        self._mean = jax.jit(mean_moments)
-        self._solve = jax.jit(partial(_solve_kernel, settings.method), static_argnums=0)
+        self._steps = _compiled(self.model)
 
     def run(
         self,
@@ -147,10 +143,9 @@ class Sweep:
         self, base: Params, tuned: Params, honesty: Sequence[Batch], task: Sequence[Batch]
     ) -> tuple[_Side, _Side | None]:
         propagated = self.settings.inputs == "propagated"
-        embed = jax.jit(self.model.embed)
 
         def stream(params: Params, batches: Sequence[Batch]) -> _Stream:
-            return _Stream(batches, [embed(params, batch) for batch in batches])
+            return _Stream(batches, [self._steps.embed(params, batch) for batch in batches])
 
         def side(aim: Params, batches: Sequence[Batch]) -> _Side:
             masks = [np.asarray(self.model.token_mask(batch)) for batch in batches]
@@ -164,7 +159,7 @@ class Sweep:
         def through(params: Params, stream: _Stream | None) -> None:
             if stream is not None:
                 stream.hidden = [
-                    self._apply(params, hidden, batch, index)
+                    self._steps.apply(params, hidden, batch, index)
                     for hidden, batch in zip(stream.hidden, stream.batches, strict=True)
                 ]
 
@@ -204,8 +199,8 @@ class Sweep:
             mask = self._mask(rows, index, path)
             old, new = get_leaves(blocks.base, [path])[path], get_leaves(blocks.tuned, [path])[path]
             restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
-            weights, info = self._solve(
-                forms[path], old, new, restored, others, *statistics[as_moments], s.task_weight, s.damping
+            weights, info = _solve_kernel(
+                s.method, forms[path], old, new, restored, others, *statistics[as_moments], s.task_weight, s.damping
             )
             yield place, Result(self.model.kernel(index, path), weights, forms[path], tokens, info)
 
@@ -223,15 +218,35 @@ class Sweep:
         )
         current = now if side.now else None
         if not as_moments:
-            seen = [self._tokens(first, aim, current, batch, x, y, index) for batch, x, y in arguments]
+            seen = [self._steps.tokens(first, aim, current, batch, x, y, index) for batch, x, y in arguments]
             return _gather(seen, side.masks)
         fan_in = get_leaves(aim, [first])[first].shape[-2]
         moments = init_moments(
             fan_in, side.now is not None, jnp.promote_types(side.reference.hidden[0].dtype, jnp.float32)
         )
         for batch, x, y in arguments:
-            moments = self._moments(first, moments, aim, current, batch, x, y, index)
-        return self._mean(moments)
+            moments = self._steps.moments(first, moments, aim, current, batch, x, y, index)
+        return mean_moments(moments)
+
+
+class _Steps(NamedTuple):
+    """The compiled pieces of a sweep."""
+
+    embed: Callable[..., Any]
+    apply: Callable[..., Any]
+    moments: Callable[..., Moments]
+    tokens: Callable[..., Any]
+
+
+@functools.cache
+def _compiled(model: BlockModel) -> _Steps:
+    """Compiled once per model, not per sweep: a second run on the same model and shapes compiles nothing."""
+    return _Steps(
+        jax.jit(model.embed),
+        jax.jit(model.apply),
+        jax.jit(partial(_add_moments, model), static_argnums=0, donate_argnums=1),
+        jax.jit(partial(_captured_group, model), static_argnums=0),
+    )
 
 
 @dataclass
@@ -293,6 +308,7 @@ def _gather(seen: Sequence[tuple[Array, Array | None]], masks: Sequence[np.ndarr
     return Inputs(now, now - rows(references) if references else None)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _solve_kernel(
     method: Method,
     form: str,

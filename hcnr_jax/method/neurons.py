@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -23,6 +23,14 @@ from hcnr_jax.errors import InputError
 Params = Any
 Leaves = dict[str, Array]
 Granularity = Literal["input", "output", "weight"]
+
+
+class Shaped(Protocol):
+    """An array or a description of one: all that counting needs."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +79,18 @@ def beside(path: str, name: str) -> str:
     return f"{path.rpartition('/')[0]}/{name}".lstrip("/")
 
 
-def stack_shape(leaf: Array) -> tuple[int, ...]:
+def stack_shape(leaf: Shaped) -> tuple[int, ...]:
     """The leading axes of a leaf along which kernels are stacked."""
     return tuple(leaf.shape[:-2])
 
 
-def neuron_shape(leaf: Array, granularity: Granularity) -> tuple[int, ...]:
+def neuron_shape(leaf: Shaped, granularity: Granularity) -> tuple[int, ...]:
     """The trailing shape of one kernel's scores: (in,), (out,) or (in, out)."""
     fan_in, fan_out = leaf.shape[-2:]
     return {"input": (fan_in,), "output": (fan_out,), "weight": (fan_in, fan_out)}[granularity]
 
 
-def neuron_count(leaf: Array, granularity: Granularity) -> int:
+def neuron_count(leaf: Shaped, granularity: Granularity) -> int:
     """How many neurons one kernel of the leaf has."""
     return math.prod(neuron_shape(leaf, granularity))
 

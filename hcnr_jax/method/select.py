@@ -146,33 +146,41 @@ def perturbation(base: Array, tuned: Array, mask: Array, granularity: Granularit
     return jnp.where(moved == 0, 0, moved / norm(base.astype(dtype)))
 
 
-def rank_kernels(perturbations: Mapping[str, Array], kernels: Mapping[str, Array]) -> list[tuple[Kernel, float]]:
+def rank_kernels(
+    perturbations: Mapping[str, Array], kernels: Mapping[str, Array], names: Mapping[Kernel, str] | None = None
+) -> list[tuple[Kernel, float]]:
     """All kernels with their d_j, the most perturbed first, ties by block and then by the order of `kernels`.
 
-    InputError names a kernel whose candidates are zero in base but not in tuned (x/0), or whose d_j is NaN.
+    InputError names a kernel (as in `names`, where given) whose candidates are zero in base but not in tuned (x/0), or
+    whose d_j is NaN.
     """
     values = {path: np.asarray(leaf, np.float64) for path, leaf in perturbations.items()}
     order = order_kernels(kernels)
     ranked = [(kernel, float(values[kernel.path][kernel.index])) for kernel in order]
     for kernel, value in ranked:
+        name = (names or {}).get(kernel, str(kernel))
         if np.isinf(value):
             raise InputError(
-                f"kernel {kernel}: the selected neurons are all zero in BASE but not in TUNED, so that their relative "
+                f"kernel {name}: the selected neurons are all zero in BASE but not in TUNED, so that their relative "
                 "perturbation is x/0; expected a base kernel with weights. Is BASE the model TUNED was trained from?"
             )
         if np.isnan(value):
-            raise InputError(f"kernel {kernel}: the perturbation is NaN; the weights of BASE or TUNED are not finite")
+            raise InputError(f"kernel {name}: the perturbation is NaN; the weights of BASE or TUNED are not finite")
     return sorted(ranked, key=lambda item: -item[1])
 
 
 def cross_weight_mask(
-    masks: Leaves, perturbations: Mapping[str, Array], kernels: Mapping[str, Array], ratio: float
+    masks: Leaves,
+    perturbations: Mapping[str, Array],
+    kernels: Mapping[str, Array],
+    ratio: float,
+    names: Mapping[Kernel, str] | None = None,
 ) -> tuple[Leaves, list[Kernel]]:
     """A_hc: the candidate masks cleared outside the round(ratio * L) most perturbed kernels, and those kernels.
 
     The kept kernels come in data-flow order (block, then the order of `kernels`).
     """
-    ranked = rank_kernels(perturbations, kernels)
+    ranked = rank_kernels(perturbations, kernels, names)
     kept = {kernel for kernel, _ in ranked[: exact_count(ratio, len(ranked))]}
 
     def one(path: str, mask: Array) -> Array:

@@ -32,9 +32,13 @@ REMEDY = {
         "the damped second moments are not positive definite: raise --damping (0.01 is usual), or give more rows or "
         "longer ones; with --damping 0 there must be more tokens than inputs"
     ),
-    Outcome.NOT_FINITE: "the second moments or the weights hold NaN or Inf: check the models' activations on these rows",
+    Outcome.NOT_FINITE: "the second moments or the weights hold NaN or Inf: see the models' activations on these rows",
     Outcome.NOT_CONVERGED: "conjugate gradients did not converge: raise --damping, or use --solver dense",
 }
+
+
+# Above this relative residual a set of conjugate-gradient steps has not solved the system.
+RESIDUAL_LIMIT = 1e-3
 
 
 class SolveInfo(NamedTuple):
@@ -118,26 +122,31 @@ def conjugate_gradients(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Float[Array, "r o"], SolveInfo]:
-    """S E = rhs knowing only E -> S E, preconditioned by the diagonal of S; `tolerance` relative, in the largest
-    entry."""
+    """S E = rhs knowing only E -> S E and the diagonal of S, by which the system is scaled to unit diagonal.
+
+    Stops when every entry of the recurrence's residual is below `tolerance` of the largest entry of the scaled rhs. The
+    residual reported is the true one; converged means that it too is within RESIDUAL_LIMIT.
+    """
+    scale = jax.lax.rsqrt(diagonal)[:, None]
+    scaled = scale * rhs
+    largest = jnp.max(jnp.abs(scaled))
+    largest = jnp.where(largest > 0, largest, 1)
     shape = jax.eval_shape(lambda: rhs)
-    tag = lx.positive_semidefinite_tag
-    # The answer is usually small against 1, so the absolute tolerance is tied to the right-hand side's own size.
-    atol = tolerance * jnp.maximum(jnp.max(jnp.abs(rhs / diagonal[:, None])), jnp.finfo(rhs.dtype).tiny)
     with jax.numpy_dtype_promotion("standard"):
         result = lx.linear_solve(
-            lx.FunctionLinearOperator(operator, shape, tag),
-            rhs,
-            lx.CG(rtol=tolerance, atol=atol, max_steps=max_steps),
-            options={"preconditioner": lx.FunctionLinearOperator(lambda x: x / diagonal[:, None], shape, tag)},
+            lx.FunctionLinearOperator(lambda x: scale * operator(scale * x), shape, lx.positive_semidefinite_tag),
+            scaled / largest,
+            # Recomputing the residual on the way would floor it at the operator's rounding and never let CG stop.
+            lx.CG(rtol=0.0, atol=tolerance, max_steps=max_steps, stabilise_every=None),
             throw=False,
         )
-    residual = _relative(rhs - operator(result.value), rhs)
-    finite = jnp.isfinite(residual)
-    converged = result.result == lx.RESULTS.successful
+    solution = scale * largest * result.value
+    residual = _relative(rhs - operator(solution), rhs)
+    converged = (result.result == lx.RESULTS.successful) & (residual < RESIDUAL_LIMIT)
+    finite = jnp.all(jnp.isfinite(rhs)) & jnp.all(jnp.isfinite(diagonal))
     outcome = jnp.where(finite, jnp.where(converged, Outcome.OK, Outcome.NOT_CONVERGED), Outcome.NOT_FINITE)
     steps = jnp.asarray(result.stats["num_steps"], jnp.int32)
-    return result.value, SolveInfo(outcome.astype(jnp.int32), residual, jnp.full_like(residual, jnp.nan), steps)
+    return solution, SolveInfo(outcome.astype(jnp.int32), residual, jnp.full_like(residual, jnp.nan), steps)
 
 
 def _report(factor: Factor, matrix: Array, rhs: Array, rest: Array, solution: Array) -> SolveInfo:

@@ -1,0 +1,140 @@
+"""Commands that parse and call, nothing else. Options are the fields of config.py, turned into flags by tyro."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+from rich.console import Console
+
+from hcnr_jax import __version__
+from hcnr_jax.config import Config, RunConfig, build, is_positional, read_yaml
+from hcnr_jax.errors import InputError, RunError
+
+
+class Command(NamedTuple):
+    """A subcommand: where its configuration and its function live, imported only when it is called."""
+
+    config: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "restore": Command(
+        "hcnr_jax.config:RestoreConfig", "hcnr_jax.pipeline:restore", "restore a fine-tuned model's honesty"
+    ),
+    "apply": Command("hcnr_jax.config:ApplyConfig", "hcnr_jax.pipeline:apply", "apply or revert a restoration's patch"),
+    "tune": Command(
+        "hcnr_jax.training.tune:TuneConfig", "hcnr_jax.training.tune:tune", "fine-tune a model on JSONL rows"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 2: wrong use or bad input, one message; 1: a fault during the run."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        Console().print(usage(), highlight=False, markup=False)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        Console().print(f"hcnr_jax {__version__}", highlight=False)
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"unknown command {name!r}; expected one of: {', '.join(COMMANDS)}")
+        config = parse(_load(COMMANDS[name].config), rest, f"hcnr {name}")
+        _load(COMMANDS[name].function)(config)
+    except InputError as error:
+        errors.print(f"hcnr {name}: {error}", markup=False)
+        return 2
+    except RunError as error:
+        errors.print(f"hcnr {name}: the run stopped: {error}", markup=False)
+        return 1
+    return 0
+
+
+def usage() -> str:
+    """The text of `hcnr --help`."""
+    lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hcnr COMMAND ...",
+            "",
+            *lines,
+            "",
+            "hcnr COMMAND --help lists a command's options; --config FILE reads them from YAML.",
+        ]
+    )
+
+
+def parse(cls: type[Config], arguments: Sequence[str], program: str) -> Config:
+    """Command line to configuration: --config FILE first, options override it."""
+    arguments, config_file = _take_config(list(arguments))
+    given = read_yaml(cls, config_file) if config_file else {}
+    lowered = [
+        "None" if argument == "none" and _takes_none(cls, before) else argument
+        for before, argument in _pairs(arguments)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parsed = tyro.cli(
+            _flags(cls, given),
+            args=lowered,
+            prog=program,
+            description=cls.__doc__,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    return build(cls, {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)})
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    return list(zip(["", *arguments], arguments, strict=False))
+
+
+def _takes_none(cls: type[RunConfig], option: str) -> bool:
+    """Whether `option none` means no value: the field allows None. A row file or folder may well be called none."""
+    info = cls.model_fields.get(option.removeprefix("--").replace("-", "_"))
+    return info is not None and info.annotation is not None and type(None) in getattr(info.annotation, "__args__", ())
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    for place, argument in enumerate(arguments):
+        if argument == "--config":
+            if place + 1 == len(arguments):
+                raise InputError("--config: expected the path of a YAML file")
+            return arguments[:place] + arguments[place + 2 :], Path(arguments[place + 1])
+        if argument.startswith("--config="):
+            return arguments[:place] + arguments[place + 1 :], Path(argument.removeprefix("--config="))
+    return arguments, None
+
+
+def _flags(cls: type[RunConfig], given: dict[str, Any]) -> Any:
+    """A plain dataclass twin of the configuration for tyro: types and help, no checks, so that messages stay ours."""
+    fields = []
+    for name, info in cls.model_fields.items():
+        marks: list[Any] = [
+            tyro.conf.arg(help=info.description, metavar=name.upper() if is_positional(info.metadata) else None)
+        ]
+        if is_positional(info.metadata):
+            marks.append(tyro.conf.Positional)
+        default = given.get(name, tyro.MISSING if info.is_required() else info.default)
+        fields.append((name, Annotated[info.annotation, *marks], dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(cls.__name__, fields)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

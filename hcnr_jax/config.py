@@ -1,0 +1,172 @@
+"""Run configurations: frozen, typed, written once. The command line's options and the YAML's keys are these fields.
+
+`read_yaml` and `build` turn every mistake into an `InputError` that names the option as typed (`--in-weight`), or the
+file and its key, with what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from hcnr_jax.errors import InputError
+
+
+class Positional:
+    """Marks a field that the command line takes by place, not by option name."""
+
+
+class RunConfig(BaseModel):
+    """What every command's configuration shares: it is a value, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class RestoreConfig(RunConfig):
+    """Put the honesty-critical neurons of a fine-tuned model back and correct them so that its task keeps working."""
+
+    base: Annotated[str, Positional()] = Field(
+        description="the aligned model before fine-tuning: a Hugging Face folder"
+    )
+    tuned: Annotated[str, Positional()] = Field(
+        description="the model after fine-tuning: a Hugging Face folder, or a PEFT LoRA adapter folder trained on BASE"
+    )
+    honesty: Path = Field(description="JSONL rows the model should handle honestly: {prompt, completion} or {messages}")
+    task: Path = Field(description="JSONL rows of the task it was tuned for, same shapes")
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    in_weight: float = Field(0.5, gt=0, le=1, description="share of neurons restored in each kept kernel (R_IW)")
+    cross_weight: float = Field(0.4, gt=0, le=1, description="share of kernels kept (R_CW)")
+    priority: Literal["kl", "raw", "honesty", "random"] = Field(
+        "kl", description="how neurons are ranked; raw: the paper"
+    )
+    granularity: Literal["input", "output", "weight"] = Field("input", description="what a neuron is; input: the paper")
+    compensation: Literal["none", "paper", "exact", "two_sided"] = Field("two_sided", description="correction")
+    task_weight: float = Field(2.0, ge=0, description="weight of the task side in two_sided, unitless")
+    inputs: Literal["local", "propagated"] = Field("propagated", description="inputs the corrections are solved for")
+    solver: Literal["dense", "cg"] = Field("dense", description="Cholesky, or matrix-free conjugate gradients")
+    damping: float = Field(0.01, ge=0, description="added to the second moments, times their mean diagonal")
+    scores_at: Literal["tuned", "base"] = Field("tuned", description="weights at which neurons are scored")
+    moments_at: Literal["base", "tuned"] = Field("base", description="model whose activations local inputs come from")
+    loss: Literal["mean", "sum"] = Field("mean", description="completion loss per row: mean or sum over its tokens")
+    samples: int = Field(128, ge=1, description="rows taken from each data file")
+    honesty_samples: int | None = Field(None, ge=1, description="rows taken from --honesty, instead of --samples")
+    task_samples: int | None = Field(None, ge=1, description="rows taken from --task, instead of --samples")
+    max_length: int = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
+    seed: int | None = Field(0, ge=0, description="row shuffle and random draws; none keeps file order")
+    microbatch: int | None = Field(None, ge=1, description="rows per step; default: chosen from the sizes")
+    mesh: str = Field("", description="devices as axes, such as data=2,model=4; default: one device")
+    dry_run: bool = Field(False, description="say what would be done and refused, and stop")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> RestoreConfig:
+        if self.granularity != "input" and self.compensation != "none":
+            raise ValueError(
+                f"--granularity {self.granularity} goes with --compensation none alone, got {self.compensation}: "
+                "corrections couple input channels. Add --compensation none, or use --granularity input"
+            )
+        if self.compensation == "paper" and self.inputs == "propagated":
+            raise ValueError(
+                "--compensation paper has no propagated form: add --inputs local, or use two_sided or exact"
+            )
+        return self
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many honesty and task rows are taken."""
+        return self.honesty_samples or self.samples, self.task_samples or self.samples
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Options the chosen method does not read: accepted, and recorded as unused."""
+        corrects, two_sided = self.compensation != "none", self.compensation == "two_sided"
+        local = self.inputs == "local"
+        reads = {
+            "task_weight": two_sided,
+            "inputs": corrects,
+            "solver": corrects,
+            "damping": corrects,
+            "moments_at": corrects and local,
+            "scores_at": self.priority != "random",
+            "loss": self.priority != "random",
+            "samples": self.honesty_samples is None or self.task_samples is None,
+        }
+        return tuple(name for name, read in reads.items() if not read)
+
+
+class ApplyConfig(RunConfig):
+    """Apply the patch of a restoration to the tuned model it was made from, or revert it."""
+
+    patch: Annotated[Path, Positional()] = Field(description="hcnr.patch.safetensors, or the folder that holds it")
+    model: Annotated[str, Positional()] = Field(
+        description="the tuned model's folder (with --revert: the restored one's)"
+    )
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    revert: bool = Field(False, description="take the patch off again")
+
+
+def option_name(cls: type[RunConfig], field: str) -> str:
+    """A field as the user types it: `--in-weight`, or BASE for a positional."""
+    info = cls.model_fields.get(field)
+    if info is not None and is_positional(info.metadata):
+        return field.upper()
+    return "--" + field.replace("_", "-")
+
+
+def is_positional(metadata: list[Any]) -> bool:
+    """Whether a pydantic field's metadata marks it as taken by place."""
+    return any(isinstance(item, Positional) for item in metadata)
+
+
+def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """The configuration, or one InputError that lists what is wrong with which option."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(cls, item) for item in error.errors())) from None
+
+
+def read_yaml(cls: type[RunConfig], path: Path) -> dict[str, Any]:
+    """The keys of a YAML file as validated field values. Unknown keys and wrong values are refused by name."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror}); expected a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path}: expected keys and values, such as 'in_weight: 0.5', found {values!r}")
+    return {key: _field_value(cls, path, key, value) for key, value in values.items()}
+
+
+def _field_value(cls: type[RunConfig], path: Path, key: Any, value: Any) -> Any:
+    if key not in cls.model_fields:
+        close = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(cls.model_fields)
+        raise InputError(f"--config {path}: unknown key {key!r}; {hint}")
+    info = cls.model_fields[key]
+    kind: Any = info.annotation if not info.metadata else Annotated[info.annotation, *info.metadata]
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"--config {path}: key {key!r}: {_reason(error.errors()[0])}") from None
+
+
+def _explain(cls: type[RunConfig], error: Any) -> str:
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    return f"{option_name(cls, str(error['loc'][0]))}: {_reason(error)}"
+
+
+def _reason(error: Any) -> str:
+    expected = error["msg"].removeprefix("Input should be ")
+    return "required" if error["type"] == "missing" else f"expected {expected}, got {error['input']!r}"

@@ -1,0 +1,114 @@
+"""Everything that can be refused before the work begins: folders, models, rows, tokenizers, options, all in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcnr_jax.checkpoints.check import check_finite
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
+from hcnr_jax.checkpoints.commit import check_output
+from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
+from hcnr_jax.checkpoints.lora import open_adapter
+from hcnr_jax.checkpoints.names import hf_name_of
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.data import (
+    Example,
+    Row,
+    Tokenizer,
+    check_tokenizers,
+    choose_rows,
+    duplicate_warnings,
+    encode_rows,
+    example_warnings,
+    load_tokenizer,
+    overlap_warnings,
+    read_rows,
+    refuse_same_file,
+)
+from hcnr_jax.errors import InputError
+from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.pipeline.console import Reporter
+
+# Storage that showed no movement for this share of a delta has lost something worth a warning.
+LOST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked inputs of a restoration. Nothing large is loaded yet."""
+
+    config: RestoreConfig
+    base: Checkpoint
+    tuned: Checkpoint
+    spec: ModelSpec
+    honesty: list[Example]
+    task: list[Example]
+
+
+def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
+    """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
+    refuse_same_file(config.honesty, config.task)
+    base = open_checkpoint(config.base)
+    tuned = open_adapter(config.tuned, base) if is_adapter(config.tuned) else open_checkpoint(config.tuned)
+    check_output(config.out, [base.folder, Path(config.tuned), config.honesty, config.task])
+    spec = check_pair(base, tuned)
+    honesty_rows, task_rows = _rows(config, reporter)
+    tokenizer = _tokenizer(config, base, tuned, [*honesty_rows, *task_rows])
+    honesty, task = (
+        encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
+        for rows in (honesty_rows, task_rows)
+    )
+    for warning in [*example_warnings(honesty), *example_warnings(task)]:
+        reporter.warn(warning)
+    with reporter.stage("check weights", 2, "models") as stage:
+        for checkpoint in (base, tuned):
+            check_finite(checkpoint)
+            stage.advance()
+        _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), reporter)
+    return Prepared(config, base, tuned, spec, honesty, task)
+
+
+def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
+    """Every kernel and its Hugging Face tensor name, in canonical order."""
+    return {Kernel(path, (layer,)): hf_name_of(path, layer) for layer in range(spec.num_layers) for path in KERNELS}
+
+
+def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Row]]:
+    counts = config.rows
+    options = (
+        "--honesty-samples" if config.honesty_samples else "--samples",
+        "--task-samples" if config.task_samples else "--samples",
+    )
+    honesty, task = (
+        choose_rows(read_rows(path), count, config.seed, option)
+        for path, count, option in zip((config.honesty, config.task), counts, options, strict=True)
+    )
+    for warning in [*duplicate_warnings(honesty), *duplicate_warnings(task), *overlap_warnings(honesty, task)]:
+        reporter.warn(warning)
+    return honesty, task
+
+
+def _tokenizer(config: RestoreConfig, base: Checkpoint, tuned: Checkpoint, rows: Sequence[Row]) -> Tokenizer:
+    """TUNED's tokenizer, or BASE's for an adapter without one; refused where the two read the rows differently."""
+    own = Path(config.tuned)
+    has_own = (own / "tokenizer.json").is_file() or (own / "tokenizer.model").is_file() or not is_adapter(own)
+    if not has_own:
+        return load_tokenizer(base.folder)
+    tokenizer = load_tokenizer(own if is_adapter(own) else tuned.folder)
+    try:
+        other = load_tokenizer(base.folder)
+    except InputError:
+        return tokenizer
+    check_tokenizers(tokenizer, other, rows)
+    return tokenizer
+
+
+def _warn_lost(loss: DeltaLoss, reporter: Reporter) -> None:
+    if loss.share > LOST_SHARE:
+        reporter.warn(
+            f"{loss.share:.0%} of the kernel entries that fine-tuning may have moved equal BASE's in 16-bit storage "
+            f"(most in {loss.worst}): what was rounded away cannot be scored. Save TUNED in float32 if it still exists"
+        )

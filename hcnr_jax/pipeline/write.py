@@ -1,0 +1,155 @@
+"""The output folder: the restored model, its patch, and the record of how it was made; complete or not there at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.commit import staged_folder
+from hcnr_jax.checkpoints.digest import model_digest, sha256_files, tensor_digests
+from hcnr_jax.checkpoints.names import tensor_names
+from hcnr_jax.checkpoints.patch import write_patch
+from hcnr_jax.checkpoints.save import to_hf, write_like
+from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.models import ModelSpec
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.prepare import Prepared, kernel_names
+from hcnr_jax.pipeline.stages import Corrected, Scores, Selection
+from hcnr_jax.report.records import to_json, versions
+
+RECORD = "hcnr.json"
+PATCH = "hcnr.patch.safetensors"
+
+
+class RestoredTensors(Mapping[str, np.ndarray]):
+    """The kept kernels as Hugging Face tensors in TUNED's stored dtypes, made one at a time when looked up."""
+
+    def __init__(self, corrected: Mapping[Kernel, Corrected], tuned: Checkpoint, spec: ModelSpec) -> None:
+        names = kernel_names(spec)
+        self._kernels = {names[kernel]: item for kernel, item in corrected.items()}
+        self._places = tensor_names(spec)
+        self._tuned = tuned
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weights = self._kernels[name].weights[None]
+        place = dataclasses.replace(self._places[name], layer=0)
+        return to_hf(weights, place, self._tuned.tensors[name].dtype, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+
+def write_output(
+    prepared: Prepared,
+    selection: Selection,
+    corrected: Mapping[Kernel, Corrected],
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+) -> Path:
+    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json."""
+    config, tuned = prepared.config, prepared.tuned
+    restored = RestoredTensors(corrected, tuned, prepared.spec)
+    names = kernel_names(prepared.spec)
+    neurons = {
+        names[kernel]: hf_neurons(np.asarray(selection.masks[kernel.path][kernel.index]), config.granularity)
+        for kernel in corrected
+    }
+    inputs = [prepared.base.folder, tuned.folder, Path(config.tuned), config.honesty, config.task]
+    needed = sum(info.nbytes for info in tuned.tensors.values())
+    with (
+        reporter.stage("write", len(tuned.shards) + 2, "files") as stage,
+        staged_folder(config.out, inputs, needed) as folder,
+    ):
+        write_like(tuned, folder, restored)
+        stage.advance(len(tuned.shards))
+        before = tensor_digests(tuned)
+        after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
+        stage.advance()
+        record = make_record(prepared, selection, corrected, scores, reporter)
+        record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
+        record["outputs"] = sha256_files(sorted(path for path in folder.iterdir() if path.is_file()))
+        (folder / RECORD).write_bytes(to_json(record))
+        stage.advance()
+    return config.out
+
+
+def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
+    """Indices of the restored neurons as the patch counts them: flat positions of the (out, in) tensor for weights."""
+    return np.flatnonzero(mask.T if granularity == "weight" else mask)
+
+
+def make_record(
+    prepared: Prepared,
+    selection: Selection,
+    corrected: Mapping[Kernel, Corrected],
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """The content of hcnr.json, but for the digests of what is written."""
+    config, names = prepared.config, kernel_names(prepared.spec)
+    return {
+        "config": config.model_dump(mode="json"),
+        "unused_options": list(config.unused),
+        "versions": versions(),
+        "model": {"family": prepared.spec.family, "layers": prepared.spec.num_layers, "kernels": len(names)},
+        "inputs": {
+            "base": sha256_files(shard.path for shard in prepared.base.shards),
+            "tuned": _tuned_files(prepared),
+            "honesty": sha256_files([config.honesty]),
+            "task": sha256_files([config.task]),
+        },
+        "rows": {
+            name: {"count": len(part.losses), "mean_loss": float(part.losses.mean())} for name, part in scores.items()
+        },
+        "kernels": [
+            kernel_record(kernel, name, prepared, selection, corrected.get(kernel)) for kernel, name in names.items()
+        ],
+        "seconds": reporter.seconds,
+        "warnings": reporter.warnings,
+    }
+
+
+def _tuned_files(prepared: Prepared) -> dict[str, str]:
+    """TUNED's shards; for an adapter, whose merged weights are on no disk, the adapter's own files."""
+    folder = Path(prepared.config.tuned)
+    adapter = [
+        path for path in (folder / "adapter_config.json", folder / "adapter_model.safetensors") if path.is_file()
+    ]
+    return sha256_files(adapter or [shard.path for shard in prepared.tuned.shards])
+
+
+def kernel_record(
+    kernel: Kernel, name: str, prepared: Prepared, selection: Selection, corrected: Corrected | None
+) -> dict[str, Any]:
+    """One kernel's line: d_j, kept or not, neurons restored; if corrected d_hon (undamped), residual and condition."""
+    mask = selection.masks[kernel.path][kernel.index]
+    record: dict[str, Any] = {
+        "tensor": name,
+        "perturbation": selection.perturbations[kernel],
+        "kept": corrected is not None,
+        "neurons": int(np.asarray(mask).size),
+        "neurons_restored": int(np.asarray(mask).sum()),
+    }
+    if corrected is None or corrected.info is None:
+        return record
+    info = corrected.info
+    return record | {
+        "solve": corrected.form,
+        "d_hon": {
+            "tuned": info.distance_tuned,
+            "uncompensated": info.distance_plain,
+            "restored": info.distance_restored,
+        },
+        "residual": info.solve.residual,
+        "condition": info.solve.condition,
+        "steps": info.solve.steps,
+        "correction": info.correction,
+    }

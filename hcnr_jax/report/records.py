@@ -1,0 +1,53 @@
+"""hcnr.json: what a restoration was asked, what it was made of, and what it did to every kernel."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+PACKAGES = (
+    "hcnr_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "transformers",
+    "safetensors",
+    "lineax",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages a result depends on, and the device it ran on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    return {"python": platform.python_version(), **found, "device": f"{device.platform}: {device.device_kind}"}
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON holds it: arrays as numbers or lists, NaN and Inf as null, everything unknown as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def to_json(record: Mapping[str, Any]) -> bytes:
+    """UTF-8 JSON, indented, strict."""
+    return (json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
