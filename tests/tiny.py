@@ -142,7 +142,11 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scale: floa
 
 
 def write_tiny_tokenizer(folder: Path, chat_template: str | None = None, add_bos: bool = True) -> Path:
-    """A whole-word tokenizer of 64 ids (`<unk>` 0, `<s>` 1, `</s>` 2) that AutoTokenizer loads; BOS first if asked."""
+    """A whole-word tokenizer of 64 ids (`<unk>` 0, `<s>` 1, `</s>` 2) that AutoTokenizer loads; BOS first if asked.
+
+    Beside a qwen2 config.json transformers 5 puts that family's own byte-level splitting in place of the one saved, and
+    most words become `<unk>`: fine for shapes and bytes, of no use for text.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     words = [*VOCABULARY, *(f"w{i}" for i in range(VOCAB_SIZE - len(VOCABULARY)))]

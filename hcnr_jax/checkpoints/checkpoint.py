@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ class Checkpoint:
     """An opened folder. Headers are checked, bodies untouched; `tensors` maps names to their place in the files."""
 
     folder: Path
-    config: dict[str, Any]
-    shards: tuple[ShardInfo, ...]
-    tensors: dict[str, TensorInfo]
+    config: dict[str, Any] = field(repr=False)
+    shards: tuple[ShardInfo, ...] = field(repr=False)
+    tensors: dict[str, TensorInfo] = field(repr=False)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored, (out, in) for linear weights, without copying; InputError for a name it lacks."""
@@ -79,15 +79,15 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     expected = _shard_contents(path)
     shards = tuple(_open_shard(path, name) for name in expected)
     tensors: dict[str, TensorInfo] = {}
+    for info in (info for shard in shards for info in shard.tensors):
+        if info.name in tensors:
+            first = tensors[info.name].file.name
+            raise InputError(
+                f"{path}: tensor {info.name} is in two shards, {first} and {info.file.name}; keep one of them"
+            )
+        tensors[info.name] = info
     for shard in shards:
         _check_contents(path, shard, expected[shard.name])
-        for info in shard.tensors:
-            if info.name in tensors:
-                raise InputError(
-                    f"{path}: tensor {info.name} is in two shards, {tensors[info.name].file.name} and {shard.name}; "
-                    "keep one of them"
-                )
-            tensors[info.name] = info
     if not tensors:
         raise InputError(f"{path}: its safetensors files hold no tensor")
     return Checkpoint(path, config, shards, tensors)

@@ -65,11 +65,13 @@ def load_params(
 def read_leaf(checkpoint: Checkpoint, spec: ModelSpec, path: str, layer: int | None = None) -> np.ndarray:
     """One leaf on the host, such as "blocks/mlp/up/kernel": all layers stacked, or `layer` alone without that axis.
 
-    Raises InputError for a path the tree of `spec` has not.
+    Raises InputError for a path or layer the tree of `spec` has not.
     """
     sources = _sources(spec).get(path)
     if sources is None:
         raise InputError(f"{checkpoint.folder}: the model has no parameter {path}")
+    if layer is not None and layer not in [place.layer for _, place in sources]:
+        raise InputError(f"{checkpoint.folder}: parameter {path} has no layer {layer}")
     shape, dtype = leaf_shapes(spec)[path], _leaf_dtype(checkpoint, sources)
     if layer is None:
         return _fill(checkpoint, sources, dtype, tuple(slice(0, n) for n in shape))

@@ -31,7 +31,7 @@ _UNKNOWN = "0" * 64  # stands in the header until the digest is known; every sha
 def write_patch(
     path: str | Path,
     tuned: Checkpoint,
-    restored: Mapping[str, np.ndarray],
+    restored: Mapping[str, Any],
     neurons: Mapping[str, np.ndarray],
     granularity: Granularity = "input",
     digests: Mapping[str, str] | None = None,

@@ -35,7 +35,7 @@ _WRITE_BYTES = 1 << 26
 def save_like(
     template: Checkpoint,
     out: str | Path,
-    changed: Mapping[str, np.ndarray],
+    changed: Mapping[str, Any],
     extra_files: Mapping[str, bytes] | None = None,
     inputs: Iterable[str | Path] = (),
 ) -> Path:
@@ -63,7 +63,7 @@ def save_like(
     return Path(out).expanduser().resolve()
 
 
-def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, np.ndarray]) -> None:
+def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, Any]) -> None:
     """The files of `save_like` into a folder that the caller commits."""
     unknown = sorted(set(changed) - set(template.tensors))
     if unknown:
@@ -200,7 +200,7 @@ def _leaves_of(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     return flat
 
 
-def _write_shard(file: BinaryIO, template: Checkpoint, shard: ShardInfo, changed: Mapping[str, np.ndarray]) -> None:
+def _write_shard(file: BinaryIO, template: Checkpoint, shard: ShardInfo, changed: Mapping[str, Any]) -> None:
     if shard.metadata.get("format") == "pt":
         file.write(shard.header)
     else:  # without it, or with another framework's name, transformers refuses or transposes
