@@ -1,0 +1,176 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) for any kernel of the decoder: `y = x W + (alpha / r) (x A) B`, W frozen.
+
+A (in, r) and B (r, out) are leaves put beside each kernel in the parameter tree, where nn.scan and nn.remat carry them
+along, and an interceptor around nn.Dense adds their product; the model's code knows nothing of them. Adding W + s A B
+up inside the loss instead would hold a second copy of every kernel and the gradient of all of it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from safetensors.numpy import save_file
+
+from hcnr_jax.checkpoints.checkpoint import ADAPTER_CONFIG
+from hcnr_jax.checkpoints.commit import staged_folder
+from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS
+from hcnr_jax.checkpoints.names import hf_name_of
+from hcnr_jax.errors import InputError
+from hcnr_jax.models.decoder import KERNELS
+from hcnr_jax.training.objectives import Logits, logits_of
+from hcnr_jax.training.trainer import Objective
+
+Params = dict[str, Any]
+
+_PEFT_PREFIX = "base_model.model."
+
+
+def init_adapters(params: Params, rank: int, key: PRNGKeyArray, kernels: tuple[str, ...] = KERNELS) -> Params:
+    """Adapters for the stacked `kernels` [l, in, out]: `lora_a` uniform in +-1/sqrt(in), as PEFT; `lora_b` zero.
+
+    Returns:
+      A tree with the kernels' parents only: `{"blocks": {"attention": {"q": {"lora_a": [l, in, r], "lora_b": ...}}}}`.
+
+    Raises:
+      InputError: a rank below 1, or above a kernel's smaller side, where low rank would save nothing.
+    """
+    adapters: Params = {}
+    for path, kernel_key in zip(kernels, jax.random.split(key, len(kernels)), strict=True):
+        layers, rows, columns = _at(params, path).shape
+        if not 1 <= rank <= min(rows, columns):
+            raise InputError(
+                f"--lora {rank}: expected a rank from 1 to {min(rows, columns)}, the smaller side of {path}"
+            )
+        parent = adapters
+        for name in path.split("/")[:-1]:
+            parent = parent.setdefault(name, {})
+        bound = rows**-0.5
+        parent["lora_a"] = jax.random.uniform(kernel_key, (layers, rows, rank), jnp.float32, -bound, bound)
+        parent["lora_b"] = jnp.zeros((layers, rank, columns), jnp.float32)
+    return adapters
+
+
+def joined(params: Params, adapters: Params) -> Params:
+    """One tree with the leaves of both; the adapters' leaves lie beside the kernels."""
+    both = dict(params)
+    for name, value in adapters.items():
+        both[name] = joined(params[name], value) if isinstance(value, dict) and name in params else value
+    return both
+
+
+def lora_interceptor(scale: float) -> Callable[..., Array]:
+    """For `nn.intercept_methods`: adds `scale (x A) B` to the output of every nn.Dense that has the two leaves."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Array:
+        output = call(*args, **kwargs)
+        if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+            return output
+        if not context.module.has_variable("params", "lora_a"):
+            return output
+        a, b = (jnp.asarray(context.module.get_variable("params", name), output.dtype) for name in ("lora_a", "lora_b"))
+        return output + (args[0].astype(output.dtype) @ a) @ b * jnp.asarray(scale, output.dtype)
+
+    return intercept
+
+
+def lora_objective(make: Callable[[Logits], Objective], model: nn.Module, params: Params, scale: float) -> Objective:
+    """The objective `make(logits)` as a function of the adapters alone, over the frozen `params` (kept in their dtype).
+
+    The result is a `jax.tree_util.Partial`, so that the frozen weights enter the compiled step as arguments.
+    """
+
+    plain = logits_of(model)
+
+    def logits(both: PyTree, tokens: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t v"]:
+        with nn.intercept_methods(lora_interceptor(scale)):
+            return plain(both, tokens, mask)
+
+    inner = make(logits)
+
+    def objective(
+        frozen: Params, adapters: Params, batch: PyTree, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        return inner(joined(frozen, adapters), batch, key)
+
+    return jax.tree_util.Partial(objective, params)
+
+
+def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
+    """`W + scale A B` for every adapted kernel, computed in float32 and returned in W's dtype; other leaves as they
+    are.
+    """
+    merged = dict(params)
+    for name, value in adapters.items():
+        merged[name] = merge_adapters(params[name], value, scale) if isinstance(value, dict) else value
+    if "lora_a" in adapters:
+        kernel = params["kernel"]
+        update = jnp.einsum("lir,lro->lio", adapters["lora_a"], adapters["lora_b"], precision="highest")
+        merged["kernel"] = (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+        del merged["lora_a"], merged["lora_b"]
+    return merged
+
+
+def adapter_tensors(adapters: Params) -> dict[str, np.ndarray]:
+    """PEFT's tensors, float32: `base_model.model.<module>.lora_A.weight` (r, in) and `lora_B.weight` (out, r)."""
+    tensors = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(adapters):
+        *parents, name = [key.key for key in keys]
+        part = {"lora_a": "lora_A", "lora_b": "lora_B"}[name]
+        for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
+            module = hf_name_of("/".join([*parents, "kernel"]), layer).removesuffix(".weight")
+            tensors[f"{_PEFT_PREFIX}{module}.{part}.weight"] = np.ascontiguousarray(matrix.T)
+    return tensors
+
+
+def save_adapter(
+    out: str | Path,
+    adapters: Params,
+    alpha: float,
+    base_folder: str | Path,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a PEFT adapter folder: adapter_config.json and adapter_model.safetensors.
+
+    Args:
+      alpha: LoRA's alpha; the update is scaled by alpha / rank.
+      base_folder: the model the adapter belongs to, written down in the configuration and never written to.
+      extra_files: further files, name -> content.
+
+    Raises:
+      InputError: an unusable `out`. RunError: the disk failed; nothing is left behind.
+    """
+    tensors = adapter_tensors(adapters)
+    rank = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight"))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_folder),
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with staged_folder(out, [base_folder], needed_bytes=size) as stage:
+        save_file(tensors, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (stage / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in (extra_files or {}).items():
+            (stage / name).write_bytes(content)
+    return Path(out).expanduser().resolve()
+
+
+def _at(params: Params, path: str) -> Any:
+    for name in path.split("/"):
+        params = params[name]
+    return params

@@ -1,0 +1,170 @@
+"""`hcnr tune MODEL --data F --objective sft --out DIR [--lora RANK]`: fine-tune a Hugging Face folder on rows of
+text.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hcnr_jax.checkpoints.commit import check_output
+from hcnr_jax.checkpoints.load import load_params
+from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD, tensor_names
+from hcnr_jax.checkpoints.save import HFTensors, save_like
+from hcnr_jax.data.examples import (
+    Batch,
+    encode_rows,
+    example_warnings,
+    load_tokenizer,
+    pad_examples,
+    read_rows,
+)
+from hcnr_jax.errors import InputError
+from hcnr_jax.models.decoder import Decoder
+from hcnr_jax.models.spec import ModelSpec, spec_from_config
+from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
+from hcnr_jax.training.objectives import Logits, logits_of, sft
+from hcnr_jax.training.trainer import Objective, StepInfo, TrainLog, TrainSettings, epoch_batches, train
+
+OBJECTIVES: dict[str, Callable[[Logits], Objective]] = {"sft": sft}
+RECORD = "hcnr_tune.json"
+
+
+class TuneConfig(BaseModel):
+    """Everything `hcnr tune` can be told; saved with the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(description="Hugging Face folder of the model to fine-tune")
+    data: Path = Field(description="JSONL rows: prompt and completion, or messages")
+    out: Path = Field(description="folder to write: a model, or with --lora an adapter")
+    objective: Literal["sft"] = "sft"
+    lora: int | None = Field(None, description="rank of the adapters; without it all weights are trained")
+    lora_alpha: float | None = Field(None, description="LoRA's alpha; twice the rank if not given")
+    learning_rate: float | None = Field(None, description="peak; 2e-5 if not given, 2e-4 with --lora")
+    epochs: float = Field(3.0, description="passes over the rows; not used where --steps is given")
+    steps: int | None = Field(None, description="optimiser steps")
+    warmup: float = Field(0.03, description="share of the steps in which the learning rate rises")
+    end_fraction: float = Field(0.0, description="learning rate at the end of the cosine, as a share of the peak")
+    batch_size: int = Field(32, description="rows per step")
+    microbatch: int | None = Field(None, description="rows at a time; saves memory, changes nothing else")
+    weight_decay: float = Field(0.0, description="AdamW's, on kernels alone")
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float | None = Field(1.0, description="largest global norm of the gradient")
+    max_length: int = Field(512, description="tokens of a row; longer ones are cut at the end")
+    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Where the result lies, the log of every step, and what the user should know about the rows."""
+
+    out: Path
+    settings: TrainSettings
+    log: TrainLog
+    warnings: tuple[str, ...]
+
+
+def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | None = None) -> TuneResult:
+    """Fine-tune, and write a folder in MODEL's layout and dtypes, or with `config.lora` a PEFT adapter folder.
+
+    Weights are trained in float32 and rounded once, at the end. `on_step(step, steps, info)` follows every step.
+
+    Raises:
+      InputError: bad options, model, rows or output place, before any training. RunError: the loss is not finite, or
+        the disk failed; nothing is left at `config.out`.
+    """
+    check_output(config.out, [config.model])
+    checkpoint = open_checkpoint(config.model)
+    spec = spec_from_config(checkpoint.config, str(checkpoint.folder / "config.json"))
+    rows, warnings = _encoded(config, checkpoint, spec)
+    settings = train_settings(config, len(rows.tokens))
+    params = load_params(checkpoint, spec)
+    model = Decoder(spec, dtype=jnp.dtype(config.compute_dtype))
+    make, key = OBJECTIVES[config.objective], jax.random.key(config.seed)
+    batches = epoch_batches(rows, settings.batch_size, settings.seed)
+
+    def report(step: int, info: StepInfo) -> None:
+        if on_step is not None:
+            on_step(step, settings.steps, info)
+
+    if config.lora is None:
+        objective = make(logits_of(model))
+        trained, log = train(objective, params, batches, settings, key, report)
+        out = save_like(
+            checkpoint, config.out, _tensors(checkpoint, spec, trained), {RECORD: _record(config, settings, log)}
+        )
+    else:
+        alpha = 2.0 * config.lora if config.lora_alpha is None else config.lora_alpha
+        adapters = init_adapters(params, config.lora, jax.random.fold_in(key, settings.steps))
+        objective = lora_objective(make, model, params, alpha / config.lora)
+        trained, log = train(objective, adapters, batches, settings, key, report)
+        out = save_adapter(config.out, trained, alpha, checkpoint.folder, {RECORD: _record(config, settings, log)})
+    return TuneResult(out, settings, log, tuple(warnings))
+
+
+def train_settings(config: TuneConfig, rows: int) -> TrainSettings:
+    """The optimiser's settings for a number of rows; raises InputError naming the option as typed."""
+    if config.steps is None and not config.epochs > 0:
+        raise InputError(f"--epochs {config.epochs}: expected a number above 0")
+    if not 0 <= config.warmup < 1:
+        raise InputError(f"--warmup {config.warmup}: expected a share of the steps, in [0, 1)")
+    steps = math.ceil(config.epochs * rows / config.batch_size) if config.steps is None else config.steps
+    rate = config.learning_rate
+    if rate is None:
+        rate = 2e-5 if config.lora is None else 2e-4
+    return TrainSettings(
+        learning_rate=rate,
+        steps=steps,
+        warmup_steps=int(config.warmup * steps),
+        batch_size=config.batch_size,
+        weight_decay=config.weight_decay,
+        b1=config.b1,
+        b2=config.b2,
+        clip_norm=config.clip_norm,
+        end_fraction=config.end_fraction,
+        seed=config.seed,
+        microbatch=config.microbatch,
+    )
+
+
+def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Batch, list[str]]:
+    """All rows as one padded batch on the host, and the warnings about them."""
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
+    examples = encode_rows(read_rows(config.data), tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
+    return pad_examples(examples), example_warnings(examples)
+
+
+class _TunedTensors(HFTensors):
+    """The trained tensors; a tied checkpoint that stores its head all the same gets the trained embedding there too."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return super().__getitem__(EMBEDDING if name == LM_HEAD and name not in self._places else name)
+
+
+def _tensors(checkpoint: Checkpoint, spec: ModelSpec, params: dict[str, Any]) -> _TunedTensors:
+    names = [name for name in checkpoint.tensors if name in tensor_names(spec) or name == LM_HEAD]
+    return _TunedTensors(params, spec, {name: checkpoint.tensors[name].dtype for name in names})
+
+
+def _record(config: TuneConfig, settings: TrainSettings, log: TrainLog) -> bytes:
+    """hcnr_tune.json: the resolved configuration, package versions and the loss of every step."""
+    packages = ("hcnr_jax", "jax", "flax", "optax")
+    record = {
+        "config": config.model_dump(mode="json"),
+        "settings": settings.__dict__,
+        "versions": {name: version(name) for name in packages},
+        "losses": [float(f"{loss:.6g}") for loss in log.losses],
+    }
+    return (json.dumps(record, indent=2) + "\n").encode()
