@@ -64,10 +64,10 @@ def joined(params: Params, adapters: Params) -> Params:
     return both
 
 
-def lora_interceptor(scale: float) -> Callable[..., Array]:
+def lora_interceptor(scale: float) -> Callable[..., Any]:
     """For `nn.intercept_methods`: adds `scale (x A) B` to the output of every nn.Dense that has the two leaves."""
 
-    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Array:
+    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
             return output

@@ -26,10 +26,10 @@ from hcnr_jax.training.trainer import TrainSettings, train
 from tests.tiny import write_tiny_model
 
 SCALE = 1.5
-TOKENS = np.array([[1, 5, 9, 13, 2], [1, 7, 7, 30, 2]], np.int32)
+TOKENS = jnp.array([[1, 5, 9, 13, 2], [1, 7, 7, 30, 2]], jnp.int32)
 
 
-ROWS = Batch(TOKENS, np.ones_like(TOKENS, bool), np.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]], bool))
+ROWS = Batch(TOKENS, jnp.ones_like(TOKENS, bool), jnp.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]], bool))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_folder_is_read_by_peft_and_by_our_reader_as_the_same_model(base, tmp_pa
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(model, out)
     with torch.no_grad():
-        logits = model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
+        logits = model(torch.tensor(np.array(TOKENS), dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     merged = load_params(open_adapter(out, checkpoint), spec)
     ours = merge_adapters(params, adapters, SCALE)

@@ -1,6 +1,4 @@
 """The training loop against a hand-written optax loop; one compile, float32, the start left alone."""
-alone.
-"""
 
 import jax
 import jax.numpy as jnp
