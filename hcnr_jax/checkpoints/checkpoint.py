@@ -63,6 +63,11 @@ class Checkpoint:
         return {str(path.relative_to(self.folder)): path for path in sorted([*_companions(self.folder), *index])}
 
     @property
+    def sources(self) -> tuple[Path, ...]:
+        """The folders these weights are read from, which no output may touch."""
+        return (self.folder,)
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The folder whose tokenizer goes with these weights."""
         return self.folder

@@ -114,6 +114,11 @@ class MergedCheckpoint(Checkpoint):
         return kept | {name: path for name, path in own.items() if is_tokenizer_file(name)}
 
     @property
+    def sources(self) -> tuple[Path, ...]:
+        """The adapter's folder and BASE's."""
+        return (self.folder, *self.base.sources)
+
+    @property
     def tokenizer_folder(self) -> Path:
         """The adapter's folder where it holds a tokenizer, else BASE's."""
         has_own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -312,18 +317,18 @@ def _check_targets(folder: Path, config: Mapping[str, Any], base: Checkpoint, fo
     if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return
     modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
-    for target in targets:
+    lacking = []
+    for target in sorted(targets):  # PEFT writes a set, in an order that changes from run to run
         hits = [module for module in modules if module == target or module.endswith(f".{target}")]
         if not hits:
-            raise InputError(
-                f"{folder}: target_modules names {target!r}, which {base.folder} has not{_made_for(config)}"
-            )
-        lacking = [module for module in hits if module not in found]
-        if lacking:
-            raise InputError(
-                f"{folder}: the adapter has no tensors for {lacking[0]} ({len(lacking)} such modules), which "
-                f"target_modules names and {base.folder} has{_made_for(config)}"
-            )
+            hint = _made_for(config)
+            raise InputError(f"{folder}: target_modules names {target!r}, which {base.folder} has not{hint}")
+        lacking += [module for module in hits if module not in found]
+    if lacking:
+        raise InputError(
+            f"{folder}: the adapter has no tensors for {lacking[0]} (nor for {len(lacking) - 1} more modules), which "
+            f"target_modules names and {base.folder} has{_made_for(config)}"
+        )
 
 
 def _made_for(config: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def save_like(
         changed: HF name -> array in HF orientation and in the stored dtype already; looked up one name at a time, so
             that a lazy mapping never holds two tensors.
         extra_files: further files, name -> content, such as a record of the run.
-        inputs: more folders that `out` must stay clear of; the template's always is one.
+        inputs: more folders that `out` must stay clear of; the template's own always are.
 
     Returns:
         The resolved output path.
@@ -56,7 +56,7 @@ def save_like(
         RunError: the disk failed or filled up. Nothing is left behind.
     """
     size = sum(info.nbytes for info in template.tensors.values())
-    with staged_folder(out, [template.folder, *inputs], needed_bytes=size) as stage:
+    with staged_folder(out, [*template.sources, *inputs], needed_bytes=size) as stage:
         write_like(template, stage, changed)
         for name, content in (extra_files or {}).items():
             (stage / name).write_bytes(content)
@@ -65,7 +65,8 @@ def save_like(
 
 def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, Any]) -> None:
     """The files of `save_like` into a folder that the caller commits."""
-    unknown = sorted(set(changed) - set(template.tensors))
+    replaced = set(changed)  # asking a lazy mapping whether it holds a name would make the tensor
+    unknown = sorted(replaced - set(template.tensors))
     if unknown:
         raise InputError(f"{template.folder} has no tensor {unknown[0]}, which was to be replaced")
     for name, path in template.companions().items():
@@ -73,7 +74,7 @@ def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, Any]) ->
         shutil.copyfile(path, stage / name)
     for shard in template.shards:
         with (stage / shard.name).open("wb") as file:
-            _write_shard(file, template, shard, changed)
+            _write_shard(file, template, shard, changed, replaced)
     if not (stage / INDEX).exists():
         _write_index(stage, {info.name: shard.name for shard in template.shards for info in shard.tensors}, template)
 
@@ -200,14 +201,16 @@ def _leaves_of(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     return flat
 
 
-def _write_shard(file: BinaryIO, template: Checkpoint, shard: ShardInfo, changed: Mapping[str, Any]) -> None:
+def _write_shard(
+    file: BinaryIO, template: Checkpoint, shard: ShardInfo, changed: Mapping[str, Any], replaced: set[str]
+) -> None:
     if shard.metadata.get("format") == "pt":
         file.write(shard.header)
     else:  # without it, or with another framework's name, transformers refuses or transposes
         layout = {info.name: (info.dtype, info.shape) for info in shard.tensors}
         file.write(encode_header(layout, {**shard.metadata, "format": "pt"}))
     for info in shard.tensors:
-        if info.name not in changed:
+        if info.name not in replaced:
             _write_tensor(file, template.read(info.name))
             continue
         tensor = changed[info.name]
