@@ -314,7 +314,8 @@ def _is_base(name: str, info: TensorInfo, base: Checkpoint) -> bool:
 def _check_targets(folder: Path, config: Mapping[str, Any], base: Checkpoint, found: set[str]) -> None:
     """Every module of BASE that target_modules names must have its pair: a base with more layers shows here."""
     targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+    restricted = config.get("layers_to_transform") is not None or config.get("exclude_modules")
+    if not isinstance(targets, list) or restricted:
         return
     modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
     lacking = []

@@ -71,6 +71,7 @@ CASES = {
     "patterns and rsLoRA": ("llama", {"rank_pattern": {"v_proj": 2}, "use_rslora": True}),
     "a regular expression": ("llama", {"target_modules": r".*layers\.1\..*(q|up)_proj"}),
     "one layer": ("llama", {"layers_to_transform": [1]}),
+    "the first layer": ("llama", {"layers_to_transform": 0}),
     "modules_to_save": ("llama", {"modules_to_save": ["lm_head", "embed_tokens"]}),
     "a norm saved": ("qwen3", {"modules_to_save": ["input_layernorm"], "target_modules": ALL}),
     "the head": ("llama", {"target_modules": ["lm_head", "q_proj"]}),
