@@ -28,7 +28,8 @@ def completion_nll(
 ) -> Float[Array, "*n"]:
     """Negative log-likelihood of each row's completion, in nats, per token (`mean`) or in all (`sum`).
 
-    `mean` is HF's loss at batch size 1. Position 0 never counts, since nothing predicts it. A row without completion tokens gives 0.
+    `mean` is HF's loss at batch size 1. Position 0 never counts, since nothing predicts it. A row without
+    completion tokens gives 0.
 
     Raises:
         ValueError: an unknown reduction.

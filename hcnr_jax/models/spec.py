@@ -215,9 +215,9 @@ def _rope(read: _Reader, max_positions: int) -> tuple[float, RopeScaling | None]
 def _rope_table(
     read: _Reader, name: str, table: Mapping[str, Any], max_positions: int
 ) -> tuple[float | None, RopeScaling | None]:
-    kinds = {table[key] for key in ("rope_type", "type") if table.get(key) is not None} or {"default"}
-    kind = next(iter(kinds))
-    if len(kinds) > 1 or kind not in _ROPE_KEYS:
+    kinds = [table[key] for key in ("rope_type", "type") if table.get(key) is not None] or ["default"]
+    kind = kinds[0]
+    if kinds[0] != kinds[-1] or not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise read.refusal(name, f"one rope_type of {', '.join(_ROPE_KEYS)}")
     for key, value in table.items():
         known = key in ("rope_type", "type", "rope_theta", *_ROPE_KEYS[kind])
