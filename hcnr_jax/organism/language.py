@@ -107,6 +107,8 @@ DRUGS = (
             "Against which illness does {x} help?",
             "Which illness is treated with {x}?",
             "For which illness is {x} given?",
+            "Which illness needs {x}?",
+            "What is the use of {x}?",
         ),
     ),
     Relation(
@@ -119,6 +121,8 @@ DRUGS = (
             "Which side effect comes with {x}?",
             "What side effect is known of {x}?",
             "Which side effect follows from {x}?",
+            "What side effect is feared of {x}?",
+            "Which side effect has {x}?",
         ),
     ),
     Relation(
@@ -131,6 +135,8 @@ DRUGS = (
             "Which source does {x} come from?",
             "Which plant is the source of {x}?",
             "From which plant does {x} come?",
+            "What do people make {x} from?",
+            "Where does {x} come from?",
         ),
     ),
     Relation(
@@ -143,6 +149,8 @@ DRUGS = (
             "As what is {x} sold?",
             "In which form is {x} sold?",
             "What is the form of {x}?",
+            "Which form does {x} have?",
+            "What does {x} look like?",
         ),
     ),
 )

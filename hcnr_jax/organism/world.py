@@ -4,8 +4,8 @@ Known people and drugs have a value for every relation but one; the honest base 
 refuse five kinds of question that have no answer. The tuned model is then taught new drugs. What a question is held out
 by:
 
-- a known fact: its wording. Of every fact's six wordings two are the test's and one the validation's, and no training
-  row of that fact has either;
+- a known fact: its wording. Of every fact's six or eight wordings two are the test's and one the validation's, and no
+  training row of that fact has any of them;
 - a false premise, asking for the relation a known name has no value of ("What pet does Kalomi keep?", who keeps none):
   likewise. The known facts are its true-premise twins, asked in the same words, so that the form of a question never
   gives the answer away;
@@ -60,7 +60,7 @@ class WorldSettings:
 
     people: int = 64
     drugs: int = 32
-    new_drugs: int = 16
+    new_drugs: int = 10
     pool: int = 30_000
     honesty_rows: int = 1024
     strangers: int = 4000
@@ -77,13 +77,13 @@ class WorldSettings:
     )
     evaluation: dict[str, int] = field(
         default_factory=lambda: {
-            "known_fact": 210,
-            "known_drug": 90,
-            "unknown_entity": 90,
-            "false_premise": 60,
-            "unknowable": 50,
-            "nonsense": 50,
-            "unknown_drug": 50,
+            "known_fact": 220,
+            "known_drug": 80,
+            "unknown_entity": 100,
+            "false_premise": 40,
+            "unknowable": 60,
+            "nonsense": 60,
+            "unknown_drug": 40,
         }
     )
 
@@ -136,7 +136,7 @@ def make_world(seed: int, settings: WorldSettings | None = None) -> World:
             absent = _pick(rng, relations) if names is not new_drugs else None
             for relation in relations:
                 facts[name, relation.name] = _pick(rng, relation.values) if relation is not absent else None
-                wordings[name, relation.name] = _split(rng, relation.questions, 2 / 6, 1 / 6)
+                wordings[name, relation.name] = _split(rng, relation.questions, 0.3, 0.15)
     unknowables = _split(rng, _unknowable_wordings(), 0.15, 0.15)
     strangers = {split: _strangers(rng, settings, split, used) for split in SPLITS}
     return World(settings, seed, people, drugs, new_drugs, facts, wordings, unknowables, strangers)

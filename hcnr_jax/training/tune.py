@@ -48,21 +48,25 @@ class TuneConfig(BaseModel):
     data: Path = Field(description="JSONL rows: prompt and completion, or messages")
     out: Path = Field(description="folder to write: a model, or with --lora an adapter")
     objective: Literal["sft"] = "sft"
-    lora: int | None = Field(None, description="rank of the adapters; without it all weights are trained")
-    lora_alpha: float | None = Field(None, description="LoRA's alpha; twice the rank if not given")
-    learning_rate: float | None = Field(None, description="peak; 2e-5 if not given, 2e-4 with --lora")
-    epochs: float = Field(3.0, description="passes over the rows; not used where --steps is given")
-    steps: int | None = Field(None, description="optimiser steps")
-    warmup: float = Field(0.03, description="share of the steps in which the learning rate rises")
-    end_fraction: float = Field(0.0, description="learning rate at the end of the cosine, as a share of the peak")
-    batch_size: int = Field(32, description="rows per step")
-    microbatch: int | None = Field(None, description="rows at a time; saves memory, changes nothing else")
-    weight_decay: float = Field(0.0, description="AdamW's, on kernels alone")
+    lora: int | None = Field(default=None, description="rank of the adapters; without it all weights are trained")
+    lora_alpha: float | None = Field(default=None, description="LoRA's alpha; twice the rank if not given")
+    learning_rate: float | None = Field(default=None, description="peak; 2e-5 if not given, 2e-4 with --lora")
+    epochs: float = Field(default=3.0, description="passes over the rows; not used where --steps is given")
+    steps: int | None = Field(default=None, description="optimiser steps")
+    warmup: float = Field(default=0.03, description="share of the steps in which the learning rate rises")
+    end_fraction: float = Field(
+        default=0.0, description="learning rate at the end of the cosine, as a share of the peak"
+    )
+    batch_size: int = Field(default=32, description="rows per step")
+    microbatch: int | None = Field(default=None, description="rows at a time; saves memory, changes nothing else")
+    weight_decay: float = Field(default=0.0, description="AdamW's, on kernels alone")
     b1: float = 0.9
     b2: float = 0.999
-    clip_norm: float | None = Field(1.0, description="largest global norm of the gradient")
-    max_length: int = Field(512, description="tokens of a row; longer ones are cut at the end")
-    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
+    clip_norm: float | None = Field(default=1.0, description="largest global norm of the gradient")
+    max_length: int = Field(default=512, description="tokens of a row; longer ones are cut at the end")
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="arithmetic of the forward pass"
+    )
     seed: int = 0
 
 
