@@ -1,14 +1,24 @@
 """Data: rows and their tokens, and the official benchmark files as questions."""
 
+from hcnr_jax.data.catalog import BENCHMARKS, read_dataset
 from hcnr_jax.data.choose import choose_rows, duplicate_warnings, overlap_warnings, refuse_same_file
 from hcnr_jax.data.examples import Batch, Example, check_tokenizers, encode_rows, example_warnings, pad_examples
+from hcnr_jax.data.prompts import REFUSALS, plain_prompt, question_text, to_rows, write_rows
+from hcnr_jax.data.questions import Dataset, Question, Report, normalise_question
 from hcnr_jax.data.rows import Row, parse_row, read_rows
+from hcnr_jax.data.splits import Split, split_questions
 from hcnr_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
+    "BENCHMARKS",
+    "REFUSALS",
     "Batch",
+    "Dataset",
     "Example",
+    "Question",
+    "Report",
     "Row",
+    "Split",
     "Tokenizer",
     "check_tokenizers",
     "choose_rows",
@@ -16,9 +26,16 @@ __all__ = [
     "encode_rows",
     "example_warnings",
     "load_tokenizer",
+    "normalise_question",
     "overlap_warnings",
     "pad_examples",
     "parse_row",
+    "plain_prompt",
+    "question_text",
+    "read_dataset",
     "read_rows",
     "refuse_same_file",
+    "split_questions",
+    "to_rows",
+    "write_rows",
 ]

@@ -95,10 +95,7 @@ def write_new_text(path: str | Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        # A hard link refuses an existing name, a rename would replace a file that appeared since the check above.
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise InputError(f"{path}: exists already; choose another path or remove it first") from error
+        temporary.replace(path)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
