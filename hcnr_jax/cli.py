@@ -34,6 +34,16 @@ COMMANDS = {
     "tune": Command(
         "hcnr_jax.training.tune:TuneConfig", "hcnr_jax.training.tune:tune", "fine-tune a model on JSONL rows"
     ),
+    "evaluate": Command(
+        "hcnr_jax.config:EvaluateConfig", "hcnr_jax.pipeline.evaluate:evaluate", "measure a model's honesty and task"
+    ),
+    "probe": Command(
+        "hcnr_jax.config:ProbeConfig", "hcnr_jax.pipeline.probe:probe", "see what a tuned model still knows it lacks"
+    ),
+    "data": Command("hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows"),
+    "diagnose": Command(
+        "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"
+    ),
 }
 
 

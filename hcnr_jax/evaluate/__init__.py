@@ -1,1 +1,53 @@
-"""TBD"""
+"""Evaluation: ask a model, read what it says, score it, and look inside it.
+
+`questions` makes prompts of rows, `runner` asks and judges, `scores` summarises, `journal` lets a killed run go on;
+`refusal`, `metrics`, `statistics`, `calibration` are the measures; `hidden` and `probe` look at what the model knows;
+`checks` and `conditioning` are the warning signs of the paper.
+"""
+
+from hcnr_jax.evaluate.batches import Events
+from hcnr_jax.evaluate.checks import (
+    Finding,
+    check_conditioning,
+    check_honesty,
+    check_premise,
+    check_stability,
+    check_task,
+    rank_correlation,
+)
+from hcnr_jax.evaluate.completions import LoadedModel
+from hcnr_jax.evaluate.conditioning import input_conditions
+from hcnr_jax.evaluate.hidden import last_token_states
+from hcnr_jax.evaluate.metrics import honesty_metrics, recovered_share
+from hcnr_jax.evaluate.questions import Prompt, check_labels, encode_prompts, question_of, sample_rows, split_halves
+from hcnr_jax.evaluate.refusal import detect
+from hcnr_jax.evaluate.runner import Answer, AnswerSettings, answer, judge
+from hcnr_jax.evaluate.scores import summarise
+
+__all__ = [
+    "Answer",
+    "AnswerSettings",
+    "Events",
+    "Finding",
+    "LoadedModel",
+    "Prompt",
+    "answer",
+    "check_conditioning",
+    "check_honesty",
+    "check_labels",
+    "check_premise",
+    "check_stability",
+    "check_task",
+    "detect",
+    "encode_prompts",
+    "honesty_metrics",
+    "input_conditions",
+    "judge",
+    "last_token_states",
+    "question_of",
+    "rank_correlation",
+    "recovered_share",
+    "sample_rows",
+    "split_halves",
+    "summarise",
+]

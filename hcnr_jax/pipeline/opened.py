@@ -1,0 +1,59 @@
+"""A model folder opened for asking: its spec, tokenizer and end tokens; weights are loaded when they are needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from hcnr_jax.checkpoints import check_finite, check_tensors, load_params, model_digest, open_checkpoint, tensor_digests
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, read_json
+from hcnr_jax.checkpoints.lora import open_tuned
+from hcnr_jax.data import Tokenizer, load_tokenizer
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate import LoadedModel
+from hcnr_jax.models import ModelSpec, spec_from_config
+
+
+class OpenedModel(NamedTuple):
+    """Headers and tokenizer are read and checked, weights are not loaded. name: the folder as the user typed it."""
+
+    name: str
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]
+
+    def digest(self) -> str:
+        """sha256 over the weights, whatever their sharding; reads them once, and refuses NaN and Inf on the way."""
+        check_finite(self.checkpoint)
+        return model_digest(tensor_digests(self.checkpoint))
+
+    def load(self, dtype: str = "float32") -> LoadedModel:
+        """The weights on the device, ready to be asked."""
+        params = load_params(self.checkpoint, self.spec)
+        return LoadedModel(self.spec, params, self.tokenizer, self.eos_ids, jnp.dtype(dtype))
+
+
+def open_model(folder: str, base: Checkpoint | None = None) -> OpenedModel:
+    """A model folder, or over `base` a LoRA adapter's. InputError for what cannot be read, by file and name."""
+    if base is None and is_adapter(folder):
+        raise InputError(f"{folder} is a LoRA adapter: name the model it was trained on with --base")
+    checkpoint = open_checkpoint(folder) if base is None else open_tuned(folder, base)
+    spec = spec_from_config(checkpoint.config, str(checkpoint.folder / "config.json"))
+    check_tensors(checkpoint, spec)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
+    return OpenedModel(folder, checkpoint, spec, tokenizer, end_ids(checkpoint, spec, tokenizer))
+
+
+def end_ids(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends a completion: of config.json, of generation_config.json (ends of turns), of the tokenizer."""
+    ids = set(spec.eos_token_ids)
+    path = checkpoint.folder / "generation_config.json"
+    if path.is_file():
+        found: Any = read_json(path).get("eos_token_id")
+        listed = found if isinstance(found, list) else [found]
+        ids |= {token for token in listed if isinstance(token, int) and not isinstance(token, bool)}
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    return tuple(sorted(token for token in ids if 0 <= token < spec.vocab_size))

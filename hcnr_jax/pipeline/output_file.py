@@ -1,0 +1,32 @@
+"""Result files of the commands: checked before the work, written in one step after it, never over what is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.journal import write_over
+from hcnr_jax.report.records import to_json
+
+
+def check_new_file(path: Path, option: str = "--out") -> Path:
+    """The path, made ready: its folder exists. InputError where it is taken or its folder cannot be written."""
+    if path.exists() or path.is_symlink():
+        kind = "is a folder" if path.is_dir() else "exists"
+        raise InputError(f"{option} {path} {kind}; nothing is overwritten: choose another file name or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {path}: its folder cannot be made ({error.strerror}); choose another") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path}: {path.parent} cannot be written to; choose another place")
+    return path
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON record in one step; InputError where another run has put a file there in the meantime."""
+    check_new_file(path)
+    write_over(path, to_json(record).decode())
