@@ -28,8 +28,9 @@ def split_questions(
     """`scored` and `evaluated` questions (None: all that remain), drawn by `seed`, no normalised text in both.
 
     Questions of one normalised text (the same question with other choices, say) are never on both sides.
-    `balanced` makes either side half answerable and half unanswerable. Questions whose text is in `avoid` (those of
-    another data set, say: RefuNQ's answerable questions are NQ's) are left out of both.
+    `balanced` makes either side half answerable and half unanswerable (the odd one unanswerable). Questions whose
+    text is in `avoid` are left out of both: those of another data set, say, since benchmarks borrow from each other
+    (SelfAware and KUQ share questions).
 
     Raises:
         InputError: there are fewer questions than asked for; counts and `option` are named.
