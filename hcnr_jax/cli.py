@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from hcnr_jax import __version__
-from hcnr_jax.config import Config, RunConfig, build, is_positional, read_yaml
+from hcnr_jax.config import Config, RunConfig, build, is_positional, option_name, read_yaml
 from hcnr_jax.errors import InputError, RunError
 
 
@@ -88,6 +88,7 @@ def usage() -> str:
 
 def parse(cls: type[Config], arguments: Sequence[str], program: str) -> Config:
     """Command line to configuration: --config FILE first, options override it."""
+    _refuse_repeats(cls, arguments)
     arguments, config_file = _take_config(list(arguments))
     given = read_yaml(cls, config_file) if config_file else {}
     lowered = [
@@ -104,6 +105,15 @@ def parse(cls: type[Config], arguments: Sequence[str], program: str) -> Config:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     return build(cls, {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)})
+
+
+def _refuse_repeats(cls: type[RunConfig], arguments: Sequence[str]) -> None:
+    """InputError for an option of several values that is given twice: only the last would count."""
+    given = [argument.partition("=")[0] for argument in arguments]
+    for field, info in cls.model_fields.items():
+        name = option_name(cls, field)
+        if getattr(info.annotation, "__origin__", None) is tuple and given.count(name) > 1:
+            raise InputError(f"{name} is given {given.count(name)} times; give all its values after one {name}")
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:

@@ -58,6 +58,7 @@ def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
     }
     write_record(config.out, record)
     reporter.console.print(probe_table(result))
+    reporter.say(chosen_layer_line(result))
     reporter.say(f"probes: {config.out}")
     return result
 
@@ -110,20 +111,24 @@ def transfer(
 
 def probe_table(result: ProbeResult) -> Table:
     """AUROC by layer and model; the layer chosen on base is marked."""
-    names = list(result.auroc)
-    rows = []
-    for layer, validated in enumerate(result.cross_validated):
-        mark = " (chosen)" if layer == result.best_layer else ""
-        cells = [result.auroc[name][layer] for name in names]
-        rows.append(
-            [
-                f"{'embedding' if layer == 0 else f'after block {layer - 1}'}{mark}",
-                f"{validated:.3f}",
-                *(f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells),
-            ]
-        )
+    rows = [
+        [
+            f"{'embedding' if layer == 0 else f'after block {layer - 1}'}"
+            f"{' (chosen)' if layer == result.best_layer else ''}",
+            f"{validated:.3f}",
+            *(f"{layers[layer].value:.3f}" for layers in result.auroc.values()),
+        ]
+        for layer, validated in enumerate(result.cross_validated)
+    ]
     title = (
         f"AUROC of base's probes for unanswerable, trained on {result.train_questions} questions, tested on "
         f"{result.test_questions} others"
     )
-    return wide_table(title, ["hidden state", "base, cross-validated", *names], rows)
+    return wide_table(title, ["hidden state", "validation", *result.auroc], rows)
+
+
+def chosen_layer_line(result: ProbeResult) -> str:
+    """The AUROC of every model in the layer chosen on base, with 95 % intervals."""
+    found = {name: result.best(name) for name in result.auroc}
+    said = ", ".join(f"{name} {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" for name, auroc in found.items())
+    return f"chosen layer: {said}"
