@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -25,6 +25,7 @@ Leaves = dict[str, Array]
 Granularity = Literal["input", "output", "weight"]
 
 
+@runtime_checkable
 class Shaped(Protocol):
     """An array or a description of one: all that counting needs."""
 

@@ -1,6 +1,6 @@
 """The method again, in plain dense float64 numpy: what the package is held against.
 
-Written from the method's definition alone, in the paper's orientation (a weight is out x in, neuron k is column k), with
+Written from the definition alone, in the paper's orientation (a weight is out x in, neuron k is column k), with
 no factorisation trick, no streaming and no sharing of code with the package. Slow, small and obvious.
 """
 
@@ -127,7 +127,7 @@ def propagated(
     w: float,
     damping: float = 0.01,
 ) -> Array:
-    """The restored kernel (out, in) from inputs (tokens, in) of the reference models and of the model restored so far."""
+    """The restored kernel (out, in); inputs (tokens, in) of the reference models and of the model restored so far."""
     base, tuned = f64(base), f64(tuned)
     r, t = np.flatnonzero(mask), np.flatnonzero(~np.asarray(mask))
     a_h, b_h = moment(x_now), moment(z_now)
@@ -187,7 +187,7 @@ def sweep(
 ) -> dict[tuple[int, str], Array]:
     """Every restored kernel (in, out) by (block, path).
 
-    `base` and `tuned` hold each block's weights by path; `masks[l][path]` exists for the kept kernels only. `honesty` is
+    `base` and `tuned` hold each block's weights by path; `masks[l][path]` exists for kept kernels only. `honesty` is
     (base's embedded tokens, tuned's embedded tokens, valid), `task` is (tuned's embedded tokens, valid). The model
     restored so far differs from tuned in the kernels solved so far; it is run afresh, whole, for every group.
     """
