@@ -1,5 +1,6 @@
 """The decoder as one Linen module over stacked layers, its blocks as pure functions, and the names of its kernels."""
 
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -142,14 +143,11 @@ def apply_head(
     return cast(Array, Decoder(spec, dtype).apply({"params": params}, hidden, method="head"))
 
 
+@partial(jax.jit, static_argnames=("spec", "dtype"))
 def init_params(spec: ModelSpec, key: Key[Array, ""] | Int[Array, "2"], dtype: DTypeLike = jnp.float32) -> Params:
     """Random parameters as the families initialise them: normal(0.02) matrices, zero biases, unit norms."""
-
-    def build(key: Array) -> Params:
-        params = Decoder(spec, remat=False).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-    return jax.jit(build)(key)
+    params = Decoder(spec, remat=False).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def abstract_params(spec: ModelSpec, dtype: DTypeLike = jnp.float32) -> Params:

@@ -9,6 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hcnr_jax.models import ModelSpec, spec_from_config
 
+torch.set_num_threads(1)  # tiny models: a second thread only waits, and test workers share the cores
+
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 32,
