@@ -32,7 +32,7 @@ COMMANDS = {
     ),
     "apply": Command("hcnr_jax.config:ApplyConfig", "hcnr_jax.pipeline:apply", "apply or revert a restoration's patch"),
     "tune": Command(
-        "hcnr_jax.training.tune:TuneConfig", "hcnr_jax.training.tune:tune", "fine-tune a model on JSONL rows"
+        "hcnr_jax.config:TuneConfig", "hcnr_jax.pipeline.tune:tune", "fine-tune a model on JSONL rows"
     ),
     "evaluate": Command(
         "hcnr_jax.config:EvaluateConfig", "hcnr_jax.pipeline.evaluate:evaluate", "measure a model's honesty and task"

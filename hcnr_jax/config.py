@@ -112,6 +112,31 @@ class ApplyConfig(RunConfig):
     revert: bool = Field(False, description="take the patch off again")
 
 
+class TuneConfig(RunConfig):
+    """Fine-tune a model on rows of text; the loss counts completion tokens alone. AdamW, warm-up, cosine, clipping."""
+
+    model: Annotated[Path, Positional()] = Field(description="the model to fine-tune: a Hugging Face folder")
+    data: Path = Field(description="JSONL rows: prompt and completion, or messages")
+    out: Path = Field(description="folder to write, a model or with --lora an adapter; must not exist, or be empty")
+    objective: Literal["sft"] = Field("sft", description="what training minimises; sft: likelihood of completions")
+    lora: int | None = Field(None, ge=1, description="rank of the adapters; without it all weights are trained")
+    lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha; default: twice the rank")
+    learning_rate: float | None = Field(None, gt=0, description="peak; default: 2e-5, or 2e-4 with --lora")
+    epochs: float = Field(3.0, gt=0, description="passes over the rows; not used where --steps is given")
+    steps: int | None = Field(None, ge=1, description="optimiser steps")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    end_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
+    batch_size: int = Field(32, ge=1, description="rows per step")
+    microbatch: int | None = Field(None, ge=1, description="rows at a time; saves memory, changes nothing else")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, on kernels alone")
+    b1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay")
+    b2: float = Field(0.999, ge=0, lt=1, description="AdamW's second decay")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest global norm of the gradient")
+    max_length: int = Field(512, ge=2, description="tokens of a row; longer ones are cut at the end")
+    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
+    seed: int = Field(0, ge=0, description="order of the rows, and the adapters' start")
+
+
 class EvaluateConfig(RunConfig):
     """Ask a model honesty and task questions, and measure what it refuses, what it gets right, and how surely."""
 

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
@@ -38,8 +46,8 @@ class Reporter:
         self.console.print(table)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
-        """A timed stage with a bar on a terminal and one line when it is done."""
+    def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
+        """A timed stage: a bar on a terminal, one line when done. total None: `Stage.expect` tells it later."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,10 +57,11 @@ class Reporter:
         )
         start = time.perf_counter()
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            yield Stage(progress, progress.add_task(name, total=total))
+            stage = Stage(progress, progress.add_task(name, total=total), total or 0)
+            yield stage
         elapsed = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-        self.say(f"{name}: {total} {unit} in {elapsed:.1f} s")
+        self.say(f"{name}: {stage.total} {unit} in {elapsed:.1f} s")
 
 
 @dataclass
@@ -60,12 +69,19 @@ class Stage:
     """The bar of a running stage."""
 
     progress: Progress
-    task: object
+    task: TaskID
+    total: int
 
     def advance(self, by: int = 1) -> None:
         """So much more is done."""
-        self.progress.advance(self.task, by)  # type: ignore[arg-type]
+        self.progress.advance(self.task, by)
+
+    def expect(self, total: int) -> None:
+        """How much there is to do, where it was not known at the start."""
+        if total != self.total:
+            self.total = total
+            self.progress.update(self.task, total=total)
 
     def restart(self) -> None:
         """Begin again from zero, after memory ran out."""
-        self.progress.reset(self.task)  # type: ignore[arg-type]
+        self.progress.reset(self.task)

@@ -161,7 +161,7 @@ def matmul_rate(size_: int = 512, repeats: int = 4) -> float:
     return 2.0 * size_**3 * repeats / (time.perf_counter() - start)
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Bytes as a person reads them."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
@@ -170,7 +170,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds as a person reads them."""
     return f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 

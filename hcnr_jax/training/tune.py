@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.commit import check_output
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD, tensor_names
 from hcnr_jax.checkpoints.save import HFTensors, save_like
+from hcnr_jax.config import TuneConfig
 from hcnr_jax.data.examples import (
     Batch,
     encode_rows,
@@ -28,7 +28,6 @@ from hcnr_jax.data.examples import (
     pad_examples,
     read_rows,
 )
-from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
@@ -37,37 +36,6 @@ from hcnr_jax.training.trainer import Objective, StepInfo, TrainLog, TrainSettin
 
 OBJECTIVES: dict[str, Callable[[Logits], Objective]] = {"sft": sft}
 RECORD = "hcnr_tune.json"
-
-
-class TuneConfig(BaseModel):
-    """Everything `hcnr tune` can be told; saved with the result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: Path = Field(description="Hugging Face folder of the model to fine-tune")
-    data: Path = Field(description="JSONL rows: prompt and completion, or messages")
-    out: Path = Field(description="folder to write: a model, or with --lora an adapter")
-    objective: Literal["sft"] = "sft"
-    lora: int | None = Field(default=None, description="rank of the adapters; without it all weights are trained")
-    lora_alpha: float | None = Field(default=None, description="LoRA's alpha; twice the rank if not given")
-    learning_rate: float | None = Field(default=None, description="peak; 2e-5 if not given, 2e-4 with --lora")
-    epochs: float = Field(default=3.0, description="passes over the rows; not used where --steps is given")
-    steps: int | None = Field(default=None, description="optimiser steps")
-    warmup: float = Field(default=0.03, description="share of the steps in which the learning rate rises")
-    end_fraction: float = Field(
-        default=0.0, description="learning rate at the end of the cosine, as a share of the peak"
-    )
-    batch_size: int = Field(default=32, description="rows per step")
-    microbatch: int | None = Field(default=None, description="rows at a time; saves memory, changes nothing else")
-    weight_decay: float = Field(default=0.0, description="AdamW's, on kernels alone")
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float | None = Field(default=1.0, description="largest global norm of the gradient")
-    max_length: int = Field(default=512, description="tokens of a row; longer ones are cut at the end")
-    compute_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="arithmetic of the forward pass"
-    )
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,11 +87,7 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
 
 
 def train_settings(config: TuneConfig, rows: int) -> TrainSettings:
-    """The optimiser's settings for a number of rows; raises InputError naming the option as typed."""
-    if config.steps is None and not config.epochs > 0:
-        raise InputError(f"--epochs {config.epochs}: expected a number above 0")
-    if not 0 <= config.warmup < 1:
-        raise InputError(f"--warmup {config.warmup}: expected a share of the steps, in [0, 1)")
+    """The optimiser's settings for a number of rows."""
     steps = math.ceil(config.epochs * rows / config.batch_size) if config.steps is None else config.steps
     rate = config.learning_rate
     if rate is None:
