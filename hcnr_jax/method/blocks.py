@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from hcnr_jax.method.compensate import Info, Method, Pair, choose_form, compensate
 from hcnr_jax.method.curvature import Inputs, Moments, capture_inputs, init_moments, mean_moments, update_moments
-from hcnr_jax.method.neurons import Kernel, Params, get_leaves, put_leaves
+from hcnr_jax.method.neurons import Kernel, Params, get_leaves, put_leaves, wide
 
 Hidden = Any
 Batch = Any
@@ -221,9 +221,7 @@ class Sweep:
             seen = [self._steps.tokens(first, aim, current, batch, x, y, index) for batch, x, y in arguments]
             return _gather(seen, side.masks)
         fan_in = get_leaves(aim, [first])[first].shape[-2]
-        moments = init_moments(
-            fan_in, side.now is not None, jnp.promote_types(side.reference.hidden[0].dtype, jnp.float32)
-        )
+        moments = init_moments(fan_in, side.now is not None, wide(side.reference.hidden[0].dtype))
         for batch, x, y in arguments:
             moments = self._steps.moments(first, moments, aim, current, batch, x, y, index)
         return mean_moments(moments)
@@ -296,7 +294,7 @@ def _gather(seen: Sequence[tuple[Array, Array | None]], masks: Sequence[np.ndarr
     """The real tokens of all microbatches, one row each; padding dropped on the host, where the masks are."""
 
     def rows(arrays: list[Array]) -> Array:
-        dtype = jnp.promote_types(arrays[0].dtype, jnp.float32)
+        dtype = wide(arrays[0].dtype)
         flat = [
             array.reshape(-1, array.shape[-1])[np.flatnonzero(mask.reshape(-1))]
             for array, mask in zip(arrays, masks, strict=True)

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.method.neurons import Leaves, Params, beside, get_leaves, put_leaves, stack_shape
+from hcnr_jax.method.neurons import Leaves, Params, beside, get_leaves, put_leaves, stack_shape, wide
 
 
 class Moments(NamedTuple):
@@ -134,7 +134,7 @@ def capture_inputs(function: Callable[..., Any], paths: Sequence[str], *args: An
     def interceptor(next_fun: Callable[..., Any], call: Any, kwargs: Any, context: Any) -> Any:
         place = "/".join(context.module.path)
         if isinstance(context.module, nn.Dense) and context.method_name == "__call__" and place in wanted:
-            seen[wanted[place]] = call[0]
+            seen[wanted[place]] = call[0] if call else kwargs["inputs"]
         return next_fun(*call, **kwargs)
 
     with nn.intercept_methods(interceptor):
@@ -180,12 +180,13 @@ def input_moments(
         module = context.module
         if not isinstance(module, nn.Dense) or not module.has_variable("params", "moment_probe"):
             return next_fun(*call, **kwargs)
-        if call[0].shape[:-1] != weights.shape:
+        x = call[0] if call else kwargs["inputs"]
+        if x.shape[:-1] != weights.shape:
             raise InputError(
-                f"kernel {'/'.join(module.path)}: its inputs have shape {call[0].shape}, expected "
-                f"{(*weights.shape, call[0].shape[-1])} to match `token_mask`"
+                f"kernel {'/'.join(module.path)}: its inputs have shape {x.shape}, expected "
+                f"{(*weights.shape, x.shape[-1])} to match `token_mask`"
             )
-        return next_fun(_tap(call[0], weights, module.get_variable("params", "moment_probe")), *call[1:], **kwargs)
+        return next_fun(_tap(x, weights, module.get_variable("params", "moment_probe")))
 
     def of_probes(probes: Leaves) -> Array:
         with nn.intercept_methods(interceptor):
@@ -193,9 +194,7 @@ def input_moments(
 
     kernels = get_leaves(params, paths)
     probes = {
-        beside(path, "moment_probe"): jnp.zeros(
-            stack_shape(leaf) + (leaf.shape[-2],) * 2, jnp.promote_types(leaf.dtype, jnp.float32)
-        )
+        beside(path, "moment_probe"): jnp.zeros(stack_shape(leaf) + (leaf.shape[-2],) * 2, wide(leaf.dtype))
         for path, leaf in kernels.items()
     }
     moments = jax.grad(of_probes)(probes)

@@ -38,6 +38,7 @@ from hcnr_jax.method.neurons import (
     neuron_shape,
     put_leaves,
     stack_shape,
+    wide,
 )
 
 Example = Any
@@ -49,9 +50,10 @@ PROBES: dict[Granularity, str] = {"input": "input_probe", "output": "output_prob
 def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
     """s_k = sum_o (X^T G)[k,o]^2 of one example, by the cheaper of the two forms (the shapes decide)."""
     if _materialising_is_cheaper(x, g):
-        return jnp.sum(jnp.square(jnp.einsum("ti,to->io", x, g)), axis=1)
-    gram = jnp.einsum("to,so->ts", g, g)
-    return jnp.sum(x * jnp.einsum("ts,si->ti", gram, x), axis=0)
+        return jnp.sum(weight_scores(x, g), axis=1)
+    gram = _einsum("to,so->ts", g, g)
+    # A sum of squares, but not computed as one: where it cancels, rounding may leave it below 0.
+    return jnp.maximum(jnp.sum(x * _einsum("ts,si->ti", gram, x), axis=0), 0)
 
 
 def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " o"]:
@@ -61,7 +63,7 @@ def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array
 
 def weight_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, "i o"]:
     """(X^T G)^2 of one example: single weights have no shortcut."""
-    return jnp.square(jnp.einsum("ti,to->io", x, g))
+    return jnp.square(_einsum("ti,to->io", x, g))
 
 
 SCORES: dict[Granularity, Callable[..., Array]] = {
@@ -69,6 +71,10 @@ SCORES: dict[Granularity, Callable[..., Array]] = {
     "output": output_scores,
     "weight": weight_scores,
 }
+
+
+def _einsum(letters: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(letters, left, right, precision="highest")
 
 
 def _materialising_is_cheaper(x: Array, g: Array) -> bool:
@@ -96,7 +102,7 @@ def _probed_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, dic
     x, kernel, probes = residual
     tokens = x.reshape(-1, x.shape[-1])
     cotangents = cotangent.reshape(-1, cotangent.shape[-1])
-    score_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    score_dtype = wide(x.dtype)
     scores = {
         granularity: SCORES[granularity](tokens.astype(score_dtype), cotangents.astype(score_dtype)).astype(probe.dtype)
         for granularity, probe in probes.items()
@@ -117,7 +123,7 @@ def _probing(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.m
     }
     if not probes:
         return next_fun(*args, **kwargs)
-    (x,) = args
+    x = args[0] if args else kwargs["inputs"]
     kernel: Array = module.get_variable("params", "kernel")
     bias: Array | None = module.get_variable("params", "bias")
     x, kernel, bias = promote_dtype(x, kernel, bias, dtype=module.dtype)
@@ -130,9 +136,7 @@ def make_probes(params: Params, paths: Sequence[str], granularities: Sequence[Gr
     such kernels."""
     leaves = get_leaves(params, paths)
     return {
-        beside(path, PROBES[g]): jnp.zeros(
-            stack_shape(leaf) + neuron_shape(leaf, g), jnp.promote_types(leaf.dtype, jnp.float32)
-        )
+        beside(path, PROBES[g]): jnp.zeros(stack_shape(leaf) + neuron_shape(leaf, g), wide(leaf.dtype))
         for path, leaf in leaves.items()
         for g in granularities
     }

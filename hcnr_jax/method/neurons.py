@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
@@ -43,6 +44,14 @@ class Kernel:
 
     def __str__(self) -> str:
         return self.path + "".join(f"[{i}]" for i in self.index)
+
+
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype of scores, moments and solves on arrays of `dtype`: float64 for float64, else float32.
+
+    Spelled out, since `jnp.promote_types` refuses bfloat16 beside float32 where dtype promotion is strict.
+    """
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 def find_kernels(params: Params, pattern: str = r".*") -> tuple[str, ...]:

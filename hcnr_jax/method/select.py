@@ -28,6 +28,7 @@ from hcnr_jax.method.neurons import (
     order_kernels,
     spread,
     stack_shape,
+    wide,
 )
 
 PriorityName = Literal["kl", "raw", "honesty", "random"]
@@ -136,7 +137,7 @@ def in_weight_mask(priority: Leaves, kernels: Mapping[str, Array], ratio: float,
 
 def perturbation(base: Array, tuned: Array, mask: Array, granularity: Granularity) -> Array:
     """d_j (*stack,) of every kernel of a leaf (*stack, in, out): 0 for 0/0, inf for x/0. Sums in float32 at least."""
-    dtype = jnp.promote_types(base.dtype, jnp.float32)
+    dtype = wide(base.dtype)
     weights = spread(mask, base, granularity)
 
     def norm(x: Array) -> Array:

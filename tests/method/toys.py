@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from hcnr_jax.method.blocks import BlockModel
-from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.method.neurons import Kernel, wide
 
 VOCAB, WIDTH, INNER = 11, 6, 10
 GROUPS = (("first/kernel", "second/kernel"), ("last/kernel",))
@@ -91,7 +91,7 @@ def loss_of(model: nn.Module) -> Callable[[Any, Rows], jax.Array]:
 
     def loss(params: Any, row: Rows) -> jax.Array:
         logits = model.apply({"params": params}, row.tokens, row.mask)
-        logs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))[:-1]
+        logs = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))[:-1]
         chosen = jnp.take_along_axis(logs, row.tokens[1:, None], axis=-1)[:, 0]
         keep = row.mask[1:].astype(logs.dtype)
         return -jnp.sum(chosen * keep) / jnp.maximum(jnp.sum(keep), 1)
@@ -109,10 +109,11 @@ def make_rows(seed: int, rows: int = 5, length: int = 7) -> Rows:
 
 def make_params(model: nn.Module, seed: int) -> Any:
     """Random parameters, the biases too."""
-    params = model.init(jax.random.key(0), jnp.zeros((2,), jnp.int32), jnp.ones((2,), bool))["params"]
+    row = jnp.zeros((2,), jnp.int32), jnp.ones((2,), bool)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), *row))["params"]
     rng = np.random.default_rng(seed)
 
-    def draw(path: Any, leaf: jax.Array) -> jax.Array:
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         fan_in = leaf.shape[-2] if path[-1].key == "kernel" else 4
         return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in) + (path[-1].key == "scale"), leaf.dtype)
 
