@@ -43,7 +43,8 @@ def raw_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float
     relative_honesty, honesty_mean = _relative(honesty)
     relative_task, task_mean = _relative(task)
     log_ratio = _safe_log(relative_honesty) - _safe_log(relative_task) + _safe_log(honesty_mean) - _safe_log(task_mean)
-    return honesty_mean * relative_honesty * log_ratio
+    largest = jnp.finfo(honesty.dtype).max
+    return jnp.clip(honesty_mean * relative_honesty * log_ratio, -largest, largest)
 
 
 def kl_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -53,8 +54,8 @@ def kl_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[
     """
     relative_honesty, _ = _relative(honesty)
     relative_task, _ = _relative(task)
-    p = relative_honesty / jnp.maximum(jnp.sum(relative_honesty), _tiny(honesty))
-    q = relative_task / jnp.maximum(jnp.sum(relative_task), _tiny(task))
+    p = relative_honesty / jnp.maximum(jnp.nansum(relative_honesty), _tiny(honesty))
+    q = relative_task / jnp.maximum(jnp.nansum(relative_task), _tiny(task))
     return p * (_safe_log(p) - _safe_log(q))
 
 
@@ -80,8 +81,11 @@ def _safe_log(x: Array) -> Array:
 
 
 def _relative(scores: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Scores over their kernel's mean, raised by FLOOR; the division first, so that tiny scores do not underflow."""
-    mean = jnp.mean(scores)
+    """Scores over their kernel's mean, raised by FLOOR; the division first, so that tiny scores do not underflow.
+
+    A NaN score stays NaN and leaves the others alone: taken into the mean it would make the whole kernel one tie.
+    """
+    mean = jnp.nanmean(scores)
     relative = scores / jnp.maximum(mean, _tiny(scores))
     return jnp.where(mean > 0, relative + FLOOR, 0), mean
 
@@ -119,7 +123,9 @@ def exact_count(ratio: float, total: int) -> int:
 
 def top_mask(priority: Float[Array, " n"], count: int) -> Bool[Array, " n"]:
     """True at the `count` largest entries; ties go to the lower index, NaN ranks last (top_k would rank it first)."""
-    order = jnp.argsort(jnp.where(jnp.isnan(priority), -jnp.inf, priority), descending=True, stable=True)
+    lowest = jnp.finfo(priority.dtype).min
+    keys = jnp.where(jnp.isnan(priority), -jnp.inf, jnp.maximum(priority, lowest))
+    order = jnp.argsort(keys, descending=True, stable=True)
     return jnp.zeros(priority.shape, bool).at[order[:count]].set(True)
 
 

@@ -28,7 +28,10 @@ def scores(gradients: Array, granularity: str, weights: Array | None = None) -> 
 
 
 def priority(honesty: Array, task: Array, kind: str) -> Array:
-    """r of one kernel. kl normalises each score to sum 1 first; honesty leaves the task term out."""
+    """r of one kernel. kl normalises each score to sum 1 first; honesty leaves the task term out.
+
+    Where one set of scores is all zero the formula has no value; 0 stands for it here.
+    """
     honesty, task = f64(honesty), f64(task)
     if kind == "honesty":
         return honesty
