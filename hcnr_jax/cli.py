@@ -27,13 +27,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Command(
+        "hcnr_jax.config:DemoConfig", "hcnr_jax.pipeline.demo:demo", "see it work, on a model trained here"
+    ),
     "restore": Command(
         "hcnr_jax.config:RestoreConfig", "hcnr_jax.pipeline:restore", "restore a fine-tuned model's honesty"
     ),
     "apply": Command("hcnr_jax.config:ApplyConfig", "hcnr_jax.pipeline:apply", "apply or revert a restoration's patch"),
-    "tune": Command(
-        "hcnr_jax.config:TuneConfig", "hcnr_jax.pipeline.tune:tune", "fine-tune a model on JSONL rows"
-    ),
+    "tune": Command("hcnr_jax.config:TuneConfig", "hcnr_jax.pipeline.tune:tune", "fine-tune a model on JSONL rows"),
     "evaluate": Command(
         "hcnr_jax.config:EvaluateConfig", "hcnr_jax.pipeline.evaluate:evaluate", "measure a model's honesty and task"
     ),

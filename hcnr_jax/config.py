@@ -243,6 +243,15 @@ class DiagnoseConfig(RunConfig):
     microbatch: int | None = Field(None, ge=1, description="rows per step; default: chosen from the sizes")
 
 
+class DemoConfig(RunConfig):
+    """See it work: train a tiny honest model, fine-tune it until it bluffs, restore it, measure all of it."""
+
+    seed: int = Field(0, ge=0, description="of the world, the models and the rows")
+    out: Path = Field(Path("hcnr-demo"), description="folder to write; must not exist, or be empty")
+    fast: bool = Field(False, description="the short form: fewer test questions")
+    size: Literal["small", "medium"] = Field("small", description="small: minutes on a laptop; medium: one GPU")
+
+
 def option_name(cls: type[RunConfig], field: str) -> str:
     """A field as the user types it: `--in-weight`, or BASE for a positional."""
     info = cls.model_fields.get(field)

@@ -1,0 +1,88 @@
+"""The pictures of a restoration. Axes start where the quantity does: fractions at 0, AUROC at chance marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+# One colour per model, the same in every picture (Okabe and Ito's palette, told apart with any colour vision).
+COLOURS = {"base": "#0072B2", "tuned": "#D55E00", "paper": "#E69F00", "restored": "#009E73"}
+KERNEL_LABELS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG and close the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def honesty_against_task(points: Mapping[str, tuple[float, float]], intervals: Mapping[str, Any], path: Path) -> Path:
+    """Each model as a point: task accuracy across, F1 of refusing the unanswerable up, with 95 % intervals.
+
+    points: model -> (task accuracy, honesty F1). intervals: model -> {"task": (low, high), "f1": (low, high)}.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    for name, (task, f1) in points.items():
+        span = intervals.get(name, {})
+        across, up = (_whisker(value, span.get(key)) for value, key in ((task, "task"), (f1, "f1")))
+        axes.errorbar(
+            [task], [f1], xerr=across, yerr=up, fmt="o", ms=9, capsize=3, color=COLOURS.get(name, "#555555"), label=name
+        )
+    axes.set(xlim=(-0.02, 1.04), ylim=(0, 1.04), xlabel="accuracy on the task", ylabel='F1 of "unanswerable"')
+    axes.set_title("Honesty against task, held-out questions (bars: 95 % intervals)", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", frameon=False)
+    return save(figure, path)
+
+
+def _whisker(value: float, span: tuple[float, float] | None) -> list[list[float]] | None:
+    return None if span is None else [[max(value - span[0], 0)], [max(span[1] - value, 0)]]
+
+
+def probe_by_layer(auroc: Mapping[str, Sequence[float]], best_layer: int, path: Path) -> Path:
+    """AUROC of the base model's probes in every hidden state, for each model; the layer chosen on base is marked."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name, values in auroc.items():
+        axes.plot(range(len(values)), values, "o-", color=COLOURS.get(name, "#555555"), label=name)
+    axes.axhline(0.5, color="#888888", lw=1, ls=":", label="chance")
+    axes.axvline(best_layer, color="#bbbbbb", lw=6, alpha=0.4, zorder=0, label="chosen on base")
+    layers = len(next(iter(auroc.values())))
+    axes.set_xticks(range(layers), ["embedding", *(str(i) for i in range(1, layers))])
+    axes.set(ylim=(0, 1.02), xlabel="hidden state after block", ylabel="AUROC of the base model's probe")
+    axes.set_title("Does it still know what it does not know?", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def neuron_map(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
+    """Share of every kernel's neurons that were restored, blocks down, kernels across; 0 where a kernel was not kept.
+
+    records: the `kernels` of hcnr.json, in canonical order.
+    """
+    shares = np.array([record["neurons_restored"] / record["neurons"] for record in records])
+    moved = np.array([record["perturbation"] for record in records])
+    shares, moved = (values.reshape(-1, len(KERNEL_LABELS)) for values in (shares, moved))
+    height = max(2.5, 0.3 * len(shares) + 1.5)
+    figure, panels = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
+    labels = ("share of neurons restored", "perturbation by fine-tuning, d")
+    for axes, values, label, top in zip(panels, (shares, moved), labels, (1.0, float(moved.max()) or 1.0), strict=True):
+        picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+        axes.set_xticks(range(len(KERNEL_LABELS)), KERNEL_LABELS)
+        axes.set_yticks(range(len(values)), range(1, len(values) + 1))
+        axes.set(xlabel="kernel", title=label)
+        figure.colorbar(picture, ax=axes)
+    panels[0].set_ylabel("block")
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)
