@@ -43,17 +43,21 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
     questions = [item for item in dataset.questions if normalise_question(item.question) not in barred]
     if avoid:
         reporter.say(f"{config.name}: left out {len(dataset.questions) - len(questions)} questions of --avoid")
+    outputs: list[tuple[Path, Rows]] = []
     scored = choose_scored(config, questions) if config.out else []
-    written: dict[str, int] = {}
     if config.out:
         rows = to_rows(scored, config.template, seed=config.seed, system=config.system)
         _check_tokens(config, rows, config.out, reporter)
-        _write(config.out, rows, scored, reporter, written)
+        outputs.append((config.out, rows))
     if config.out_evaluate:
         asked = choose_evaluated(config, questions, scored)
         rows = to_rows(asked, config.template, seed=config.seed, system=config.system, completions=False)
-        _write(config.out_evaluate, rows, asked, reporter, written)
-    return written
+        outputs.append((config.out_evaluate, rows))
+    for path, rows in outputs:
+        write_rows(path, rows)
+        answerable = sum(bool(row["answerable"]) for row in rows)
+        reporter.say(f"{path}: {len(rows)} rows, {answerable} answerable and {len(rows) - answerable} unanswerable")
+    return {str(path): len(rows) for path, rows in outputs}
 
 
 def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Question]:
@@ -98,10 +102,3 @@ def _check_tokens(config: DataConfig, rows: Rows, path: Path, reporter: Reporter
         f"tokens per row: {sum(tokens) / len(tokens):.0f} on average, {len(longest.tokens) + longest.cut} in the "
         f"longest (line {longest.row.line})"
     )
-
-
-def _write(path: Path, rows: Rows, questions: Sequence[Question], reporter: Reporter, written: dict[str, int]) -> None:
-    write_rows(path, rows)
-    written[str(path)] = len(rows)
-    answerable = sum(item.answerable for item in questions)
-    reporter.say(f"{path}: {len(rows)} rows, {answerable} answerable and {len(rows) - answerable} unanswerable")

@@ -43,7 +43,11 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         with Journal(unfinished, fingerprint(digest, prompts, _raw_settings(config, model))) as journal:
             if journal.resumed:
                 reporter.say(f"resumed: {journal.resumed} outputs of an earlier run are kept ({unfinished})")
-            ask(_load(model, config, reporter), prompts, settings_of(config), journal.outputs, reporter, journal)
+            try:
+                ask(_load(model, config, reporter), prompts, settings_of(config), journal.outputs, reporter, journal)
+            except KeyboardInterrupt:
+                reporter.say(f"stopped: the same command goes on from {unfinished}")
+                raise
         answers = judge(prompts, journal.outputs, config.match)
         scores = summarise(answers, config.draws, config.seed or 0)
         result = {
@@ -59,9 +63,8 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         write_over(records, to_json_lines(answer.to_json() for answer in answers))
         write_record(config.out, result)
         unfinished.unlink()
-    reporter.console.print(
-        scores_table(f"{config.model}, in percent; F1 of unanswerable and task accuracy with 95 % intervals", scores)
-    )
+    title = f"{config.model}, in percent: F1 and accuracy [95 %], refused of unanswerable and of answerable questions"
+    reporter.console.print(scores_table(title, scores))
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
 

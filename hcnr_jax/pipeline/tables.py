@@ -12,34 +12,33 @@ from hcnr_jax.evaluate.scores import POOLED
 
 def wide_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Columns under a header, the first one left-aligned, the others right-aligned numbers."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if place == 0 else "right", no_wrap=place == 0)
     for row in rows:
         table.add_row(*row)
     return table
 
 
 def percent(value: float | None, interval: Mapping[str, Any] | None = None) -> str:
-    """A fraction as percent with one decimal, its interval behind it; a dash where there is none."""
+    """A fraction as percent with one decimal, its interval in whole points behind it; a dash where there is none."""
     if value is None:
         return "-"
     said = f"{100 * value:.1f}"
-    return said if interval is None else f"{said} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return said if interval is None else f"{said} [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
-    """One row a set: F1 of unanswerable, shares refused, task accuracy, and where measured P(refuse)'s AUROC and
-    ECE.
-    """
+    """One row a set: F1 of unanswerable, share refused of unanswerable and answerable questions, their difference,
+    accuracy, and where measured P(refuse)'s AUROC and ECE."""
     calibrated = bool(scores["calibration"])
-    header = ["set", "n", "F1", "refused if unanswerable", "if answerable", "delta", "accuracy"]
+    header = ["set", "n", "F1", "unans.", "answ.", "delta", "accuracy"]
     header += ["AUROC", "ECE"] if calibrated else []
     rows = []
     for name, found in scores["honesty"].items():
         measured = scores["calibration"].get(name)
         row = [
-            f"{name} (honesty)" if name == POOLED else name,
+            "all honesty" if name == POOLED else name,
             str(found["questions"]),
             percent(found["f1"], found["intervals"]["f1"]),
             percent(found["refusal_on_unanswerable"]),
@@ -52,6 +51,6 @@ def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
         rows.append(row)
     for name, found in scores["task"].items():
         accuracy = percent(found["accuracy"], found["intervals"]["accuracy"])
-        label = f"{name} (task)" if name == POOLED else name
+        label = "all task" if name == POOLED else name
         rows.append([label, str(found["questions"]), "", "", percent(found["refused"]), "", accuracy])
     return wide_table(title, header, rows)
