@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import InputError
 
 
 def check_output(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
@@ -56,8 +56,8 @@ def staged_folder(
         lock: take the output's lock; False for a caller that already holds `output_lock`.
 
     Raises:
-        InputError: a place that cannot be used, too little room, another run at work on it.
-        RunError: the disk failed or filled up while writing. Nothing is left behind in any of these cases.
+        InputError: a place that cannot be used, too little room, another run at work on it, a disk that failed or
+            filled up while writing (another place is the remedy). Nothing is left behind in any of these cases.
     """
     path = check_output(out, inputs)
     partial = path.parent / f".{path.name}.hcnr-partial"
@@ -136,13 +136,16 @@ def _explained(out: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise RunError(f"--out {out} was filled by another run in the meantime; nothing was written") from error
+            raise InputError(
+                f"--out {out} was filled by another run in the meantime; nothing was written: choose another folder"
+            ) from error
         remedy = {
             errno.ENOSPC: "free some space or choose another disk",
             errno.EDQUOT: "raise the quota or choose another disk",
             errno.EROFS: "choose a place that can be written",
             errno.EACCES: "choose a place that can be written",
+            errno.EXDEV: "choose a folder whose parent is an ordinary folder of one disk",
         }.get(error.errno or 0, "see to the cause and run again")
         where = f": {error.filename}" if error.filename else ""
         cause = f"{error.strerror or error}{where}"
-        raise RunError(f"--out {out}: writing failed ({cause}); nothing is left there; {remedy}") from error
+        raise InputError(f"--out {out}: writing failed ({cause}); nothing is left there; {remedy}") from error

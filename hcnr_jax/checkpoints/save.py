@@ -52,8 +52,8 @@ def save_like(
         The resolved output path.
 
     Raises:
-        InputError: an unusable `out`; a name the template lacks; a wrong dtype or shape.
-        RunError: the disk failed or filled up. Nothing is left behind.
+        InputError: an unusable `out`; a name the template lacks; a wrong dtype or shape; a disk that failed or filled
+            up. Nothing is left behind.
     """
     size = sum(info.nbytes for info in template.tensors.values())
     with staged_folder(out, [*template.sources, *inputs], needed_bytes=size) as stage:
@@ -105,7 +105,7 @@ def save_new(
         The resolved output path.
 
     Raises:
-        InputError: an unusable `out`, dtype or parameter tree. RunError: the disk failed. Nothing is left behind.
+        InputError: an unusable `out`, dtype or parameter tree; a disk that failed. Nothing is left behind.
     """
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype)
     if stored is None:

@@ -143,7 +143,7 @@ def save_adapter(
       extra_files: further files, name -> content.
 
     Raises:
-      InputError: an unusable `out`. RunError: the disk failed; nothing is left behind.
+      InputError: an unusable `out`, or a disk that failed; nothing is left behind.
     """
     tensors = adapter_tensors(adapters)
     rank = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hcnr_jax.checkpoints import check_output, output_lock, staged_folder
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import InputError
 
 
 def fill(out: Path, **kwargs) -> None:
@@ -96,7 +96,7 @@ def test_too_little_room_is_seen_before_writing(tmp_path):
     ],
 )
 def test_a_disk_that_fails_while_writing(tmp_path, code, words):
-    with pytest.raises(RunError, match=words) as caught, staged_folder(tmp_path / "out") as stage:
+    with pytest.raises(InputError, match=words) as caught, staged_folder(tmp_path / "out") as stage:
         (stage / "a.txt").write_text("a")
         raise OSError(code, os.strerror(code), "a.txt")
     assert all(word in str(caught.value) for word in ("--out", "a.txt", "writing failed", "nothing is left there"))
@@ -108,14 +108,14 @@ def test_a_disk_that_fails_at_the_rename(tmp_path, monkeypatch):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(RunError, match="writing failed"):
+    with pytest.raises(InputError, match="writing failed"):
         fill(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_filled_by_another_run_in_the_meantime(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(RunError, match="was filled by another run"), staged_folder(out):
+    with pytest.raises(InputError, match="was filled by another run"), staged_folder(out):
         out.mkdir()
         (out / "theirs").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "theirs").exists()

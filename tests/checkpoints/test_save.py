@@ -16,7 +16,7 @@ import transformers
 from safetensors.numpy import save_file
 
 from hcnr_jax.checkpoints import HFTensors, load_params, open_checkpoint, save_like, save_new, tensor_names
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import spec_from_config
 from tests.tiny import DTYPES, read_weights, tiny_config, write_tiny_model, write_tiny_tokenizer, write_weights
 
@@ -163,7 +163,7 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path):
         def __getitem__(self, name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(RunError, match=r"No space left on device.*nothing is left there; free some space"):
+    with pytest.raises(InputError, match=r"No space left on device.*nothing is left there; free some space"):
         save_like(checkpoint, tmp_path / "out", Lazy())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -174,7 +174,7 @@ def test_a_real_full_disk(tmp_path):
     checkpoint = open_checkpoint(write_tiny_model(tmp_path / "in"))
     from hcnr_jax.checkpoints import staged_folder, write_like
 
-    with pytest.raises(RunError, match="No space left on device"), staged_folder(tmp_path / "out") as stage:
+    with pytest.raises(InputError, match="No space left on device"), staged_folder(tmp_path / "out") as stage:
         (stage / "model.safetensors").symlink_to("/dev/full")
         write_like(checkpoint, stage, {})
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
