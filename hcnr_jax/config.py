@@ -62,7 +62,7 @@ class RestoreConfig(RunConfig):
     max_length: int = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
     seed: int | None = Field(0, ge=0, description="row shuffle and random draws; none keeps file order")
     microbatch: int | None = Field(None, ge=1, description="rows per step; default: chosen from the sizes")
-    mesh: str = Field("", description="devices as axes, such as data=2,model=4; default: one device")
+    mesh: str = Field("", description="devices as axes; default, and all this version runs on: one device")
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import KERNELS, ModelSpec
 from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.sharding import check_mesh
 
 # Storage that showed no movement for this share of a delta has lost something worth a warning.
 LOST_SHARE = 0.05
@@ -50,6 +51,7 @@ class Prepared:
 
 def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
     """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
+    check_mesh(config.mesh)
     refuse_same_file(config.honesty, config.task)
     base = open_checkpoint(config.base)
     tuned = open_adapter(config.tuned, base) if is_adapter(config.tuned) else open_checkpoint(config.tuned)
