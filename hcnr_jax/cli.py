@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from hcnr_jax import __version__
 from hcnr_jax.config import Config, RunConfig, build, is_positional, option_name, read_yaml
 from hcnr_jax.errors import InputError, RunError
+
+# Environment variable that asks for tracebacks.
+TRACEBACK = "HCNR_TRACEBACK"
 
 
 class Command(NamedTuple):
@@ -49,7 +55,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 2: wrong use or bad input, one message; 1: a fault during the run."""
+    """Run one command. 0: done; 2: wrong use or bad input, one message; 1: a fault during the run; 130: Ctrl-C.
+
+    An error nobody foresaw is told in one line too; with HCNR_TRACEBACK=1 in the environment its traceback follows.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -70,7 +79,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         errors.print(f"hcnr {name}: the run stopped: {error}", markup=False)
         return 1
+    except KeyboardInterrupt:
+        errors.print(f"hcnr {name}: stopped by Ctrl-C; no unfinished output is left", markup=False)
+        return 130
+    except SystemExit as stop:  # tyro has printed its help (0) or what is wrong with the options (2)
+        return stop.code if isinstance(stop.code, int) else 2
+    except Exception as error:
+        errors.print(f"hcnr {name}: {_unforeseen(error)}", markup=False)
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        return 1
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """One line on a fault of the program itself: what, where, and how to see the rest."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    cause = " ".join(str(error).split())[:500]
+    return (
+        f"an error that is not handled: {type(error).__name__}{where}: {cause}; please report it, with the traceback "
+        f"that {TRACEBACK}=1 in the environment shows"
+    )
 
 
 def usage() -> str:
@@ -92,10 +122,7 @@ def parse(cls: type[Config], arguments: Sequence[str], program: str) -> Config:
     _refuse_repeats(cls, arguments)
     arguments, config_file = _take_config(list(arguments))
     given = read_yaml(cls, config_file) if config_file else {}
-    lowered = [
-        "None" if argument == "none" and _takes_none(cls, before) else argument
-        for before, argument in _pairs(arguments)
-    ]
+    lowered = [_lower_none(cls, before, argument) for before, argument in _pairs(arguments)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parsed = tyro.cli(
@@ -105,7 +132,7 @@ def parse(cls: type[Config], arguments: Sequence[str], program: str) -> Config:
             description=cls.__doc__,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    return build(cls, {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)})
+    return build(cls, {name: getattr(parsed, name) for name in cls.model_fields})
 
 
 def _refuse_repeats(cls: type[RunConfig], arguments: Sequence[str]) -> None:
@@ -121,10 +148,22 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
     return list(zip(["", *arguments], arguments, strict=False))
 
 
+def _lower_none(cls: type[RunConfig], before: str, argument: str) -> str:
+    """`--seed none` and `--seed=none` as tyro spells them."""
+    option, equals, value = argument.partition("=")
+    if equals and value == "none" and _takes_none(cls, option):
+        return f"{option}=None"
+    return "None" if argument == "none" and _takes_none(cls, before) else argument
+
+
 def _takes_none(cls: type[RunConfig], option: str) -> bool:
     """Whether `option none` means no value: the field allows None. A row file or folder may well be called none."""
     info = cls.model_fields.get(option.removeprefix("--").replace("-", "_"))
-    return info is not None and info.annotation is not None and type(None) in getattr(info.annotation, "__args__", ())
+    return info is not None and _allows_none(info.annotation)
+
+
+def _allows_none(kind: Any) -> bool:
+    return type(None) in getattr(kind, "__args__", ())
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -140,16 +179,26 @@ def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 def _flags(cls: type[RunConfig], given: dict[str, Any]) -> Any:
     """A plain dataclass twin of the configuration for tyro: types and help, no checks, so that messages stay ours."""
-    fields = []
+    fields: list[tuple[str, Any, Any]] = []
     for name, info in cls.model_fields.items():
-        marks: list[Any] = [
-            tyro.conf.arg(help=info.description, metavar=name.upper() if is_positional(info.metadata) else None)
-        ]
-        if is_positional(info.metadata):
-            marks.append(tyro.conf.Positional)
         default = given.get(name, tyro.MISSING if info.is_required() else info.default)
-        fields.append((name, Annotated[info.annotation, *marks], dataclasses.field(default=default)))
+        marks: list[Any] = [tyro.conf.Positional] if is_positional(info.metadata) else []
+        kind: Any = Annotated[info.annotation, _argument(name, info, default), *marks]
+        fields.append((name, kind, dataclasses.field(default=default)))
+    help_ = "YAML file with these options as keys (in_weight: 0.5), read first: options override it"
+    config: Any = Annotated[Path | None, tyro.conf.arg(help=help_, metavar="FILE", help_behavior_hint="(optional)")]
+    fields.append(("config", config, dataclasses.field(default=None)))  # for the help; `_take_config` has taken it
     return dataclasses.make_dataclass(cls.__name__, fields)
+
+
+def _argument(name: str, info: FieldInfo, default: Any) -> Any:
+    """How the help shows a field: BASE, INT|none; and `none`, as it is typed, where that is the default."""
+    metavar, hint = (name.upper() if is_positional(info.metadata) else None), None
+    if _allows_none(info.annotation):
+        kinds = [kind for kind in getattr(info.annotation, "__args__", ()) if kind is not type(None)]
+        metavar = "|".join([*(kind.__name__.upper() for kind in kinds), "none"])
+        hint = "(default: none)" if default is None else None
+    return tyro.conf.arg(help=info.description, metavar=metavar, help_behavior_hint=hint)
 
 
 def _load(place: str) -> Any:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from hcnr_jax.config import RestoreConfig
+from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.data import Example
+from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import neuron_count
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
@@ -44,9 +45,7 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan as a person reads it."""
         rate = matmul_rate()
-        per_kernel = ", ".join(
-            f"{path.split('/')[-2]} {part} of {whole}" for path, (part, whole) in self.neurons.items()
-        )
+        per_kernel = ", ".join(f"{_word(path)} {part} of {whole}" for path, (part, whole) in self.neurons.items())
         honesty, task = (f"{rows} rows x {length} tokens" for rows, length in (self.honesty_shape, self.task_shape))
         return [
             ("kernels", f"{self.kept} of {self.kernels} kept"),
@@ -73,13 +72,15 @@ def make_plan(prepared: Prepared) -> Plan:
     leaves = {path: _leaf(params, path) for path in KERNELS}
     neurons = {
         path: (
-            exact_count(config.in_weight, neuron_count(leaf, config.granularity)),
+            _count(
+                "in_weight", config, neuron_count(leaf, config.granularity), f"neurons of each {_word(path)} kernel"
+            ),
             neuron_count(leaf, config.granularity),
         )
         for path, leaf in leaves.items()
     }
     kernels = spec.num_layers * len(KERNELS)
-    kept = exact_count(config.cross_weight, kernels)
+    kept = _count("cross_weight", config, kernels, "kernels")
     kernel_weights = sum(math.prod(leaf.shape) for leaf in leaves.values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     honesty_shape, task_shape = batch_shapes(prepared.honesty, prepared.task)
@@ -173,6 +174,23 @@ def size(count: int | float) -> str:
 def duration(seconds: int | float) -> str:
     """Seconds as a person reads them."""
     return f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _count(field: str, config: RestoreConfig, total: int, what: str) -> int:
+    """The exact count of a ratio; InputError names its option where it rounds to 0."""
+    ratio = getattr(config, field)
+    try:
+        return exact_count(ratio, total)
+    except InputError:
+        least = math.nextafter(0.5 / total, 1)
+        raise InputError(
+            f"{option_name(RestoreConfig, field)} {ratio:g} of the {total} {what} rounds to 0, so that nothing would "
+            f"be restored; expected more than {least:.2g}"
+        ) from None
+
+
+def _word(path: str) -> str:
+    return path.split("/")[-2]
 
 
 def _padded(length: int) -> int:

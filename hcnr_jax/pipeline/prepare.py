@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hcnr_jax.checkpoints.check import check_finite
-from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.commit import check_output
 from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
-from hcnr_jax.checkpoints.lora import open_adapter
+from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import (
@@ -54,11 +53,11 @@ def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
     check_mesh(config.mesh)
     refuse_same_file(config.honesty, config.task)
     base = open_checkpoint(config.base)
-    tuned = open_adapter(config.tuned, base) if is_adapter(config.tuned) else open_checkpoint(config.tuned)
-    check_output(config.out, [base.folder, Path(config.tuned), config.honesty, config.task])
+    tuned = open_tuned(config.tuned, base)
+    check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
     spec = check_pair(base, tuned)
     honesty_rows, task_rows = _rows(config, reporter)
-    tokenizer = _tokenizer(config, base, tuned, [*honesty_rows, *task_rows])
+    tokenizer = _tokenizer(base, tuned, [*honesty_rows, *task_rows])
     honesty, task = (
         encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
         for rows in (honesty_rows, task_rows)
@@ -93,13 +92,11 @@ def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Ro
     return honesty, task
 
 
-def _tokenizer(config: RestoreConfig, base: Checkpoint, tuned: Checkpoint, rows: Sequence[Row]) -> Tokenizer:
+def _tokenizer(base: Checkpoint, tuned: Checkpoint, rows: Sequence[Row]) -> Tokenizer:
     """TUNED's tokenizer, or BASE's for an adapter without one; refused where the two read the rows differently."""
-    own = Path(config.tuned)
-    has_own = (own / "tokenizer.json").is_file() or (own / "tokenizer.model").is_file() or not is_adapter(own)
-    if not has_own:
-        return load_tokenizer(base.folder)
-    tokenizer = load_tokenizer(own if is_adapter(own) else tuned.folder)
+    tokenizer = load_tokenizer(tuned.tokenizer_folder)
+    if tuned.tokenizer_folder == base.tokenizer_folder:
+        return tokenizer
     try:
         other = load_tokenizer(base.folder)
     except InputError:

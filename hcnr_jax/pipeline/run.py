@@ -71,8 +71,12 @@ def _scores(prepared: Prepared, plan: Plan, base: Params, tuned: Params, reporte
         name: score(config, spec, at, examples, length, plan.microbatch, name, reporter)
         for name, (examples, length) in sets.items()
     }
-    elsewhere = losses_of(spec, other, *sets["honesty"], plan.microbatch)
-    here = losses_of(spec, at, *sets["honesty"], plan.microbatch) if config.loss == "sum" else scores["honesty"].losses
+
+    def mean_losses(params: Params) -> np.ndarray:
+        return losses_of(spec, params, *sets["honesty"], plan.microbatch, "honesty")
+
+    elsewhere = mean_losses(other)
+    here = mean_losses(at) if config.loss == "sum" else scores["honesty"].losses
     tuned_loss, base_loss = (here, elsewhere) if config.scores_at == "tuned" else (elsewhere, here)
     if np.mean(tuned_loss) < np.mean(base_loss):
         reporter.warn(

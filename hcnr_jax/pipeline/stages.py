@@ -17,7 +17,7 @@ from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch, Example, pad_examples
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method import select
-from hcnr_jax.method.blocks import Settings, Sweep
+from hcnr_jax.method.blocks import Result, Settings, Sweep
 from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
@@ -114,10 +114,14 @@ def _loss_step(spec: ModelSpec, params: Params, batch: Batch) -> jax.Array:
     return jax.vmap(row_loss(spec, remat=False), in_axes=(None, 0))(params, batch)
 
 
-def losses_of(spec: ModelSpec, params: Params, examples: Sequence[Example], length: int, microbatch: int) -> np.ndarray:
-    """Mean completion NLL of every row, forward passes only."""
+def losses_of(
+    spec: ModelSpec, params: Params, examples: Sequence[Example], length: int, microbatch: int, name: str
+) -> np.ndarray:
+    """Mean completion NLL of every row, forward passes only. InputError names a row whose loss is not finite."""
     batches = microbatches(examples, microbatch, length)
-    return np.concatenate([np.asarray(_loss_step(spec, params, batch)) for batch in batches])[: len(examples)]
+    losses = np.concatenate([np.asarray(_loss_step(spec, params, batch)) for batch in batches])[: len(examples)]
+    _check_losses(losses, examples, name)
+    return losses
 
 
 def select_neurons(
@@ -159,6 +163,8 @@ def correct(
     with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
         for result in Sweep(block_model(spec), settings).run(base, tuned, selection.masks, honesty, task):
             info = jax.device_get(result.info)
+            mask = selection.masks[result.kernel.path][result.kernel.index]
+            _check_rank(config, result, np.asarray(mask), names[result.kernel])
             _check_solve(info, result.weights, names[result.kernel])
             corrected[result.kernel] = Corrected(result.weights, result.form, info)
             stage.advance()
@@ -201,10 +207,24 @@ def _check_scores(scores: Leaves, name: str, names: dict[Kernel, str]) -> None:
             )
 
 
+def _check_rank(config: RestoreConfig, result: Result, mask: np.ndarray, tensor: str) -> None:
+    """Without damping, fewer tokens than unknowns leave the moments singular; a Cholesky factor can miss it, because
+    rounding may make the pivots that should be 0 positive."""
+    unknowns = mask.size if config.compensation == "paper" else int(mask.sum())
+    if config.damping == 0 and config.solver == "dense" and result.tokens < unknowns:
+        raise InputError(
+            f"tensor {tensor}: --damping 0 needs at least as many tokens as the {unknowns} inputs solved for, found "
+            f"{result.tokens}: raise --damping (0.01 is usual), or give more rows or longer ones"
+        )
+
+
 def _check_solve(info: Info, weights: Any, tensor: str) -> None:
     outcome = Outcome(int(info.solve.outcome))
     if outcome is not Outcome.OK:
-        raise InputError(f"tensor {tensor}: {REMEDY[outcome]} (residual {float(info.solve.residual):.2g})")
+        residual = float(info.solve.residual)
+        raise InputError(
+            f"tensor {tensor}: {REMEDY[outcome]}" + (f" (residual {residual:.2g})" if np.isfinite(residual) else "")
+        )
     if float(info.correction) > EXPLODED or not bool(jnp.all(jnp.isfinite(weights))):
         raise InputError(
             f"tensor {tensor}: the correction is {float(info.correction):.3g} times the base kernel's norm (expected "

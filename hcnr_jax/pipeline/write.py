@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_tokenizer_file
 from hcnr_jax.checkpoints.commit import staged_folder
-from hcnr_jax.checkpoints.digest import model_digest, sha256_files, tensor_digests
+from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
+from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS, MergedCheckpoint
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.patch import write_patch
 from hcnr_jax.checkpoints.save import to_hf, write_like
@@ -62,7 +63,7 @@ def write_output(
         names[kernel]: hf_neurons(np.asarray(selection.masks[kernel.path][kernel.index]), config.granularity)
         for kernel in corrected
     }
-    inputs = [prepared.base.folder, tuned.folder, Path(config.tuned), config.honesty, config.task]
+    inputs = [*prepared.base.sources, *tuned.sources, config.honesty, config.task]
     needed = sum(info.nbytes for info in tuned.tensors.values())
     with (
         reporter.stage("write", len(tuned.shards) + 2, "files") as stage,
@@ -75,7 +76,7 @@ def write_output(
         stage.advance()
         record = make_record(prepared, selection, corrected, scores, reporter)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
-        record["outputs"] = sha256_files(sorted(path for path in folder.iterdir() if path.is_file()))
+        record["outputs"] = _files_under(folder)
         (folder / RECORD).write_bytes(to_json(record))
         stage.advance()
     return config.out
@@ -101,8 +102,8 @@ def make_record(
         "versions": versions(),
         "model": {"family": prepared.spec.family, "layers": prepared.spec.num_layers, "kernels": len(names)},
         "inputs": {
-            "base": sha256_files(shard.path for shard in prepared.base.shards),
-            "tuned": _tuned_files(prepared),
+            "base": _model_files(prepared.base),
+            "tuned": _model_files(prepared.tuned),
             "honesty": sha256_files([config.honesty]),
             "task": sha256_files([config.task]),
         },
@@ -117,13 +118,22 @@ def make_record(
     }
 
 
-def _tuned_files(prepared: Prepared) -> dict[str, str]:
-    """TUNED's shards; for an adapter, whose merged weights are on no disk, the adapter's own files."""
-    folder = Path(prepared.config.tuned)
-    adapter = [
-        path for path in (folder / "adapter_config.json", folder / "adapter_model.safetensors") if path.is_file()
-    ]
-    return sha256_files(adapter or [shard.path for shard in prepared.tuned.shards])
+def _model_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """sha256 of the files a model is made of: its shards (an adapter's, whose merged weights are on no disk), its
+    configuration and its tokenizer."""
+    folder = checkpoint.folder
+    weights = {shard.name: shard.path for shard in checkpoint.shards}
+    if isinstance(checkpoint, MergedCheckpoint):
+        weights = {ADAPTER_WEIGHTS: folder / ADAPTER_WEIGHTS}
+    own = [path for path in folder.iterdir() if path.name.endswith("config.json") or is_tokenizer_file(path.name)]
+    files = weights | {path.name: path for path in sorted(own) if path.is_file()}
+    return {name: sha256_file(path) for name, path in files.items()}
+
+
+def _files_under(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a folder and of those below it, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
 def kernel_record(
