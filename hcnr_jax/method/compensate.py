@@ -41,6 +41,7 @@ from hcnr_jax.method.solve import (
     conjugate_gradients,
     dual_solve,
     factorise,
+    is_definite,
 )
 
 Method = Literal["none", "paper", "exact", "two_sided"]
@@ -139,18 +140,24 @@ def _damping_pair(
 def ridge_free(
     pair: Pair, honesty: Inputs, task: Inputs | None, weight: Float[Array, ""], damping: Float[Array, ""]
 ) -> tuple[Float[Array, "r o"], SolveInfo]:
-    """The same E_R as one Newton step on the objective itself, matrix-free: S is only ever a Hessian-vector product."""
+    """The same E_R as one Newton step on the objective itself, matrix-free: S is only ever a Hessian-vector product.
+
+    The step starts where damping alone would leave E_R, so that what no token sees is exact and the gradient lies in
+    the tokens' span; from 0 conjugate gradients lost a digit or two there.
+    """
     tokens, errors = _scaled_errors(pair, honesty, task, weight)
     a, b = _damping_pair(honesty, task, weight, damping)
     tokens, delta = tokens[:, pair.restored], _delta(pair)[pair.restored]
+    pull = jnp.where(a + b > 0, b / (a + b), 0) * delta
 
     def objective(change: Float[Array, "r o"]) -> Float[Array, ""]:
         fit = jnp.sum(jnp.square(_matmul(tokens, change) - errors))
         return (fit + a * jnp.sum(jnp.square(change)) + b * jnp.sum(jnp.square(change - delta))) / 2
 
-    gradient, hessian = linearised_gradient(objective, jnp.zeros_like(delta))
+    gradient, hessian = linearised_gradient(objective, pull)
     diagonal = jnp.sum(jnp.square(tokens), axis=0) + a + b
-    return conjugate_gradients(hessian, -gradient, diagonal, CG_TOLERANCE, CG_MAX_STEPS)
+    step, info = conjugate_gradients(hessian, -gradient, diagonal, CG_TOLERANCE, CG_MAX_STEPS)
+    return pull + step, info
 
 
 def paper_moments(
@@ -173,9 +180,9 @@ def paper_moments(
     solution = solution + backsolve(factor, rhs - _matmul(matrix, solution))
     rest, size = jnp.linalg.norm(rhs - _matmul(matrix, solution)), jnp.linalg.norm(rhs)
     finite = jnp.all(jnp.isfinite(matrix)) & jnp.all(jnp.isfinite(pair.tuned)) & jnp.all(jnp.isfinite(pair.base))
-    definite = jnp.all(jnp.isfinite(solution))
-    outcome = jnp.where(finite, jnp.where(definite, Outcome.OK, Outcome.NOT_POSITIVE_DEFINITE), Outcome.NOT_FINITE)
     residual = rest / jnp.where(size > 0, size, 1)
+    definite = is_definite(factor, residual) & jnp.all(jnp.isfinite(solution))
+    outcome = jnp.where(finite, jnp.where(definite, Outcome.OK, Outcome.NOT_POSITIVE_DEFINITE), Outcome.NOT_FINITE)
     info = SolveInfo(outcome.astype(jnp.int32), residual, condition_of(factor), jnp.zeros((), jnp.int32))
     return solution[pair.restored], info
 
@@ -258,6 +265,8 @@ def compensate(
     correction, solve = SOLVES[method][form](
         pair, honesty, task, jnp.asarray(weight, dtype), jnp.asarray(damping, dtype)
     )
+    rows = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
+    solve = solve._replace(outcome=_with_rank(solve.outcome, rows, honesty, task, weight, damping))
     delta = _delta(pair)
     plain = delta.at[pair.restored].set(0)
     change = plain.at[pair.restored].set(correction)
@@ -270,6 +279,26 @@ def compensate(
         output_distance(honesty, change),
         jnp.linalg.norm(correction) / jnp.where(base_norm > 0, base_norm, 1),
     )
+
+
+def _with_rank(
+    outcome: Int[Array, ""],
+    rows: int,
+    honesty: Moments | Inputs,
+    task: Moments | Inputs | None,
+    weight: float | Array,
+    damping: float | Array,
+) -> Int[Array, ""]:
+    """Without damping, fewer tokens than rows leave S singular whatever rounding let through the factorisation."""
+
+    def tokens(statistic: Moments | Inputs) -> Array:
+        return statistic.tokens if isinstance(statistic, Moments) else jnp.asarray(float(statistic.inputs.shape[0]))
+
+    seen = tokens(honesty)
+    if task is not None:
+        seen = seen + jnp.where(jnp.asarray(weight) > 0, tokens(task), 0)
+    short = (jnp.asarray(damping) <= 0) & (seen < rows) & (outcome == Outcome.OK)
+    return jnp.where(short, int(Outcome.NOT_POSITIVE_DEFINITE), outcome).astype(outcome.dtype)
 
 
 def _matmul(left: Array, right: Array) -> Array:
