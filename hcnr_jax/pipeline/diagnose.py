@@ -120,7 +120,8 @@ def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, repor
         for name, model in (("base", base), ("tuned", tuned))
     }
     try:
-        result = transfer(states, prompts, config.seed or 0)
+        with reporter.stage("fit probes", len(states["base"]), "layers"):
+            result = transfer(states, prompts, config.seed or 0)
     except InputError as error:
         return [Finding("premise", None, str(error))], {}
     return [check_premise(result.best("base").value, result.best("tuned").value)], result.to_json()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from hcnr_jax.checkpoints import check_pair, open_checkpoint
 from hcnr_jax.config import ProbeConfig
@@ -23,6 +24,9 @@ from hcnr_jax.pipeline.tables import wide_table
 from hcnr_jax.report.records import versions
 
 FOLDS = 5
+# A fit of fewer numbers than this runs on one thread: on a busy host, threads that wait for each other over such small
+# products took 50 s where one takes 0.6 s.
+SMALL_FIT = 1_000_000
 
 
 def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
@@ -102,9 +106,9 @@ def transfer(
             f"probe: expected 4 different questions or more of either class, found {int(unanswerable.sum())} "
             f"unanswerable of {len(prompts)}; half of them train the probes: add questions to --honesty"
         )
-    probes = fit_probes(
-        states["base"][:, train], unanswerable[train], folds=min(FOLDS, smaller), penalty=penalty, seed=seed
-    )
+    hidden = states["base"][:, train]
+    with threadpool_limits(1 if hidden[0].size < SMALL_FIT else None):
+        probes = fit_probes(hidden, unanswerable[train], folds=min(FOLDS, smaller), penalty=penalty, seed=seed)
     held_out = {name: hidden[:, test] for name, hidden in states.items()}
     return evaluate_probes(probes, held_out, unanswerable[test], seed=seed)
 
