@@ -83,7 +83,7 @@ def test_under_jit_in_a_scan_and_over_eight_devices():
         return streaming.update(sums, jax.tree.map(lambda leaf: leaf[None], values), weight[None]), None
 
     _close(jax.jit(lambda: jax.lax.scan(step, _empty(), _part(0, 12))[0])(), whole)
-    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
     rows = jax.NamedSharding(mesh, jax.P("data"))
     _close(jax.jit(streaming.update)(_empty(), *jax.device_put(_part(0, 12), rows)), whole)
 

@@ -48,7 +48,7 @@ def test_dense_dual_and_conjugate_gradients_are_numpys(tokens, fan_in, outliers)
         lambda e: jnp.matmul(y32.T, jnp.matmul(y32, e)) + single(ridged) * e,
         jnp.matmul(y32.T, error),
         jnp.diagonal(single(matrix)),
-        1e-6,
+        1e-7,
         500,
     )
     found = {
