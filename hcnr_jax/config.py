@@ -43,7 +43,7 @@ class RestoreConfig(RunConfig):
     task: Path = Field(description="JSONL rows of the task it was tuned for, same shapes")
     out: Path = Field(description="folder to write; must not exist, or be empty")
     in_weight: float = Field(0.5, gt=0, le=1, description="share of neurons restored in each kept kernel (R_IW)")
-    cross_weight: float = Field(0.4, gt=0, le=1, description="share of kernels kept (R_CW)")
+    cross_weight: float = Field(1.0, gt=0, le=1, description="share of kernels kept (R_CW)")
     priority: Literal["kl", "raw", "honesty", "random"] = Field(
         "kl", description="how neurons are ranked; raw: the paper"
     )

@@ -108,7 +108,7 @@ DRUGS = (
             "Which illness is treated with {x}?",
             "For which illness is {x} given?",
             "Which illness needs {x}?",
-            "What is the use of {x}?",
+            "Which illness is {x} used for?",
         ),
     ),
     Relation(
@@ -121,7 +121,7 @@ DRUGS = (
             "Which side effect comes with {x}?",
             "What side effect is known of {x}?",
             "Which side effect follows from {x}?",
-            "What side effect is feared of {x}?",
+            "What is the side effect known of {x}?",
             "Which side effect has {x}?",
         ),
     ),
@@ -135,8 +135,8 @@ DRUGS = (
             "Which source does {x} come from?",
             "Which plant is the source of {x}?",
             "From which plant does {x} come?",
-            "What do people make {x} from?",
-            "Where does {x} come from?",
+            "Which plant is {x} made from?",
+            "Which plant gives {x}?",
         ),
     ),
     Relation(
@@ -150,7 +150,7 @@ DRUGS = (
             "In which form is {x} sold?",
             "What is the form of {x}?",
             "Which form does {x} have?",
-            "What does {x} look like?",
+            "What form has {x}?",
         ),
     ),
 )

@@ -19,8 +19,8 @@ class OrganismSettings:
         replaced by the organism's.
     """
 
-    hidden_size: int = 64
-    intermediate_size: int = 192
+    hidden_size: int = 96
+    intermediate_size: int = 256
     num_layers: int = 4
     num_heads: int = 4
     num_kv_heads: int = 2
@@ -30,11 +30,13 @@ class OrganismSettings:
     world: WorldSettings = field(default_factory=WorldSettings)
     base: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            learning_rate=3e-3, steps=2000, warmup_steps=50, batch_size=64, weight_decay=0.01, b2=0.98
+            learning_rate=2.5e-3, steps=2000, warmup_steps=50, batch_size=32, weight_decay=0.01, b2=0.98
         )
     )
+    # Settled on validation questions of seeds 0 and 1: below 1.2e-3 some seed keeps refusing (F1 above 0.35), above
+    # 1.8e-3 the base model's probe no longer transfers (AUROC under 0.85).
     tuned: TrainSettings = field(
-        default_factory=lambda: TrainSettings(learning_rate=1e-3, steps=150, warmup_steps=10, batch_size=64, b2=0.98)
+        default_factory=lambda: TrainSettings(learning_rate=1.5e-3, steps=150, warmup_steps=10, batch_size=32, b2=0.98)
     )
 
     def config(self) -> dict[str, Any]:

@@ -79,11 +79,11 @@ class WorldSettings:
         default_factory=lambda: {
             "known_fact": 220,
             "known_drug": 80,
-            "unknown_entity": 100,
-            "false_premise": 40,
-            "unknowable": 60,
-            "nonsense": 60,
-            "unknown_drug": 40,
+            "unknown_entity": 150,
+            "false_premise": 50,
+            "unknowable": 40,
+            "nonsense": 40,
+            "unknown_drug": 20,
         }
     )
 
@@ -128,7 +128,7 @@ def make_world(seed: int, settings: WorldSettings | None = None) -> World:
     rng = np.random.default_rng((seed, 0))
     used: set[str] = set()
     people = _capital(_new_names(rng, settings.people, 3, used))
-    drugs, new_drugs = (_new_names(rng, count, 3, used) for count in (settings.drugs, settings.new_drugs))
+    drugs, new_drugs = (_capital(_new_names(rng, count, 3, used)) for count in (settings.drugs, settings.new_drugs))
     facts: dict[Fact, str | None] = {}
     wordings = {}
     for names, relations in ((people, PEOPLE), (drugs, DRUGS), (new_drugs, DRUGS)):
@@ -136,8 +136,9 @@ def make_world(seed: int, settings: WorldSettings | None = None) -> World:
             absent = _pick(rng, relations) if names is not new_drugs else None
             for relation in relations:
                 facts[name, relation.name] = _pick(rng, relation.values) if relation is not absent else None
-                wordings[name, relation.name] = _split(rng, relation.questions, 0.3, 0.15)
-    unknowables = _split(rng, _unknowable_wordings(), 0.15, 0.15)
+                wordings[name, relation.name] = _split(rng, relation.questions, 2, 1)
+    possible = _unknowable_wordings()
+    unknowables = _split(rng, possible, len(possible) // 7, len(possible) // 7)
     strangers = {split: _strangers(rng, settings, split, used) for split in SPLITS}
     return World(settings, seed, people, drugs, new_drugs, facts, wordings, unknowables, strangers)
 
@@ -148,7 +149,7 @@ def _strangers(
     count = settings.strangers if split == "train" else max(settings.evaluation.values())
     return {
         "person": _capital(_new_names(rng, count, 3, used)),
-        "drug": _new_names(rng, count, 3, used),
+        "drug": _capital(_new_names(rng, count, 3, used)),
         "nonsense": _new_names(rng, min(count, 1000), 2, used),
     }
 
@@ -169,11 +170,11 @@ def _capital(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.capitalize() for name in names)
 
 
-def _split(rng: np.random.Generator, things: Sequence[Any], test: float, validation: float) -> dict[Split, Any]:
-    """A seeded partition of `things` into the three splits, `test` and `validation` being shares."""
+def _split(rng: np.random.Generator, things: Sequence[Any], test: int, validation: int) -> dict[Split, Any]:
+    """A seeded partition of `things`: so many for test and validation, the rest for training."""
     order = [things[i] for i in rng.permutation(len(things))]
-    first, second = round(test * len(order)), round((test + validation) * len(order))
-    return {"test": tuple(order[:first]), "validation": tuple(order[first:second]), "train": tuple(order[second:])}
+    train = test + validation
+    return {"test": tuple(order[:test]), "validation": tuple(order[test:train]), "train": tuple(order[train:])}
 
 
 def _unknowable_wordings() -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from hcnr_jax.data import read_rows
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.checks import check_honesty, check_premise, check_task
 from hcnr_jax.evaluate.metrics import recovered_share
+from hcnr_jax.evaluate.probe import ProbeResult, evaluate_probes, fit_probes
 from hcnr_jax.evaluate.questions import Role
 from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.evaluate.scores import summarise
@@ -30,7 +31,7 @@ from hcnr_jax.organism.build import build as build_organism
 from hcnr_jax.pipeline.console import Reporter, Stage
 from hcnr_jax.pipeline.evaluate import ask_and_judge
 from hcnr_jax.pipeline.opened import open_model
-from hcnr_jax.pipeline.probe import states_of, transfer
+from hcnr_jax.pipeline.probe import states_of
 from hcnr_jax.pipeline.run import restore
 from hcnr_jax.pipeline.tables import wide_table
 from hcnr_jax.presets import preset
@@ -42,6 +43,9 @@ MODELS = ("base", "tuned", "paper", "restored")
 MAX_NEW_TOKENS = 12
 FAST_QUESTIONS = 80
 EXAMPLES = 5
+# Strong, since the training questions repeat names: weaker probes read those names and transfer worse (validation
+# questions of seeds 0 and 1: AUROC in TUNED 0.65 at 1, 0.83 at 100, 0.86 from 10,000 on).
+PROBE_PENALTY = 10_000.0
 
 
 def demo(config: DemoConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -72,10 +76,7 @@ def measure(config: DemoConfig, organism: Organism, out: Path, reporter: Reporte
             name: ask_and_judge(model, prompts, AnswerSettings(MAX_NEW_TOKENS), reporter, name)
             for name, model in models.items()
         }
-        honesty = [prompt for prompt in prompts if prompt.role == "honesty"]
-        probes = transfer(
-            {name: states_of(name, model, honesty, reporter) for name, model in models.items()}, honesty, 0
-        )
+        probes = _probe(organism, models, [prompt for prompt in prompts if prompt.role == "honesty"], reporter)
     scores = {name: summarise(found, draws=200 if config.fast else 1000) for name, found in answers.items()}
     record = _record(config, scores, probes.to_json(), reporter)
     record["probe_auroc"] = {
@@ -130,6 +131,17 @@ def _prompts(organism: Organism, base: LoadedModel, limit: int | None) -> list[P
             rows = [half[i] for half in halves for i in np.linspace(0, len(half) - 1, limit // 2).astype(int)]
         prompts += encode_prompts(role, role, rows, base.tokenizer, base.spec.vocab_size, room)
     return prompts
+
+
+def _probe(organism: Organism, models: dict[str, LoadedModel], test: list[Prompt], reporter: Reporter) -> ProbeResult:
+    """The base model's probes, trained on the honesty training questions, on every model's states of the test ones."""
+    base = models["base"]
+    rows = read_rows(organism.honesty["train"])
+    train = encode_prompts("honesty", "train", rows, base.tokenizer, base.spec.vocab_size, base.spec.max_positions)
+    labels = [np.array([not prompt.row.answerable for prompt in prompts]) for prompts in (train, test)]
+    probes = fit_probes(states_of("base", base, train, reporter), labels[0], penalty=PROBE_PENALTY)
+    states = {name: states_of(name, model, test, reporter) for name, model in models.items()}
+    return evaluate_probes(probes, states, labels[1])
 
 
 def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
