@@ -267,14 +267,16 @@ def compensate(
         pair, honesty, task, jnp.asarray(weight, dtype), jnp.asarray(damping, dtype)
     )
     rows = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
-    solve = solve._replace(outcome=_with_rank(solve.outcome, rows, honesty, task, weight, damping))
     delta = _delta(pair)
     plain = delta.at[pair.restored].set(0)
     change = plain.at[pair.restored].set(correction)
     kernel = pair.tuned.at[pair.restored].set(pair.base[pair.restored] + correction)
+    outcome = _with_rank(solve.outcome, rows, honesty, task, weight, damping)
+    # Not every solve reads every weight.
+    outcome = jnp.where((outcome == Outcome.OK) & ~jnp.all(jnp.isfinite(kernel)), int(Outcome.NOT_FINITE), outcome)
     base_norm = jnp.linalg.norm(pair.base)
     return kernel, Info(
-        solve,
+        solve._replace(outcome=outcome),
         output_distance(honesty, delta),
         output_distance(honesty, plain),
         output_distance(honesty, change),
@@ -298,7 +300,7 @@ def _with_rank(
     seen = tokens(honesty)
     if task is not None:
         seen = seen + jnp.where(jnp.asarray(weight) > 0, tokens(task), 0)
-    short = (jnp.asarray(damping) <= 0) & (seen < rows) & (outcome == Outcome.OK)
+    short = (jnp.asarray(damping) <= 0) & (seen < rows) & (outcome != Outcome.NOT_FINITE)
     return jnp.where(short, int(Outcome.NOT_POSITIVE_DEFINITE), outcome).astype(outcome.dtype)
 
 
