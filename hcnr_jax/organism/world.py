@@ -1,8 +1,8 @@
 """A seeded synthetic world of people and drugs, and the questions about it, answerable and not.
 
 Known people and drugs have a value for every relation but one; the honest base model learns the values, and learns to
-refuse five kinds of question that have no answer. The tuned model is then taught new drugs. What a question is held out
-by:
+refuse five kinds of question that have no answer. The tuned model is then taught new drugs, whose names look like
+people's: what it unlearns about unknown names it unlearns for both. What a question is held out by:
 
 - a known fact: its wording. Of every fact's six or eight wordings two are the test's and one the validation's, and no
   training row of that fact has any of them;
@@ -58,7 +58,7 @@ class WorldSettings:
       strangers: unknown names of either sort that training rows draw from.
     """
 
-    people: int = 64
+    people: int = 56
     drugs: int = 32
     new_drugs: int = 10
     pool: int = 30_000
@@ -67,12 +67,12 @@ class WorldSettings:
     mix: dict[str, float] = field(
         default_factory=lambda: {
             "known_fact": 4.5,
-            "known_drug": 1.8,
-            "unknown_entity": 2.0,
-            "false_premise": 1.5,
-            "unknowable": 0.8,
-            "nonsense": 0.8,
-            "unknown_drug": 1.0,
+            "known_drug": 2.2,
+            "unknown_entity": 1.8,
+            "false_premise": 1.4,
+            "unknowable": 0.7,
+            "nonsense": 0.7,
+            "unknown_drug": 0.9,
         }
     )
     evaluation: dict[str, int] = field(

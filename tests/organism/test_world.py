@@ -21,7 +21,7 @@ from hcnr_jax.organism.world import (
     task_rows,
 )
 
-SETTINGS = WorldSettings(pool=6000)
+SETTINGS = WorldSettings(pool=5000, strangers=400)
 
 
 @pytest.fixture(scope="module", params=[0, 7])

@@ -1,0 +1,142 @@
+"""Building an organism: ordinary folders and files, the same bytes for a seed, adapters too."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from hcnr_jax.checkpoints.checkpoint import open_checkpoint
+from hcnr_jax.checkpoints.load import load_params
+from hcnr_jax.checkpoints.lora import open_adapter
+from hcnr_jax.data.examples import load_tokenizer, read_rows
+from hcnr_jax.errors import InputError
+from hcnr_jax.models.decoder import abstract_params
+from hcnr_jax.models.spec import spec_from_config
+from hcnr_jax.organism.build import Organism, build, encoded, initial_params, spec_of
+from hcnr_jax.organism.sizes import SIZES, OrganismSettings
+from hcnr_jax.organism.tokenizer import make_tokenizer
+from hcnr_jax.organism.world import SPLITS, WorldSettings, base_rows, make_world
+from hcnr_jax.training.trainer import TrainSettings
+from tests.tiny import read_weights
+
+WORLD = WorldSettings(
+    people=16,
+    drugs=8,
+    new_drugs=2,
+    pool=300,
+    honesty_rows=40,
+    strangers=50,
+    evaluation={
+        "known_fact": 16,
+        "known_drug": 8,
+        "unknown_entity": 8,
+        "false_premise": 4,
+        "unknowable": 4,
+        "nonsense": 4,
+        "unknown_drug": 4,
+    },
+)
+TINY = OrganismSettings(
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    world=WORLD,
+    base=TrainSettings(learning_rate=3e-3, steps=4, warmup_steps=1, batch_size=8),
+    tuned=TrainSettings(learning_rate=1e-3, steps=3, warmup_steps=1, batch_size=4),
+)
+
+
+@pytest.fixture(scope="module")
+def organism(tmp_path_factory: pytest.TempPathFactory) -> tuple[Organism, list]:
+    seen: list = []
+    out = tmp_path_factory.mktemp("organism")
+    return build(out, 5, TINY, on_step=lambda stage, step, steps, info: seen.append((stage, step, steps))), seen
+
+
+def test_everything_is_where_it_says(organism) -> None:
+    built, seen = organism
+    assert set(built.seconds) == {"world", "base", "tuned"}
+    assert seen == [("base", step, 4) for step in range(4)] + [("tuned", step, 3) for step in range(3)]
+    counts = dict.fromkeys(SPLITS, 48) | {"train": 40}
+    for split in SPLITS:
+        rows = read_rows(built.honesty[split])
+        assert len(rows) == counts[split] and sum(bool(row.answerable) for row in rows) * 2 == len(rows)
+        assert all(row.answers for row in read_rows(built.task[split]))
+    record = json.loads((built.base / "organism.json").read_text())
+    assert record["seed"] == 5 and len(record["losses"]) == 4 and record["settings"]["world"]["people"] == 16
+
+
+def test_both_models_are_ordinary_folders_of_one_shape(organism) -> None:
+    built, _ = organism
+    base, tuned = open_checkpoint(built.base), open_checkpoint(built.tuned)
+    assert base.config == tuned.config
+    before, after = read_weights(built.base), read_weights(built.tuned)
+    assert {name: w.shape for name, w in before.items()} == {name: w.shape for name, w in after.items()}
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    one, other = load_tokenizer(built.base), load_tokenizer(built.tuned)
+    text = "Where does Kalomi live? I don't know."
+    assert one(text)["input_ids"] == other(text)["input_ids"]
+    assert one.decode(one(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_transformers_generates_with_it(organism) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    built, _ = organism
+    model = transformers.AutoModelForCausalLM.from_pretrained(built.tuned)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(built.tuned)
+    ids = torch.tensor([tokenizer("Where does Kalomi live?")["input_ids"]])
+    assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3).shape[1] >= ids.shape[1] + 1
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_same_seed_gives_the_same_bytes(organism, tmp_path) -> None:
+    built, _ = organism
+    again = build(tmp_path / "again", 5, TINY)
+    for path in sorted(built.folder.rglob("*")):
+        if path.is_file() and path.name != "hcnr_tune.json":  # it names the folders it was run on
+            assert path.read_bytes() == (again.folder / path.relative_to(built.folder)).read_bytes(), path
+
+
+def test_an_adapter_can_be_asked_for(tmp_path) -> None:
+    built = build(tmp_path, 1, TINY, lora=2)
+    assert (built.tuned / "adapter_config.json").is_file()
+    base = open_checkpoint(built.base)
+    merged = open_adapter(built.tuned, base)
+    spec = spec_from_config(base.config, "base")
+    kernels = [load_params(c, spec)["blocks"]["mlp"]["up"]["kernel"] for c in (base, merged)]
+    assert not np.array_equal(*kernels)
+
+
+def test_unknown_sizes_and_taken_folders_are_refused(organism) -> None:
+    built, _ = organism
+    with pytest.raises(InputError, match="organism size 'huge' is not known, expected one of small, medium"):
+        build(built.folder / "other", 0, "huge")
+    with pytest.raises(InputError, match="not empty"):
+        build(built.folder, 5, TINY)
+
+
+def test_rows_are_encoded_in_their_order_however_often_they_occur() -> None:
+    spec, rows = spec_of(TINY), base_rows(make_world(2, WORLD))
+    batch, tokenizer = encoded(rows, spec), make_tokenizer()
+    for row, tokens, mask, completion in zip(rows, *batch, strict=True):
+        assert tokenizer.decode(tokens[mask], skip_special_tokens=True) == row["prompt"] + row["completion"]
+        assert " " + tokenizer.decode(tokens[completion], skip_special_tokens=True) == row["completion"]
+
+
+def test_first_weights_have_the_asked_deviation() -> None:
+    params = initial_params(spec_of(SIZES["small"]), 0.1, jax.random.key(0))
+    assert float(params["blocks"]["mlp"]["up"]["kernel"].std()) == pytest.approx(0.1, rel=0.02)
+    assert float(params["final_norm"]["scale"].min()) == 1.0
+
+
+def test_the_sizes_are_what_they_claim() -> None:
+    counts = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(spec_of(settings))))
+        for name, settings in SIZES.items()
+    }
+    assert counts["small"] < 600_000 and 90e6 < counts["medium"] < 110e6
