@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from hcnr_jax.errors import InputError
 from hcnr_jax.method.compensate import Info, Method, Pair, choose_form, compensate
 from hcnr_jax.method.curvature import Inputs, Moments, capture_inputs, init_moments, mean_moments, update_moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves, put_leaves, wide
@@ -94,13 +95,21 @@ class _Side:
 
 @dataclass
 class Sweep:
-    """Runs the block sweep. Iterate over `run()`; one compilation per group, side and shape, whatever the depth."""
+    """Runs the block sweep. Iterate over `run()`; one compilation per group, side and shape, whatever the depth.
+
+    InputError for settings without a sweep: method 'none', and 'paper' with propagated inputs.
+    """
 
     model: BlockModel
     settings: Settings
     on_block: Callable[[int], None] = field(default=lambda index: None)
 
     def __post_init__(self) -> None:
+        method, inputs = self.settings.method, self.settings.inputs
+        if method == "none":
+            raise InputError("method 'none' has nothing to solve: call `restore` of hcnr_jax.method.restore instead")
+        if method == "paper" and inputs == "propagated":
+            raise InputError("method 'paper' has no propagated form: use inputs 'local', or 'exact' or 'two_sided'")
         self._steps = _compiled(self.model)
 
     def run(

@@ -187,14 +187,17 @@ def sweep(
     inputs: str,
     w: float = 0.0,
     damping: float = 0.01,
+    moments_at: str = "base",
 ) -> dict[tuple[int, str], Array]:
     """Every restored kernel (in, out) by (block, path).
 
     `base` and `tuned` hold each block's weights by path; `masks[l][path]` exists for kept kernels only. `honesty` is
     (base's embedded tokens, tuned's embedded tokens, valid), `task` is (tuned's embedded tokens, valid). The model
     restored so far differs from tuned in the kernels solved so far; it is run afresh, whole, for every group.
+    `moments_at` says from which model local moments on honesty tokens are taken.
     """
-    x_ref = inputs_of(block, base, honesty[0], honesty[2])
+    at_tuned = inputs == "local" and moments_at == "tuned"
+    x_ref = inputs_of(block, tuned if at_tuned else base, honesty[1] if at_tuned else honesty[0], honesty[2])
     z_ref = inputs_of(block, tuned, *task)
     now = [dict(weights) for weights in tuned]
     solved: dict[tuple[int, str], Array] = {}

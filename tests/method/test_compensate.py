@@ -98,6 +98,8 @@ def test_every_combination_is_the_oracles(method, form, inputs):
 
 @pytest.mark.parametrize(("method", "form", "inputs"), COMBINATIONS)
 def test_other_masks_are_the_oracles(method, form, inputs):
+    if inputs == "propagated" and form != "moments":
+        pytest.skip("the rows are taken before the inputs tell: local covers it")
     names = {"moments": ("one", "all but one"), "dual": ("all but one",), "free": ("one",)}[form]
     if (method, form) == ("two_sided", "moments"):
         names = (*names, "all")
