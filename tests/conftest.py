@@ -1,4 +1,4 @@
-"""Strict test set-up: 8 simulated devices, strict dtype promotion, no silent rank promotion, shapes checked at run time."""
+"""Strict test set-up: 8 simulated devices, strict dtype promotion, no rank promotion, shapes checked at run time."""
 
 import os
 from pathlib import Path
