@@ -17,6 +17,9 @@ class OrganismSettings:
         1/sqrt(hidden_size) a narrow model learns twice as fast (measured).
       base: training of the honest model from scratch; tuned: its fine-tuning on the new drugs. Their seeds are
         replaced by the organism's.
+      rates, collapse: the learning rate at which honesty breaks differs twofold between seeds, and one far above it
+        destroys the knowledge behind honesty too. So `tuned.learning_rate` times each of `rates` is tried in order
+        until the F1 of refusing, on validation questions, is `collapse` or less.
     """
 
     hidden_size: int = 96
@@ -33,11 +36,11 @@ class OrganismSettings:
             learning_rate=2.5e-3, steps=2000, warmup_steps=50, batch_size=32, weight_decay=0.01, b2=0.98
         )
     )
-    # Settled on validation questions of seeds 0 and 1: below 1.2e-3 some seed keeps refusing (F1 above 0.35), above
-    # 1.8e-3 the base model's probe no longer transfers (AUROC under 0.85).
     tuned: TrainSettings = field(
-        default_factory=lambda: TrainSettings(learning_rate=1.5e-3, steps=200, warmup_steps=10, batch_size=32, b2=0.98)
+        default_factory=lambda: TrainSettings(learning_rate=9e-4, steps=200, warmup_steps=10, batch_size=32, b2=0.98)
     )
+    rates: tuple[float, ...] = (1.0, 1.3, 1.7, 2.2, 2.9)
+    collapse: float = 0.25
 
     def config(self) -> dict[str, Any]:
         """The config.json of both models: Llama's architecture."""
