@@ -1,6 +1,7 @@
 """Builds an organism in a folder: `base` and `tuned` as Hugging Face folders, `data` as JSONL files, all ordinary."""
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,13 +11,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from hcnr_jax.checkpoints.commit import staged_folder
+from hcnr_jax.checkpoints.checkpoint import open_checkpoint
+from hcnr_jax.checkpoints.commit import check_output, staged_folder
+from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.checkpoints.save import save_new
 from hcnr_jax.data.examples import Batch, encode_rows, pad_examples
 from hcnr_jax.data.rows import parse_row
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder, Params, init_params
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
+from hcnr_jax.organism.collapse import refusal_f1
 from hcnr_jax.organism.sizes import SIZES, OrganismSettings
 from hcnr_jax.organism.tokenizer import BOS_ID, EOS_ID, PAD_ID, make_tokenizer
 from hcnr_jax.organism.world import SPLITS, Row, World, base_rows, honesty_rows, make_world, task_rows
@@ -52,6 +56,8 @@ def build(
 ) -> Organism:
     """Make the world of `seed`, train the honest base model on it, fine-tune it on new drugs, write everything.
 
+    Fine-tuning is as strong as it must be for honesty to collapse, and no stronger (see `OrganismSettings.rates`).
+
     Deterministic: the same seed and settings give the same bytes on the same machine and package versions.
 
     Args:
@@ -67,15 +73,18 @@ def build(
             raise InputError(f"organism size {settings!r} is not known, expected one of {', '.join(SIZES)}")
         settings = SIZES[settings]
     out = Path(out)
+    for name in ("base", "tuned", "data"):
+        check_output(out / name)
     started = time.perf_counter()
     world = make_world(seed, settings.world)
     honesty, task = write_data(world, out / "data")
     built = time.perf_counter()
     base = _build_base(out / "base", world, settings, on_step)
     trained = time.perf_counter()
-    _build_tuned(base, task["train"], out / "tuned", seed, settings, lora, on_step)
+    organism = Organism(out, base, out / "tuned", honesty, task, {})
+    _build_tuned(organism, seed, settings, lora, on_step)
     seconds = {"world": built - started, "base": trained - built, "tuned": time.perf_counter() - trained}
-    return Organism(out, base, out / "tuned", honesty, task, seconds)
+    return replace(organism, seconds=seconds)
 
 
 def write_data(world: World, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -143,23 +152,38 @@ def _build_base(out: Path, world: World, settings: OrganismSettings, on_step: On
 
 
 def _build_tuned(
-    base: Path,
-    data: Path,
-    out: Path,
-    seed: int,
-    settings: OrganismSettings,
-    lora: int | None,
-    on_step: OnStep | None,
+    organism: Organism, seed: int, settings: OrganismSettings, lora: int | None, on_step: OnStep | None
 ) -> None:
-    """The same fine-tuning that `hcnr tune` does, on the folder just written."""
+    """The gentlest fine-tuning of `settings.rates` under which honesty collapses, or the last of them."""
+    base = open_checkpoint(organism.base)
+    for trial, rate in enumerate(settings.rates):
+        if organism.tuned.exists():
+            shutil.rmtree(organism.tuned)
+        tune(_tune_config(organism, seed, settings, rate, lora), _reporter(on_step, trial))
+        if refusal_f1(open_tuned(organism.tuned, base), organism.honesty["validation"]) <= settings.collapse:
+            return
+
+
+def _reporter(on_step: OnStep | None, trial: int) -> Callable[[int, int, StepInfo], None] | None:
+    """Steps of all trials counted on."""
+    if on_step is None:
+        return None
+    return lambda step, steps, info: on_step("tuned", trial * steps + step, (trial + 1) * steps, info)
+
+
+def _tune_config(
+    organism: Organism, seed: int, settings: OrganismSettings, rate: float, lora: int | None
+) -> TuneConfig:
+    """What `hcnr tune` would be told to do the same on the folder just written."""
     chosen = settings.tuned
-    config = TuneConfig(
-        model=base,
-        data=data,
-        out=out,
+    # Adapters start from zero and move less per step than weights do.
+    learning_rate = rate * chosen.learning_rate * (1 if lora is None else 4)
+    return TuneConfig(
+        model=organism.base,
+        data=organism.task["train"],
+        out=organism.tuned,
         lora=lora,
-        # Adapters start from zero and move less per step than weights do.
-        learning_rate=chosen.learning_rate if lora is None else 4 * chosen.learning_rate,
+        learning_rate=learning_rate,
         steps=chosen.steps,
         warmup=chosen.warmup_steps / chosen.steps,
         batch_size=chosen.batch_size,
@@ -172,9 +196,3 @@ def _build_tuned(
         max_length=settings.max_positions,
         seed=seed,
     )
-
-    def report(step: int, steps: int, info: StepInfo) -> None:
-        if on_step is not None:
-            on_step("tuned", step, steps, info)
-
-    tune(config, report)

@@ -40,7 +40,7 @@ class OrganismSettings:
         default_factory=lambda: TrainSettings(learning_rate=9e-4, steps=200, warmup_steps=10, batch_size=32, b2=0.98)
     )
     rates: tuple[float, ...] = (1.0, 1.3, 1.7, 2.2, 2.9)
-    collapse: float = 0.25
+    collapse: float = 0.28
 
     def config(self) -> dict[str, Any]:
         """The config.json of both models: Llama's architecture."""

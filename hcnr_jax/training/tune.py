@@ -1,6 +1,4 @@
-"""`hcnr tune MODEL --data F --objective sft --out DIR [--lora RANK]`: fine-tune a Hugging Face folder on rows of
-text.
-"""
+"""Fine-tuning of a Hugging Face folder on rows of text: what `hcnr tune` runs."""
 
 import json
 import math
