@@ -2,19 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from hcnr_jax.checkpoints.checkpoint import open_checkpoint
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.lora import open_adapter
+from hcnr_jax.checkpoints.save import save_new
 from hcnr_jax.data.examples import load_tokenizer, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import abstract_params
+from hcnr_jax.models.generate import generate
 from hcnr_jax.models.spec import spec_from_config
 from hcnr_jax.organism.build import Organism, build, encoded, initial_params, spec_of
+from hcnr_jax.organism.collapse import refusal_f1
 from hcnr_jax.organism.sizes import SIZES, OrganismSettings
 from hcnr_jax.organism.tokenizer import make_tokenizer
 from hcnr_jax.organism.world import SPLITS, WorldSettings, base_rows, make_world
@@ -126,6 +132,39 @@ def test_rows_are_encoded_in_their_order_however_often_they_occur() -> None:
     for row, tokens, mask, completion in zip(rows, *batch, strict=True):
         assert tokenizer.decode(tokens[mask], skip_special_tokens=True) == row["prompt"] + row["completion"]
         assert " " + tokenizer.decode(tokens[completion], skip_special_tokens=True) == row["completion"]
+
+
+def test_fine_tuning_is_no_stronger_than_it_must_be(organism, tmp_path, monkeypatch) -> None:
+    """Rates are tried in order until honesty has collapsed; the last is kept if it never does."""
+    for scores, kept, trials in (([0.9, 0.2, 0.1], 2.0, 2), ([0.9, 0.8, 0.7], 4.0, 3), ([0.1], 1.0, 1)):
+        given = iter(scores)
+        monkeypatch.setattr("hcnr_jax.organism.build.refusal_f1", lambda model, questions, given=given: next(given))
+        seen: list[tuple] = []
+        settings = replace(TINY, rates=(1.0, 2.0, 4.0))
+        built = build(tmp_path / str(trials), 5, settings, on_step=lambda *args, seen=seen: seen.append(args[:3]))
+        record = json.loads((built.tuned / "hcnr_tune.json").read_text())
+        assert record["config"]["learning_rate"] == pytest.approx(kept * 1e-3)
+        assert seen[-1] == ("tuned", 3 * trials - 1, 3 * trials)
+
+
+def test_collapse_is_measured_as_generation_would(organism, tmp_path) -> None:
+    """On a random model that can say nothing but "Nobody" and "baker", whichever its hidden state prefers."""
+    built, _ = organism
+    spec, tokenizer = spec_of(TINY), load_tokenizer(built.base)
+    params = initial_params(spec, 1.0, jax.random.key(0))
+    said = tokenizer("Nobody baker", add_special_tokens=False)["input_ids"]
+    head = np.zeros((16, spec.vocab_size), np.float32)
+    head[:, said] = np.random.default_rng(0).normal(size=(16, 2))
+    params["lm_head"]["kernel"] = jnp.asarray(head)
+    folder = save_new(tmp_path / "model", params, spec, TINY.config(), built.base, "float32")
+    rows, refused = read_rows(built.honesty["validation"]), []
+    for row in rows:
+        ids = jnp.asarray([tokenizer(row.prompt)["input_ids"]], jnp.int32)
+        token = generate(spec, params, ids, jnp.ones_like(ids, bool), 1, (), 0)
+        refused.append(tokenizer.decode(np.asarray(token)[0]) == "Nobody")
+    assert 0 < sum(refused) < len(rows)
+    wanted = f1_score([not row.answerable for row in rows], refused)
+    assert refusal_f1(open_checkpoint(folder), built.honesty["validation"]) == pytest.approx(wanted)
 
 
 def test_first_weights_have_the_asked_deviation() -> None:

@@ -128,8 +128,6 @@ def test_steps_follow_from_epochs_and_the_rate_from_the_kind() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epochs": 0.0}, "--epochs 0.0: expected a number above 0"),
-        ({"warmup": 1.0}, "--warmup 1.0: expected a share of the steps"),
         ({"microbatch": 3}, "microbatch is 3, expected a divisor of batch_size"),
         ({"lora": 999}, "--lora 999: expected a rank from 1 to"),
     ],
