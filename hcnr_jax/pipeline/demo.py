@@ -96,9 +96,8 @@ def _build(config: DemoConfig, out: Path, reporter: Reporter) -> Organism:
         done = {"base": 0, "tuned": 0}
 
         def follow(name: str, step: int, steps: int, info: StepInfo) -> None:
-            if done[name] == 0:
-                done[name] = steps
-                stage.expect(sum(done.values()))
+            done[name] = steps
+            stage.expect(sum(done.values()))
             stage.advance()
 
         return build_organism(out, config.seed, config.size, on_step=follow)
