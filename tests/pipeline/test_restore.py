@@ -344,20 +344,22 @@ def test_yaml_first_options_override(world, tmp_path) -> None:
     assert (config["compensation"], config["in_weight"], config["seed"]) == ("none", 0.75, None)
     assert {line["neurons_restored"] for line in kernels_of(tmp_path / "out").values() if line["kept"]} <= {24, 36}
     file.write_text("in_wieght: 0.25\n")
-    ended = call(*world.arguments(tmp_path / "none", "--config", file))
+    ended = call(*world.arguments("--out", tmp_path / "none", "--config", file))
     assert ended.code == 2 and "unknown key 'in_wieght'; did you mean 'in_weight'?" in ended.err
 
 
 def test_dry_run_says_the_plan_and_writes_nothing(world, tmp_path) -> None:
-    ended = call(*world.arguments(tmp_path / "deep" / "out", "--dry-run"))
+    ended = call(*world.arguments("--out", tmp_path / "deep" / "out", "--dry-run"))
     assert ended.code == 0 and list(tmp_path.iterdir()) == []
     for words in ("6 of 14 kept", "down 24 of 48", "8 rows x 24 tokens", "memory", "dry run: nothing was written"):
         assert words in ended.err
-    assert call(*world.arguments(tmp_path / "out", "--dry-run", "--in-weight", 0.001)).code == 2
+    assert call(*world.arguments("--out", tmp_path / "out", "--dry-run", "--in-weight", 0.001)).code == 2
 
 
 def test_unused_options_are_taken_and_said(world, tmp_path) -> None:
-    ended = call(*world.arguments(tmp_path / "out", "--compensation", "none", "--task-weight", 3, "--solver", "cg"))
+    ended = call(
+        *world.arguments("--out", tmp_path / "out", "--compensation", "none", "--task-weight", 3, "--solver", "cg")
+    )
     assert ended.code == 0
     unused = record_of(tmp_path / "out")["unused_options"]
     assert unused == ["task_weight", "inputs", "solver", "damping", "moments_at"]
@@ -374,14 +376,14 @@ def start(*arguments: str) -> subprocess.Popen:
 
 
 def test_as_a_process(world, tmp_path) -> None:
-    process = start(*world.arguments(tmp_path / "out", "--compensation", "none"))
+    process = start(*world.arguments("--out", tmp_path / "out", "--compensation", "none"))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and out == "" and f"restored model: {tmp_path / 'out'}" in err
     assert (tmp_path / "out" / "hcnr.json").is_file()
 
 
 def test_ctrl_c_leaves_nothing(world, tmp_path) -> None:
-    process = start(*world.arguments(tmp_path / "out", "--solver", "cg"))
+    process = start(*world.arguments("--out", tmp_path / "out", "--solver", "cg"))
     for line in process.stderr:
         if line.startswith("load"):
             process.send_signal(signal.SIGINT)

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from hcnr_jax.cli import main
-from tests.tiny import honesty_rows, task_rows, write_rows, write_tiny_model
+from tests.tiny import honesty_rows, task_rows, write_rows, write_tiny_model, write_weights
 
 ROWS = 12
 SAMPLES = 8
@@ -29,11 +31,11 @@ class World:
     honesty: Path
     task: Path
 
-    def arguments(self, out: Path, *options: object) -> list[str]:
+    def arguments(self, *options: object) -> list[str]:
         """`hcnr restore` on these inputs, with the usual options that are not among `options`."""
         usual = {"--honesty": self.honesty, "--task": self.task, "--samples": SAMPLES, "--cross-weight": CROSS_WEIGHT}
         added = [part for name, value in usual.items() if name not in options for part in (name, value)]
-        return ["restore", *map(str, [self.base, self.tuned, "--out", out, *added, *options])]
+        return ["restore", *map(str, [self.base, self.tuned, *added, *options])]
 
 
 class Ended(NamedTuple):
@@ -63,7 +65,7 @@ def call(*arguments: object) -> Ended:
 
 def restore(world: World, out: Path, *options: object) -> Path:
     """A run that must succeed; returns its folder."""
-    ended = call(*world.arguments(out, *options))
+    ended = call(*world.arguments("--out", out, *options))
     assert ended.code == 0, ended.err
     return out
 
@@ -101,3 +103,44 @@ def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def copy_world(world: World, folder: Path) -> World:
+    """The same inputs again, to be spoiled."""
+    shutil.copytree(world.folder, folder, symlinks=True)
+    return World(folder, *(folder / path.name for path in (world.base, world.tuned, world.honesty, world.task)))
+
+
+def refused(world: World, *options: object, code: int = 2) -> str:
+    """A run that must end with one message and no traceback, leave nothing behind and touch no input: the message."""
+    place = world.folder.parent / "outputs"
+    place.mkdir(exist_ok=True)
+    before, beside = digests(world.folder), sorted(world.folder.parent.iterdir())
+    given = [] if "--out" in options else ["--out", place / "out"]
+    ended = call(*world.arguments(*given, *options))
+    assert ended.code == code, ended.err
+    messages = [line for line in ended.err.splitlines() if line.startswith("hcnr ")]
+    assert len(messages) == 1 and "Traceback" not in ended.err, ended.err
+    assert list(place.iterdir()) == [] and sorted(world.folder.parent.iterdir()) == beside
+    assert digests(world.folder) == before
+    return ended.err[ended.err.index("hcnr ") :]
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Set keys of a JSON file; None removes one."""
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], object], shards: int = 1) -> None:
+    """Change the tensors of a folder in place of its weight files."""
+    weights = weights_of(folder)
+    change(weights)
+    for path in folder.glob("model*"):
+        path.unlink()
+    write_weights(folder, weights, shards)
+
+
+def text_of(message: str) -> str:
+    """A message without its line breaks."""
+    return " ".join(message.split())
