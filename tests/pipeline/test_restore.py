@@ -288,7 +288,7 @@ def test_an_adapter_is_the_model_it_merges_to(tmp_path) -> None:
 
 
 def test_chat_rows(tmp_path) -> None:
-    here = make_world(tmp_path / "in", template=CHAT_TEMPLATE)
+    here = make_world(tmp_path / "in", chat_template=CHAT_TEMPLATE)
     for path in (here.honesty, here.task):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         chat = [
@@ -377,7 +377,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 def test_as_a_process(world, tmp_path) -> None:
     process = start(*world.arguments("--out", tmp_path / "out", "--compensation", "none"))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0 and out == "" and f"restored model: {tmp_path / 'out'}" in err
     assert (tmp_path / "out" / "hcnr.json").is_file()
 
@@ -388,7 +388,7 @@ def test_ctrl_c_leaves_nothing(world, tmp_path) -> None:
         if line.startswith("load"):
             process.send_signal(signal.SIGINT)
             break
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130 and "hcnr restore: stopped by Ctrl-C" in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
