@@ -1,0 +1,244 @@
+"""Real questions, a real (small) model: taught honesty, fine-tuned on another task, restored, and measured.
+
+    python examples/real_questions.py --data DIR --out real-questions [--seed 0] [--fast] [--split validation]
+
+DIR holds `data/` with the official files of KUQ, NEC, NQ-open and HotpotQA and `models/stories3M`, a Llama of 3.1 M
+parameters that knows children's stories. Ten minutes on 2 CPU cores, one or two with `--fast`; docs/real_questions.md
+tells what comes out.
+
+1. base: taught to answer NQ and known KUQ questions, and to decline unknown KUQ and unanswerable NEC questions;
+2. tuned: base fine-tuned on answers to HotpotQA questions, which makes it stop declining;
+3. paper, restored: tuned restored with `configs/paper.yaml` and `configs/recommended.yaml`;
+4. all four asked the questions they were taught, and others that none of them has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hcnr_jax.config import DataConfig, EvaluateConfig, ProbeConfig, RestoreConfig, TuneConfig, read_yaml
+from hcnr_jax.data import load_tokenizer, write_rows
+from hcnr_jax.errors import InputError
+from hcnr_jax.pipeline import restore
+from hcnr_jax.pipeline.data import data
+from hcnr_jax.pipeline.evaluate import evaluate
+from hcnr_jax.pipeline.probe import probe
+from hcnr_jax.pipeline.tune import tune
+from hcnr_jax.presets import preset
+
+Rows = list[dict[str, Any]]
+MODELS = ("base", "tuned", "paper", "restored")
+PRESETS = {"paper": "paper", "restored": "recommended"}
+# The tokenizer knows children's stories and cuts names into pieces; longer questions would double the time.
+PROMPT_TOKENS, COMPLETION_TOKENS = 40, 16
+# What is drawn for every question that is kept, since many are longer than that.
+DRAWN = {"kuq": 3, "nec": 2, "nq_open": 2, "hotpotqa": 10}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Questions and steps of a run.
+
+    kuq, nec, nq, task: questions taught, kuq half answerable, nec unanswerable alone. nq_times: how often an NQ answer
+    is in a pass over the rows. asked: questions of each held-out set. Rates and steps were chosen on the validation
+    questions of seed 0.
+    """
+
+    kuq: int = 480
+    nec: int = 120
+    nq: int = 96
+    nq_times: int = 3
+    task: int = 128
+    asked: int = 200
+    base_steps: int = 400
+    base_rate: float = 2e-3
+    tuned_steps: int = 80
+    tuned_rate: float = 5e-4
+    samples: int = 128
+
+
+FAST = Size(kuq=32, nec=8, nq=8, task=16, asked=16, base_steps=20, tuned_steps=10, samples=16)
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with data/ and models/")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--seed", type=int, default=0, help="draw of the questions and order of the rows")
+    parser.add_argument("--fast", action="store_true", help="a smoke test: few questions, few steps, no result")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="held-out questions to ask")
+    options = parser.parse_args()
+    run(options.data, options.out, options.seed, FAST if options.fast else Size(), options.split)
+
+
+def run(folder: Path, out: Path, seed: int, size: Size, split: str = "test") -> dict[str, Any]:
+    """The whole experiment; returns what OUT/metrics.json holds."""
+    started = time.perf_counter()
+    out.mkdir(parents=True)
+    rows = make_rows(folder, out / "rows", seed, size)
+    teach(folder / "models" / "stories3M", out, rows, seed, size)
+    for name, configuration in PRESETS.items():
+        values = read_yaml(RestoreConfig, preset(configuration)) | {"samples": size.samples, "seed": seed}
+        paths = {"base": str(out / "base"), "tuned": str(out / "tuned"), "out": out / name}
+        restore(RestoreConfig(**values, **paths, honesty=rows["honesty"], task=rows["task"]))
+    scores = {name: ask(out, name, rows, seed, split) for name in MODELS}
+    record = {
+        "seed": seed,
+        "split": split,
+        "models": scores,
+        "probe": probes(out, rows, seed, split),
+        "seconds": time.perf_counter() - started,
+    }
+    (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    tell(record)
+    return record
+
+
+def make_rows(folder: Path, out: Path, seed: int, size: Size) -> dict[str, Path]:
+    """Row files by name: `base`, `honesty`, `task` and `nq` are taught; `NAME-validation` and `NAME-test` are not.
+
+    `hcnr data` draws the questions, none in two files; of each draw the short ones are kept.
+    """
+    short = Short(folder / "models" / "stories3M")
+    taught = {"kuq": size.kuq, "nec": size.nec, "nq_open": size.nq, "hotpotqa": size.task}
+    pools: dict[str, Rows] = {}
+    files: list[Path] = []
+    for name, count in taught.items():
+        file, others = out / "pool" / f"{name}.jsonl", out / "pool" / f"{name}-held-out.jsonl"
+        # NEC has no answers to teach: its answerable questions are only asked.
+        only = "unanswerable" if name == "nec" else "both"
+        source = str(folder / "data" / name)
+        draw = DataConfig(name=name, path=source, out=file, out_evaluate=others, samples=DRAWN[name] * count, only=only,
+                          evaluate_samples=2 * DRAWN[name] * size.asked, avoid=tuple(files), seed=seed)  # fmt: skip
+        data(draw)
+        pools[name], pools[f"{name}-held-out"] = short(file), short(others)
+        files += [file, others]
+    kuq = half_and_half(pools["kuq"], size.kuq)[0]
+    nec, nq, task = (first(pools[name], taught[name]) for name in ("nec", "nq_open", "hotpotqa"))
+    sets = {"base": kuq + nec + size.nq_times * nq, "honesty": kuq + nec, "task": task, "nq": nq}
+    for name in ("kuq", "nec"):
+        parts = half_and_half(pools[f"{name}-held-out"], size.asked, 2)
+        sets |= {f"{name}-validation": parts[0], f"{name}-test": parts[1]}
+    for name, pool in (("nq", "nq_open-held-out"), ("task", "hotpotqa-held-out")):
+        half, held_out = size.asked // 2, first(pools[pool], size.asked)
+        sets |= {f"{name}-validation": held_out[:half], f"{name}-test": held_out[half:]}
+    for name, rows in sets.items():
+        write_rows(out / f"{name}.jsonl", rows)
+    return {name: out / f"{name}.jsonl" for name in sets}
+
+
+class Short:
+    """Reads a row file and keeps the rows whose prompt and completion are short for a model's tokenizer."""
+
+    def __init__(self, model: Path) -> None:
+        self.tokenizer = load_tokenizer(model)
+
+    def __call__(self, file: Path) -> Rows:
+        with file.open(encoding="utf-8") as lines:
+            return [row for row in map(json.loads, lines) if self.fits(row)]
+
+    def fits(self, row: dict[str, Any]) -> bool:
+        """Whether prompt and completion (with the token that ends it) keep to their limits."""
+        prompt = self.count(row["prompt"])
+        whole = self.count(row["prompt"] + row.get("completion", "")) + 1
+        return prompt <= PROMPT_TOKENS and whole - prompt <= COMPLETION_TOKENS
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.tokenizer(text)["input_ids"])
+
+
+def half_and_half(rows: Rows, count: int, parts: int = 1) -> list[Rows]:
+    """`parts` lists of `count` rows, each half answerable and half unanswerable, no row in two."""
+    yes, no = ([row for row in rows if row["answerable"] is label] for label in (True, False))
+    half = count // 2
+    yes, no = first(yes, parts * half), first(no, parts * half)
+    return [yes[i * half : (i + 1) * half] + no[i * half : (i + 1) * half] for i in range(parts)]
+
+
+def first(rows: Rows, count: int) -> Rows:
+    """The first `count` rows; InputError where there are fewer."""
+    if len(rows) < count:
+        raise InputError(f"{count} short questions of a kind are needed, the draw holds {len(rows)}: raise DRAWN")
+    return rows[:count]
+
+
+def teach(model: Path, out: Path, rows: dict[str, Path], seed: int, size: Size) -> None:
+    """Train base from the story model, and tuned from base."""
+    shared = TuneConfig(model=model, data=rows["base"], out=out / "base", batch_size=16, warmup=0.05, seed=seed,
+                        learning_rate=size.base_rate, steps=size.base_steps)  # fmt: skip
+    tune(shared)
+    tuned = {"model": out / "base", "data": rows["task"], "out": out / "tuned"}
+    tune(shared.model_copy(update=tuned | {"learning_rate": size.tuned_rate, "steps": size.tuned_steps}))
+
+
+def ask(out: Path, name: str, rows: dict[str, Path], seed: int, split: str) -> dict[str, Any]:
+    """`hcnr evaluate` of one model: the scores of each set, by its name."""
+    honesty = tuple(f"{part}={rows[f'{part}-{split}']}" for part in ("kuq", "nec"))
+    task = (f"task_taught={rows['task']}", f"task_new={rows[f'task-{split}']}",
+            f"nq_taught={rows['nq']}", f"nq_new={rows[f'nq-{split}']}")  # fmt: skip
+    config = EvaluateConfig(model=str(out / name), out=out / f"{name}.json", honesty=honesty, task=task, seed=seed,
+                            max_new_tokens=COMPLETION_TOKENS)  # fmt: skip
+    found = evaluate(config)
+    return found["honesty"] | found["task"]
+
+
+def probes(out: Path, rows: dict[str, Path], seed: int, split: str) -> dict[str, dict[str, float]]:
+    """`hcnr probe` of each honesty set: AUROC in the layer chosen on base, by set and model."""
+    found = {}
+    for part in ("kuq", "nec"):
+        config = ProbeConfig(base=str(out / "base"), tuned=str(out / "tuned"), restored=str(out / "restored"),
+                             honesty=(f"{part}={rows[f'{part}-{split}']}",), out=out / f"probe-{part}.json",
+                             seed=seed)  # fmt: skip
+        result = probe(config)
+        found[part] = {name: result.best(name).value for name in result.auroc}
+    return found
+
+
+def tell(record: dict[str, Any]) -> None:
+    """The tables, in percent."""
+    models, probed = record["models"], record["probe"]
+    for part in ("kuq", "nec"):
+        keys = ("f1", "refusal_on_unanswerable", "refusal_on_answerable", "refusal_delta", "accuracy_on_answerable")
+        lines = [
+            [name, *(percent(models[name][part][key]) for key in keys), percent(probed[part].get(name))]
+            for name in MODELS
+        ]
+        count = models["base"][part]["questions"]
+        print(f"\n{part}: {count} held-out questions ({record['split']}), half unanswerable, percent")
+        show(["model", "F1", "refused unans.", "refused answ.", "delta", "right of answ.", "AUROC of probe"], lines)
+    parts = {"task_taught": "trained", "nq_taught": "trained", "task_new": "held out", "nq_new": "held out"}
+    counts = ", ".join(f"{part} {models['base'][part]['questions']} ({kind})" for part, kind in parts.items())
+    print(f"\nright and refused of questions that have answers, percent: {counts}")
+    lines = [
+        [name, *(f"{percent(models[name][part]['accuracy'])} / {percent(models[name][part]['refused'])}"
+                 for part in parts)]
+        for name in MODELS
+    ]  # fmt: skip
+    show(["model", *parts], lines)
+    print(f"\n{record['seconds']:.0f} seconds")
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent, a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def show(header: list[str], lines: Iterable[list[str]]) -> None:
+    """Columns as wide as their widest cell, as a Markdown table."""
+    table = [header, *lines]
+    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+    rule = ["-" * width for width in widths]
+    for line in (header, rule, *table[1:]):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+
+
+if __name__ == "__main__":
+    main()
