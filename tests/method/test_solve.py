@@ -1,5 +1,7 @@
 """Every solver against numpy in float64, at the edges where factorisations break, under jit and vmap."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,13 @@ from hcnr_jax.method.solve import REMEDY, Outcome
 from tests.method import oracle
 
 RNG = np.random.default_rng(0)
+dense, dual = jax.jit(solve.cholesky_solve), jax.jit(solve.dual_solve)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def iterate(matrix, rhs, tolerance=1e-6, max_steps=500):
+    """Conjugate gradients on a matrix that happens to be known."""
+    return solve.conjugate_gradients(lambda e: jnp.matmul(matrix, e), rhs, jnp.diagonal(matrix), tolerance, max_steps)
 
 
 def single(x):
@@ -52,8 +61,8 @@ def test_dense_dual_and_conjugate_gradients_are_numpys(tokens, fan_in, outliers)
         500,
     )
     found = {
-        "dense": solve.cholesky_solve(single(matrix), single(rhs)),
-        "dual": solve.dual_solve(single(y), single(ridged), single(q), single(p)),
+        "dense": dense(single(matrix), single(rhs)),
+        "dual": dual(single(y), single(ridged), single(q), single(p)),
         "cg": (steps + single(p), iterated),
     }
     for name, (solution, info) in found.items():
@@ -74,7 +83,7 @@ def test_channels_ten_thousand_times_the_others_do_not_spoil_the_small_ones():
     matrix = y.T @ y + 1e-3 * np.eye(30)
     rhs = y.T @ q
     expected = np.linalg.solve(matrix, rhs)
-    solution, info = solve.cholesky_solve(single(matrix), single(rhs))
+    solution, info = dense(single(matrix), single(rhs))
     assert int(info.outcome) == Outcome.OK
     for row in range(30):
         assert relative_error(solution[row], expected[row]) < 1e-3
@@ -101,7 +110,7 @@ def test_a_singular_matrix_without_damping_is_reported(case, consistent):
     y = SINGULAR[case]
     matrix = y.T @ y
     rhs = matrix @ RNG.normal(size=(20, 4)) if consistent else RNG.normal(size=(20, 4))
-    _, info = solve.cholesky_solve(single(matrix), single(rhs))
+    _, info = dense(single(matrix), single(rhs))
     assert int(info.outcome) == Outcome.NOT_POSITIVE_DEFINITE
 
 
@@ -111,22 +120,21 @@ def test_damping_heals_it(case):
     if not y.any():
         pytest.skip("a share of nothing is nothing: dead inputs stay singular")
     matrix, _, rhs, expected = ridge(y, RNG.normal(size=(len(y), 4)), np.zeros((20, 4)))
-    solution, info = solve.cholesky_solve(single(matrix), single(rhs))
+    solution, info = dense(single(matrix), single(rhs))
     assert int(info.outcome) == Outcome.OK
     assert relative_error(solution, expected) < 1e-4
 
 
 def test_singularity_near_rounding_is_caught_over_many_draws():
-    solver = jax.jit(solve.cholesky_solve)
     for seed in range(40):
         y = inputs(31, 32, seed=seed)
-        _, info = solver(single(y.T @ y), single(np.random.default_rng(seed).normal(size=(32, 2))))
+        _, info = dense(single(y.T @ y), single(np.random.default_rng(seed).normal(size=(32, 2))))
         assert int(info.outcome) == Outcome.NOT_POSITIVE_DEFINITE, seed
 
 
 def test_an_indefinite_matrix_is_reported():
     matrix = np.diag([1.0, 1.0, -1.0])
-    _, info = solve.cholesky_solve(single(matrix), single(np.ones((3, 1))))
+    _, info = dense(single(matrix), single(np.ones((3, 1))))
     assert int(info.outcome) == Outcome.NOT_POSITIVE_DEFINITE
 
 
@@ -140,20 +148,16 @@ def test_nan_and_inf_are_told_from_indefiniteness(bad, where):
         array[0, 0] = bad
     matrix, y = spoilt["matrix"]
     rhs, q = spoilt["rhs"]
-    _, dense = solve.cholesky_solve(single(matrix), single(rhs))
-    _, dual = solve.dual_solve(single(y), single(ridged), single(q), single(np.zeros((8, 2))))
-    _, cg = solve.conjugate_gradients(
-        lambda e: jnp.matmul(single(matrix), e), single(rhs), jnp.diagonal(single(matrix)), 1e-6, 50
-    )
-    assert int(dense.outcome) == int(dual.outcome) == int(cg.outcome) == Outcome.NOT_FINITE
+    _, direct = dense(single(matrix), single(rhs))
+    _, woodbury = dual(single(y), single(ridged), single(q), single(np.zeros((8, 2))))
+    _, cg = iterate(single(matrix), single(rhs), 1e-6, 50)
+    assert int(direct.outcome) == int(woodbury.outcome) == int(cg.outcome) == Outcome.NOT_FINITE
 
 
 def test_too_few_steps_are_not_converged():
     y = inputs(60, 20)
     matrix, _, rhs, _ = ridge(y, RNG.normal(size=(60, 3)), np.zeros((20, 3)), damping=1e-4)
-    _, info = solve.conjugate_gradients(
-        lambda e: jnp.matmul(single(matrix), e), single(rhs), jnp.diagonal(single(matrix)), 1e-6, 2
-    )
+    _, info = iterate(single(matrix), single(rhs), 1e-6, 2)
     assert int(info.outcome) == Outcome.NOT_CONVERGED
     assert int(info.steps) == 2 and float(info.residual) > 1e-3
 
@@ -161,9 +165,9 @@ def test_too_few_steps_are_not_converged():
 def test_nothing_to_correct_is_solved_by_zero():
     matrix, rhs = np.eye(5) + 0.1, np.zeros((5, 3))
     for solution, info in (
-        solve.cholesky_solve(single(matrix), single(rhs)),
-        solve.conjugate_gradients(lambda e: jnp.matmul(single(matrix), e), single(rhs), jnp.ones(5), 1e-6, 50),
-        solve.dual_solve(single(np.ones((2, 5))), single(0.1), single(np.zeros((2, 3))), single(rhs)),
+        dense(single(matrix), single(rhs)),
+        iterate(single(matrix), single(rhs), 1e-6, 50),
+        dual(single(np.ones((2, 5))), single(0.1), single(np.zeros((2, 3))), single(rhs)),
     ):
         assert int(info.outcome) == Outcome.OK and float(info.residual) == 0
         assert not np.any(solution)
@@ -214,8 +218,7 @@ def test_conjugate_gradients_solve_kernels_of_real_width(size):
     """A guard scaled by the number of unknowns made every step of a kernel of 256 x 256 NaN."""
     y = inputs(size, size) / 10
     matrix, _, rhs, expected = ridge(y, RNG.normal(size=(size, size)), np.zeros((size, size)))
-    run = jax.jit(lambda m, b: solve.conjugate_gradients(lambda e: jnp.matmul(m, e), b, jnp.diagonal(m), 1e-6, 2000))
-    solution, info = run(single(matrix), single(rhs))
+    solution, info = iterate(single(matrix), single(rhs), 1e-6, 2000)
     assert int(info.outcome) == Outcome.OK
     assert relative_error(solution, expected) < 1e-4
 
@@ -225,9 +228,7 @@ def test_a_finished_column_waits_for_the_others():
     matrix = np.diag([1.0, 2.0, 3.0, 4.0]) + 0.0
     matrix[1:, 1:] += 0.5
     rhs = np.stack([np.eye(4)[0], np.ones(4), np.zeros(4)], axis=1)
-    solution, info = solve.conjugate_gradients(
-        lambda e: jnp.matmul(single(matrix), e), single(rhs), jnp.diagonal(single(matrix)), 1e-6, 50
-    )
+    solution, info = iterate(single(matrix), single(rhs), 1e-6, 50)
     assert int(info.outcome) == Outcome.OK and int(info.steps) > 1
     np.testing.assert_allclose(solution, np.linalg.solve(matrix, rhs), atol=1e-6)
 
