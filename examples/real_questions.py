@@ -3,8 +3,8 @@
     python examples/real_questions.py --data DIR --out real-questions [--seed 0] [--fast] [--split validation]
 
 DIR holds `data/` with the official files of KUQ, NEC, NQ-open and HotpotQA and `models/stories3M`, a Llama of 3.1 M
-parameters that knows children's stories. Ten minutes on 2 CPU cores, one or two with `--fast`; docs/real_questions.md
-tells what comes out.
+parameters that knows children's stories. `--fast` takes 3 minutes on 2 busy CPU cores; at full size the steps have been
+run one by one, never yet the whole in one go: docs/real_questions.md tells what came out.
 
 1. base: taught to answer NQ and known KUQ questions, and to decline unknown KUQ and unanswerable NEC questions;
 2. tuned: base fine-tuned on answers to HotpotQA questions, which makes it stop declining;
@@ -58,7 +58,7 @@ class Size:
     asked: int = 200
     base_steps: int = 400
     base_rate: float = 2e-3
-    tuned_steps: int = 80
+    tuned_steps: int = 100
     tuned_rate: float = 5e-4
     samples: int = 128
 
