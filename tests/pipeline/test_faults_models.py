@@ -268,7 +268,7 @@ def test_missing_and_unexpected_tensors(world, side) -> None:
         folder, lambda weights: weights.update({Q0: np.ones((32, 32), "f4"), "extra.weight": np.ones(2, "f4")})
     )
     assert all(word in refused(world) for word in [str(folder), "unexpected extra.weight"])
-    edit_weights(folder, lambda weights: (weights.pop("extra.weight"), weights.update({Q0: flat})))
+    edit_weights(folder, lambda weights: (weights.pop("extra.weight"), weights.update({Q0: np.ones((16, 32), "f4")})))
     assert all(word in refused(world) for word in [str(folder), f"{Q0} (expected 32 x 32, found 16 x 32)"])
 
 
