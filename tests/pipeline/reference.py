@@ -132,10 +132,12 @@ def spread(mask: np.ndarray, granularity: str) -> np.ndarray:
     return {"input": mask[None, :] if mask.ndim == 1 else mask, "output": mask[..., None], "weight": mask}[granularity]
 
 
-def restore(base_folder: Path, tuned_folder: Path, honesty: Path, task: Path, count: int, options: dict) -> Restored:
+def restore(
+    base_folder: Path, tuned_folder: Path, honesty: Path, task: Path, counts: tuple[int, int], options: dict
+) -> Restored:
     """The whole method. `options` are RestoreConfig's fields, defaults its defaults; file order of rows."""
     base, tuned = load(base_folder), load(tuned_folder)
-    rows = [tokens_of(tuned_folder, path, count) for path in (honesty, task)]
+    rows = [tokens_of(tuned_folder, path, n) for path, n in zip((honesty, task), counts, strict=True)]
     d, masks = select(base, tuned, *rows, options)
     method, granularity = setting(options, "compensation"), setting(options, "granularity")
     old, new = weights(base), weights(tuned)

@@ -218,7 +218,7 @@ def test_scores_of_zero_and_ties_are_handled(world, tmp_path, priority) -> None:
 def test_no_damping_and_too_few_tokens(world) -> None:
     """FAULTS 28: singular moments stop the run, in the paper's form too; damping mends them."""
     for method in ("exact", "paper"):
-        options = ("--compensation", method, "--inputs", "local", "--samples", 1, "--in-weight", 0.9)
+        options = ("--compensation", method, "--inputs", "local", "--honesty-samples", 1, "--in-weight", 0.9)
         message = refused(world, *options, "--damping", 0)
         assert all(word in message for word in ["tensor model.layers.", "--damping", "0.01 is usual", "tokens"])
 

@@ -93,7 +93,7 @@ CASES = {
 def test_against_float64(world, tmp_path, case) -> None:
     options = {"cross_weight": CROSS_WEIGHT} | CASES[case]
     out = restore(world, tmp_path / "out", *FILE_ORDER, *as_options(options))
-    expected = reference.restore(world.base, world.tuned, world.honesty, world.task, SAMPLES, options)
+    expected = reference.restore(world.base, world.tuned, world.honesty, world.task, (SAMPLES, SAMPLES), options)
     lines, found = kernels_of(out), weights_of(out)
     for name, d in expected.d.items():
         assert lines[name]["perturbation"] == pytest.approx(d, rel=1e-5)
@@ -108,10 +108,10 @@ def test_against_float64(world, tmp_path, case) -> None:
 
 def test_fewer_tokens_than_restored_inputs(world, tmp_path) -> None:
     """The dual solve, with so few tokens that the moments are singular but for their damping."""
-    options = {"compensation": "exact", "inputs": "local", "in_weight": 0.9, "cross_weight": CROSS_WEIGHT}
-    out = restore(world, tmp_path / "out", *FILE_ORDER, "--samples", 1, *as_options(options))
+    options = {"compensation": "exact", "inputs": "local", "cross_weight": CROSS_WEIGHT}
+    out = restore(world, tmp_path / "out", *FILE_ORDER, "--honesty-samples", 1, *as_options(options))
     assert {line["solve"] for line in kernels_of(out).values() if line["kept"]} == {"dual"}
-    expected = reference.restore(world.base, world.tuned, world.honesty, world.task, 1, options)
+    expected = reference.restore(world.base, world.tuned, world.honesty, world.task, (1, SAMPLES), options)
     found = weights_of(out)
     for name, weights in expected.weights.items():
         assert relative(found[name], weights, weights) < 1e-5
@@ -195,9 +195,7 @@ def test_the_record_of_each_kernel(world, plain) -> None:
     for name, path in (("honesty", world.honesty), ("task", world.task)):
         rows = reference.tokens_of(world.tuned, path, SAMPLES)
         assert losses[name]["count"] == SAMPLES
-        assert losses[name]["mean_loss"] == pytest.approx(
-            np.mean([float(reference.loss(model, r)) for r in rows]), rel=1e-5
-        )
+        assert losses[name]["mean_loss"] == pytest.approx(reference.mean_loss(model, rows), rel=1e-5)
 
 
 def test_inputs_are_read_and_not_touched(world, tmp_path) -> None:
@@ -220,7 +218,7 @@ def test_sixteen_bits_and_shards(tmp_path, case) -> None:
     here = make_world(tmp_path / "in", family, shards, dtype=dtype, num_hidden_layers=1, **config)
     options = {"compensation": method, "inputs": "local", "in_weight": 0.25, "cross_weight": CROSS_WEIGHT}
     out = restore(here, tmp_path / "out", *FILE_ORDER, *as_options(options))
-    expected = reference.restore(here.base, here.tuned, here.honesty, here.task, SAMPLES, options)
+    expected = reference.restore(here.base, here.tuned, here.honesty, here.task, (SAMPLES, SAMPLES), options)
     tuned, found, neurons = weights_of(here.tuned), weights_of(out), neurons_of(out)
     assert {n: (w.dtype, w.shape) for n, w in found.items()} == {n: (w.dtype, w.shape) for n, w in tuned.items()}
     assert "lm_head.weight" not in found or not config
