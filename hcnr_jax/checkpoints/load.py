@@ -20,7 +20,7 @@ from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 
-__all__ = ["load_params", "open_checkpoint", "read_leaf", "transpose_into"]
+__all__ = ["leaf_paths", "load_params", "open_checkpoint", "read_leaf", "transpose_into"]
 
 _TILE = 128  # 128 x 128 16-bit entries of source and target, 64 KiB, stay in the second-level cache
 
@@ -76,6 +76,11 @@ def read_leaf(checkpoint: Checkpoint, spec: ModelSpec, path: str, layer: int | N
     if layer is None:
         return _fill(checkpoint, sources, dtype, tuple(slice(0, n) for n in shape))
     return _fill(checkpoint, sources, dtype, (slice(layer, layer + 1), *(slice(0, n) for n in shape[1:])))[0]
+
+
+def leaf_paths(spec: ModelSpec) -> tuple[str, ...]:
+    """Every leaf of the parameter tree, such as "blocks/mlp/up/kernel"."""
+    return tuple(_sources(spec))
 
 
 def transpose_into(target: np.ndarray, source: np.ndarray) -> None:

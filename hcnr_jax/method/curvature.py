@@ -28,7 +28,8 @@ from hcnr_jax.method.neurons import Leaves, Params, beside, get_leaves, put_leav
 class Moments(NamedTuple):
     """Sums over tokens, until `mean_moments` divides them.
 
-    tokens: how many. inputs: sum x' x'^T. shift: sum x' (x' - x)^T, reference: sum x x^T; both None where x' = x.
+    tokens: how many. inputs: sum x' x'^T. shift: sum x' (x' - x)^T, None where x' = x. reference: sum x x^T, None where
+    x' = x or where nothing asks for `output_distance`.
     """
 
     tokens: Float[Array, ""]
@@ -44,11 +45,17 @@ class Inputs(NamedTuple):
     shift: Float[Array, "n i"] | None
 
 
-def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32) -> Moments:
-    """Zero moments of `fan_in` inputs."""
-    # Three buffers, not one: a caller may donate them.
-    inputs, shift, reference = (jnp.zeros((fan_in, fan_in), dtype) for _ in range(3))
-    return Moments(jnp.zeros((), dtype), inputs, shift if propagated else None, reference if propagated else None)
+def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32, distances: bool = True) -> Moments:
+    """Zero moments of `fan_in` inputs. Without `distances` a third of the work is saved and `output_distance` is not
+    to be had of propagated ones."""
+
+    def zeros(wanted: bool) -> Array | None:
+        return jnp.zeros((fan_in, fan_in), dtype) if wanted else None
+
+    # Buffers of their own, not one: a caller may donate them.
+    return Moments(
+        jnp.zeros((), dtype), jnp.zeros((fan_in, fan_in), dtype), zeros(propagated), zeros(propagated and distances)
+    )
 
 
 def update_moments(
@@ -60,15 +67,12 @@ def update_moments(
     now = jnp.where(keep, now.reshape(-1, now.shape[-1]), 0).astype(dtype)
     tokens = moments.tokens + jnp.sum(mask).astype(dtype)
     inputs = moments.inputs + _outer(now, now)
-    if reference is None or moments.shift is None or moments.reference is None:
+    if reference is None or moments.shift is None:
         return Moments(tokens, inputs, moments.shift, moments.reference)
     reference = jnp.where(keep, reference.reshape(-1, reference.shape[-1]), 0).astype(dtype)
-    return Moments(
-        tokens,
-        inputs,
-        moments.shift + _outer(now, now - reference),
-        moments.reference + _outer(reference, reference),
-    )
+    shift = moments.shift + _outer(now, now - reference)
+    second = None if moments.reference is None else moments.reference + _outer(reference, reference)
+    return Moments(tokens, inputs, shift, second)
 
 
 def merge_moments(left: Moments, right: Moments) -> Moments:
@@ -98,8 +102,13 @@ def trace_of(statistic: Moments | Inputs) -> Float[Array, ""]:
 
 
 def output_distance(statistic: Moments | Inputs, change: Float[Array, "i o"]) -> Float[Array, ""]:
-    """d(E) = mean ||x E||^2 over the REFERENCE inputs, undamped: how far a change E of the kernel moves its outputs."""
+    """d(E) = mean ||x E||^2 over the REFERENCE inputs, undamped: how far a change E of the kernel moves its outputs.
+
+    ValueError for propagated moments that were summed without `distances`.
+    """
     if isinstance(statistic, Moments):
+        if statistic.shift is not None and statistic.reference is None:
+            raise ValueError("output_distance: these moments were summed without distances; see init_moments")
         second = statistic.inputs if statistic.reference is None else statistic.reference
         return jnp.sum(change * jnp.matmul(second, change, precision="highest"))
     reference = statistic.inputs if statistic.shift is None else statistic.inputs - statistic.shift

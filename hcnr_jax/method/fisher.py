@@ -8,7 +8,8 @@ dL/dW = X^T G, hence
     input channel   s_k = sum_t X[t,k] (G G^T X)[t,k]
     output channel  s_o = sum_t G[t,o] (X X^T G)[t,o]
 
-at T^2 (in + out) multiplications instead of T in out. A *probe* is a dummy argument of the linear op, one number per
+at T^2 (in + out) multiplications instead of T in out; where rows are long, the gradient itself is cheaper and is made a
+few output channels at a time. A *probe* is a dummy argument of the linear op, one number per
 neuron, whose cotangent is defined to be s; then `jax.vmap(jax.grad(loss wrt probes))` returns per-example scores,
 through
 `nn.scan` and `nn.remat` alike. The probe leaves lie beside each kernel in `params` (a collection of their own would
@@ -46,14 +47,34 @@ Loss = Callable[[Params, Example], Float[Array, ""]]
 
 PROBES: dict[Granularity, str] = {"input": "input_probe", "output": "output_probe", "weight": "weight_probe"}
 
+# Output channels of a weight gradient that are alive at a time, for each example of a batch.
+CHANNELS = 256
+
 
 def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
-    """s_k = sum_o (X^T G)[k,o]^2 of one example, by the cheaper of the two forms (the shapes decide)."""
+    """s_k = sum_o (X^T G)[k,o]^2 of one example, by the cheaper of the two forms (the shapes decide).
+
+    x and g share a dtype; the scores are in `neurons.wide` of it.
+    """
     if _materialising_is_cheaper(x, g):
-        return jnp.sum(weight_scores(x, g), axis=1)
-    gram = _einsum("to,so->ts", g, g)
+        return _chunked_input_scores(x, g)
+    gram, x_wide = _einsum("to,so->ts", g, g), x.astype(wide(x.dtype))
+    product = jnp.einsum("ts,si->ti", gram, x_wide, precision=_precision(x))
     # A sum of squares, but not computed as one: where it cancels, rounding may leave it below 0.
-    return jnp.maximum(jnp.sum(x * _einsum("ts,si->ti", gram, x), axis=0), 0)
+    return jnp.maximum(jnp.sum(x_wide * product, axis=0), 0)
+
+
+def _chunked_input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
+    """The same from the gradient, CHANNELS of its columns at a time: under vmap too, no example's is ever whole."""
+    tokens, width = g.shape
+    if width <= CHANNELS:
+        return jnp.sum(weight_scores(x, g), axis=1)
+    parts = jnp.pad(g, ((0, 0), (0, -width % CHANNELS))).reshape(tokens, -1, CHANNELS)
+
+    def add(total: Array, part: Array) -> tuple[Array, None]:
+        return total + jnp.sum(weight_scores(x, part), axis=1), None
+
+    return jax.lax.scan(add, jnp.zeros(x.shape[1], wide(x.dtype)), jnp.moveaxis(parts, 1, 0))[0]
 
 
 def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " o"]:
@@ -74,7 +95,14 @@ SCORES: dict[Granularity, Callable[..., Array]] = {
 
 
 def _einsum(letters: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(letters, left, right, precision="highest")
+    """A product accumulated, and given, in `wide` of the operands' dtype."""
+    return jnp.einsum(letters, left, right, precision=_precision(left), preferred_element_type=wide(left.dtype))
+
+
+def _precision(x: Array) -> jax.lax.Precision:
+    """Float32 operands are multiplied as float32 on every device, never as TF32. Factors that were 16-bit hold no more
+    digits than TF32 keeps."""
+    return jax.lax.Precision.DEFAULT if jnp.dtype(x.dtype).itemsize == 2 else jax.lax.Precision.HIGHEST
 
 
 def _materialising_is_cheaper(x: Array, g: Array) -> bool:
@@ -102,18 +130,14 @@ def _probed_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, dic
     x, kernel, probes = residual
     tokens = x.reshape(-1, x.shape[-1])
     cotangents = cotangent.reshape(-1, cotangent.shape[-1])
-    score_dtype = wide(x.dtype)
-    scores = {
-        granularity: SCORES[granularity](tokens.astype(score_dtype), cotangents.astype(score_dtype)).astype(probe.dtype)
-        for granularity, probe in probes.items()
-    }
+    scores = {g: SCORES[g](tokens, cotangents).astype(probe.dtype) for g, probe in probes.items()}
     return cotangent @ kernel.T, tokens.T @ cotangents, scores
 
 
 probed_linear.defvjp(_probed_forward, _probed_backward)
 
 
-def _probing(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+def probing(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     """Interceptor: an nn.Dense that finds probes beside its kernel computes through `probed_linear`."""
     module = context.module
     if not isinstance(module, nn.Dense) or context.method_name != "__call__":
@@ -146,7 +170,7 @@ def probed_loss(loss: Loss, params: Params) -> Callable[[Leaves, Example], Float
     """The loss as a function of (probes, example): its gradient in the probes is that example's neuron scores."""
 
     def of_probes(probes: Leaves, example: Example) -> Float[Array, ""]:
-        with nn.intercept_methods(_probing):
+        with nn.intercept_methods(probing):
             return loss(put_leaves(params, probes), example)
 
     return of_probes

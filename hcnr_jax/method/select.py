@@ -11,7 +11,7 @@ Counts are exact and ties go to the lower index (kernels: see `neurons.order_ker
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from hcnr_jax.method.neurons import (
     neuron_count,
     neuron_shape,
     order_kernels,
-    spread,
     stack_shape,
     wide,
 )
@@ -141,16 +140,38 @@ def in_weight_mask(priority: Leaves, kernels: Mapping[str, Array], ratio: float,
     return {path: one(path) for path in kernels}
 
 
-def perturbation(base: Array, tuned: Array, mask: Array, granularity: Granularity) -> Array:
-    """d_j (*stack,) of every kernel of a leaf (*stack, in, out): 0 for 0/0, inf for x/0. Sums in float32 at least."""
+class Squares(NamedTuple):
+    """Sums of squares over each neuron's weights, (*stack, n): of W_tuned - W_base and of W_base.
+
+    All that d_j needs of the weights, whatever the mask: one pass over them serves any number of selections.
+    """
+
+    moved: Array
+    base: Array
+
+
+def neuron_squares(base: Array, tuned: Array, granularity: Granularity) -> Squares:
+    """The squares of every kernel of a leaf (*stack, in, out); in float32 at least."""
     dtype = wide(base.dtype)
-    weights = spread(mask, base, granularity)
+    axes: tuple[int, ...] = {"input": (-1,), "output": (-2,), "weight": ()}[granularity]
+    moved = jnp.square(tuned.astype(dtype) - base.astype(dtype))
+    return Squares(jnp.sum(moved, axis=axes), jnp.sum(jnp.square(base.astype(dtype)), axis=axes))
+
+
+def perturbation(base: Array, tuned: Array, mask: Array, granularity: Granularity) -> Array:
+    """d_j (*stack,) of every kernel of a leaf (*stack, in, out): 0 for 0/0, inf for x/0."""
+    return perturbation_of(neuron_squares(base, tuned, granularity), mask, len(stack_shape(base)))
+
+
+def perturbation_of(squares: Squares, mask: Array, stack: int) -> Array:
+    """The same from the squares of a leaf with `stack` stack axes."""
+    axes = tuple(range(stack, mask.ndim))
 
     def norm(x: Array) -> Array:
-        return jnp.sqrt(jnp.sum(jnp.where(weights, jnp.square(x), 0), axis=(-2, -1)))
+        return jnp.sqrt(jnp.sum(jnp.where(mask, x, 0), axis=axes))
 
-    moved = norm(tuned.astype(dtype) - base.astype(dtype))
-    return jnp.where(moved == 0, 0, moved / norm(base.astype(dtype)))
+    moved = norm(squares.moved)
+    return jnp.where(moved == 0, 0, moved / norm(squares.base))
 
 
 def rank_kernels(

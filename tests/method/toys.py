@@ -90,13 +90,17 @@ def loss_of(model: nn.Module) -> Callable[[Any, Rows], jax.Array]:
     """Mean NLL of the next real token of ONE row, in float32 at least."""
 
     def loss(params: Any, row: Rows) -> jax.Array:
-        logits = model.apply({"params": params}, row.tokens, row.mask)
-        logs = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))[:-1]
-        chosen = jnp.take_along_axis(logs, row.tokens[1:, None], axis=-1)[:, 0]
-        keep = row.mask[1:].astype(logs.dtype)
-        return -jnp.sum(chosen * keep) / jnp.maximum(jnp.sum(keep), 1)
+        return nll(model.apply({"params": params}, row.tokens, row.mask), row)
 
     return loss
+
+
+def nll(logits: jax.Array, row: Rows) -> jax.Array:
+    """Mean NLL of one row's real tokens after the first, from its logits."""
+    logs = jax.nn.log_softmax(logits.astype(wide(logits.dtype)))[:-1]
+    chosen = jnp.take_along_axis(logs, row.tokens[1:, None], axis=-1)[:, 0]
+    keep = row.mask[1:].astype(logs.dtype)
+    return -jnp.sum(chosen * keep) / jnp.maximum(jnp.sum(keep), 1)
 
 
 def make_rows(seed: int, rows: int = 5, length: int = 7) -> Rows:

@@ -1,0 +1,110 @@
+"""A model seen as embedding, blocks and a loss, and the small compiled programs that walk rows through it.
+
+What the block sweep (`blocks`, `grid`) and the layer-wise scores (`layerwise`) need to know of a model. Parameters are
+only ever asked for one block at a time, so that they may be a tree in memory or something that reads a block from a
+disk when it is asked.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from hcnr_jax.method.curvature import Moments, capture_inputs, update_moments
+from hcnr_jax.method.neurons import Kernel, Params
+
+Hidden = Any
+Batch = Any
+
+
+class BlockModel(NamedTuple):
+    """A model seen as embedding and blocks; a value, whose compiled programs are shared by all who hold it.
+
+    embed: (outer params, batch) -> hidden. apply: (block params, hidden, batch, index) -> hidden, a plain Linen apply.
+    block_params: (params, index) -> the block's subtree. token_mask: batch -> bool, True where a token counts, shaped
+    like hidden without its last axis. groups: kernels that read the same input, in data-flow order, paths relative to
+    the block. kernel: (index, relative path) -> which `Kernel` of the params that is. outer: params -> what `embed`
+    and `loss` read of them. loss: (outer params, hidden after the last block, batch) -> (rows,), one loss a row;
+    needed by `layerwise` alone.
+    """
+
+    num_blocks: int
+    embed: Callable[[Params, Batch], Hidden]
+    apply: Callable[[Params, Hidden, Batch, Any], Hidden]
+    block_params: Callable[[Params, int], Params]
+    token_mask: Callable[[Batch], Bool[Array, ...]]
+    groups: tuple[tuple[str, ...], ...]
+    kernel: Callable[[int, str], Kernel]
+    outer: Callable[[Params], Params] = lambda params: params
+    loss: Callable[[Params, Hidden, Batch], Float[Array, " b"]] | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every kernel's path relative to its block, in data-flow order."""
+        return tuple(path for group in self.groups for path in group)
+
+
+class Steps(NamedTuple):
+    """The compiled pieces of a walk.
+
+    capture: (first, aim, now, batch, x, y, index) -> (x', x) of one group, or (x, None) without `now`.
+    walk: (firsts, aim, batch, x, index) -> (next hidden, {first: input of its group}).
+    """
+
+    embed: Callable[..., Hidden]
+    apply: Callable[..., Hidden]
+    capture: Callable[..., tuple[Array, Array | None]]
+    walk: Callable[..., tuple[Hidden, dict[str, Array]]]
+
+
+@functools.cache
+def steps_of(model: BlockModel) -> Steps:
+    """Compiled once per model, not per run: a second run on the same model and shapes compiles nothing."""
+    return Steps(
+        jax.jit(model.embed),
+        jax.jit(model.apply),
+        jax.jit(functools.partial(_capture, model), static_argnums=0),
+        jax.jit(functools.partial(_walk, model), static_argnums=0),
+    )
+
+
+def embed(model: BlockModel, params: Params, batch: Batch) -> Hidden:
+    """The rows before the first block."""
+    return steps_of(model).embed(model.outer(params), batch)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add_moments(
+    moments: Moments, now: Float[Array, "*b i"], reference: Float[Array, "*b i"] | None, mask: Bool[Array, "*b"]
+) -> Moments:
+    """`update_moments`, compiled; one program for all kernels of the same fan-in."""
+    return update_moments(moments, now, reference, mask)
+
+
+def _capture(
+    model: BlockModel,
+    first: str,
+    aim: Params,
+    now: Params | None,
+    batch: Batch,
+    x: Hidden,
+    y: Hidden | None,
+    index: Any,
+) -> tuple[Array, Array | None]:
+    """What the group that starts with kernel `first` reads; what comes after it in the block is never computed."""
+    reference = capture_inputs(model.apply, [first], aim, x, batch, index).inputs[first]
+    if now is None:
+        return reference, None
+    return capture_inputs(model.apply, [first], now, y, batch, index).inputs[first], reference
+
+
+def _walk(
+    model: BlockModel, firsts: Sequence[str], aim: Params, batch: Batch, x: Hidden, index: Any
+) -> tuple[Hidden, dict[str, Array]]:
+    """One block of one model, and what its groups read: one forward pass for all of them."""
+    captured = capture_inputs(model.apply, firsts, aim, x, batch, index)
+    return captured.output, captured.inputs
