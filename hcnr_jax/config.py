@@ -62,6 +62,15 @@ class RestoreConfig(RunConfig):
     max_length: int = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
     seed: int | None = Field(0, ge=0, description="row shuffle and random draws; none keeps file order")
     microbatch: int | None = Field(None, ge=1, description="rows per step; default: chosen from the sizes")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="compute dtype of scores and local inputs; auto: bfloat16 on an accelerator where TUNED is stored "
+        "in 16 bits, else float32",
+    )
+    stream: bool = Field(False, description="keep weights on the disk and work a block at a time, in any memory")
+    compilation_cache: Path | None = Field(
+        None, description="folder that keeps compiled programs for the next run; default: none is kept"
+    )
     mesh: str = Field("", description="devices as axes; default, and all this version runs on: one device")
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
 

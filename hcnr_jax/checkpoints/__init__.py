@@ -5,13 +5,14 @@ from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpo
 from hcnr_jax.checkpoints.commit import check_output, output_lock, staged_folder
 from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digest, tensor_digests
-from hcnr_jax.checkpoints.load import load_params, read_leaf
+from hcnr_jax.checkpoints.load import describe_params, load_params, read_leaf
 from hcnr_jax.checkpoints.lora import MergedCheckpoint, open_adapter, open_tuned
 from hcnr_jax.checkpoints.names import Placement, hf_name_of, leaf_shapes, tensor_names
 from hcnr_jax.checkpoints.orbax import load_params as load_orbax
 from hcnr_jax.checkpoints.orbax import save_params as save_orbax
 from hcnr_jax.checkpoints.patch import apply_patch, write_patch
 from hcnr_jax.checkpoints.save import HFTensors, save_like, save_new, to_hf, write_like
+from hcnr_jax.checkpoints.stream import StreamedParams
 
 __all__ = [
     "Checkpoint",
@@ -19,12 +20,14 @@ __all__ = [
     "HFTensors",
     "MergedCheckpoint",
     "Placement",
+    "StreamedParams",
     "apply_patch",
     "check_finite",
     "check_output",
     "check_pair",
     "check_tensors",
     "delta_lost",
+    "describe_params",
     "hf_name_of",
     "is_adapter",
     "leaf_shapes",

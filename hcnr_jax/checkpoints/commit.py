@@ -62,7 +62,7 @@ def staged_folder(
     path = check_output(out, inputs)
     partial = path.parent / f".{path.name}.hcnr-partial"
     with contextlib.ExitStack() as stack:
-        with _explained(out):
+        with explained(out):
             path.parent.mkdir(parents=True, exist_ok=True)
             if lock:
                 stack.enter_context(output_lock(out))
@@ -73,7 +73,7 @@ def staged_folder(
                 shutil.rmtree(partial)
             partial.mkdir()
         try:
-            with _explained(out):
+            with explained(out):
                 yield partial
                 _commit(partial, path)
         except BaseException:
@@ -89,7 +89,7 @@ def output_lock(out: str | Path) -> Iterator[None]:
     """
     path = Path(out).expanduser().resolve()
     name = path.parent / f".{path.name}.hcnr-lock"
-    with _explained(out):
+    with explained(out):
         path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
@@ -130,7 +130,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(out: str | Path) -> Iterator[None]:
+def explained(out: str | Path) -> Iterator[None]:
     """Turn an operating system's error about the output into one that names it, its cause and the remedy."""
     try:
         yield

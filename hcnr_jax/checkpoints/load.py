@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from hcnr_jax.checkpoints.check import check_tensors
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -20,7 +21,7 @@ from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 
-__all__ = ["leaf_paths", "load_params", "open_checkpoint", "read_leaf", "transpose_into"]
+__all__ = ["describe_params", "leaf_paths", "load_params", "open_checkpoint", "read_leaf", "transpose_into"]
 
 _TILE = 128  # 128 x 128 16-bit entries of source and target, 64 KiB, stay in the second-level cache
 
@@ -45,7 +46,7 @@ def load_params(
         InputError: missing, unexpected or misshapen tensors, by Hugging Face name.
     """
     check_tensors(checkpoint, spec)
-    params: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for path, sources in _sources(spec).items():
         where = _sharding_of(sharding, path)
         shape, dtype = leaf_shapes(spec)[path], _leaf_dtype(checkpoint, sources)
@@ -53,13 +54,9 @@ def load_params(
             leaf = jax.device_put(_fill(checkpoint, sources, dtype, tuple(slice(0, n) for n in shape)))
         else:
             leaf = _sharded_leaf(checkpoint, sources, shape, dtype, where)
-        *parents, last = path.split("/")
-        node = params
-        for key in parents:
-            node = node.setdefault(key, {})
         # Transfers run in the background and keep their host buffer; waiting holds one buffer, not the whole model.
-        node[last] = jax.block_until_ready(leaf)
-    return params
+        leaves[path] = jax.block_until_ready(leaf)
+    return unflatten_dict(leaves, sep="/")
 
 
 def read_leaf(checkpoint: Checkpoint, spec: ModelSpec, path: str, layer: int | None = None) -> np.ndarray:
@@ -76,6 +73,16 @@ def read_leaf(checkpoint: Checkpoint, spec: ModelSpec, path: str, layer: int | N
     if layer is None:
         return _fill(checkpoint, sources, dtype, tuple(slice(0, n) for n in shape))
     return _fill(checkpoint, sources, dtype, (slice(layer, layer + 1), *(slice(0, n) for n in shape[1:])))[0]
+
+
+def describe_params(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
+    """The tree `load_params` will give, as jax.ShapeDtypeStruct leaves; nothing is read."""
+    shapes = leaf_shapes(spec)
+    leaves = {
+        path: jax.ShapeDtypeStruct(shapes[path], _leaf_dtype(checkpoint, sources))
+        for path, sources in _sources(spec).items()
+    }
+    return unflatten_dict(leaves, sep="/")
 
 
 def leaf_paths(spec: ModelSpec) -> tuple[str, ...]:

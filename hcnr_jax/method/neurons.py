@@ -70,8 +70,9 @@ def find_kernels(params: Params, pattern: str = r".*") -> tuple[str, ...]:
     return found
 
 
-def get_leaves(params: Params, paths: Iterable[str]) -> Leaves:
-    """The named leaves of a nested dict as a flat dict; InputError for a path that is not there."""
+def get_leaves(params: Params, paths: Iterable[str]) -> dict[str, Any]:
+    """The named leaves (arrays, or descriptions of them) of a nested dict as a flat dict; InputError for a path that is
+    not there."""
     leaves = flatten_dict(params, sep="/")
     missing = [path for path in paths if path not in leaves]
     if missing:
@@ -113,7 +114,7 @@ def spread(mask: Array, leaf: Array, granularity: Granularity) -> Array:
     return jnp.broadcast_to(jnp.expand_dims(mask, axis), leaf.shape)
 
 
-def order_kernels(leaves: Mapping[str, Array], paths: Sequence[str] | None = None) -> list[Kernel]:
+def order_kernels(leaves: Mapping[str, Shaped], paths: Sequence[str] | None = None) -> list[Kernel]:
     """All kernels, by block and then in the order of `paths` (default: the order of `leaves`).
 
     This is the order in which ties between kernels are broken: METHOD stage 1.4, 'by block, then q,k,v,o,gate,up,down'.

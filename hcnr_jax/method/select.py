@@ -23,6 +23,7 @@ from hcnr_jax.method.neurons import (
     Granularity,
     Kernel,
     Leaves,
+    Shaped,
     neuron_count,
     neuron_shape,
     order_kernels,
@@ -128,7 +129,7 @@ def top_mask(priority: Float[Array, " n"], count: int) -> Bool[Array, " n"]:
     return jnp.zeros(priority.shape, bool).at[order[:count]].set(True)
 
 
-def in_weight_mask(priority: Leaves, kernels: Mapping[str, Array], ratio: float, granularity: Granularity) -> Leaves:
+def in_weight_mask(priority: Leaves, kernels: Mapping[str, Shaped], ratio: float, granularity: Granularity) -> Leaves:
     """Candidates: in each kernel the round(ratio * n) neurons of highest priority. Masks shaped like the priorities."""
 
     def one(path: str) -> Array:
@@ -175,7 +176,7 @@ def perturbation_of(squares: Squares, mask: Array, stack: int) -> Array:
 
 
 def rank_kernels(
-    perturbations: Mapping[str, Array], kernels: Mapping[str, Array], names: Mapping[Kernel, str] | None = None
+    perturbations: Mapping[str, Array], kernels: Mapping[str, Shaped], names: Mapping[Kernel, str] | None = None
 ) -> list[tuple[Kernel, float]]:
     """All kernels with their d_j, the most perturbed first, ties by block and then by the order of `kernels`.
 
@@ -200,7 +201,7 @@ def rank_kernels(
 def cross_weight_mask(
     masks: Leaves,
     perturbations: Mapping[str, Array],
-    kernels: Mapping[str, Array],
+    kernels: Mapping[str, Shaped],
     ratio: float,
     names: Mapping[Kernel, str] | None = None,
 ) -> tuple[Leaves, list[Kernel]]:

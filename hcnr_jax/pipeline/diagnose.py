@@ -32,15 +32,16 @@ from hcnr_jax.evaluate import (
 from hcnr_jax.evaluate.questions import Role, check_labels
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.models import ModelSpec
+from hcnr_jax.pipeline.batches import Shape, microbatches
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.evaluate import ask_and_judge
 from hcnr_jax.pipeline.model import block_model
 from hcnr_jax.pipeline.opened import OpenedModel, open_model
 from hcnr_jax.pipeline.output_file import check_new_file, write_record
-from hcnr_jax.pipeline.plan import batch_shapes, choose_microbatch
+from hcnr_jax.pipeline.plan import make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
 from hcnr_jax.pipeline.probe import states_of, transfer
-from hcnr_jax.pipeline.stages import microbatches, score
+from hcnr_jax.pipeline.scoring import Scoring, score
 from hcnr_jax.pipeline.tables import wide_table
 from hcnr_jax.report.records import versions
 
@@ -132,19 +133,16 @@ def before(
 ) -> dict[str, Part]:
     """What a restoration of these prepared inputs would meet: stability of the scores, condition of the moments."""
     config, spec = prepared.config, prepared.spec
-    shapes = batch_shapes(prepared.honesty, prepared.task)
-    longest = max(length for _, length in shapes)
-    size = microbatch or choose_microbatch(spec, longest, max(config.rows))
+    shapes = make_plan(prepared).shapes
+    if microbatch:
+        shapes = tuple(Shape(length, microbatch) for length, _ in shapes)
     parts: dict[str, Part] = {}
-    for name, examples, (_, length) in (
-        ("honesty", prepared.honesty, shapes[0]),
-        ("task", prepared.task, shapes[1]),
-    ):
-        by_kernel, pooled = split_half(config, spec, tuned, examples, length, size, name, reporter)
+    for name, examples in (("honesty", prepared.honesty), ("task", prepared.task)):
+        by_kernel, pooled = split_half(config, spec, tuned, examples, shapes, name, reporter)
         finding = check_stability(name, by_kernel, len(examples))
         parts[f"stability_{name}"] = ([finding], {"kernels": by_kernel, "all_neurons": pooled})
     with reporter.stage("moments", len(prepared.honesty), "rows") as stage:
-        batches = microbatches(prepared.honesty, size, shapes[0][1])
+        batches = [part.batch for part in microbatches(prepared.honesty, shapes)]
         conditions = input_conditions(block_model(spec), base, batches, config.damping)
         stage.advance(len(prepared.honesty))
     finding = check_conditioning(conditions, config.damping)
@@ -157,8 +155,7 @@ def split_half(
     spec: ModelSpec,
     params: Params,
     examples: Sequence[Example],
-    length: int,
-    microbatch: int,
+    shapes: Sequence[Shape],
     name: str,
     reporter: Reporter,
 ) -> tuple[dict[str, float], float]:
@@ -167,8 +164,9 @@ def split_half(
     Every other row, so that a file in some order is cut fairly. Over all neurons it is higher, since kernels differ in
     scale; selection ranks within kernels.
     """
+    how = Scoring(spec, config.loss, config.granularity)
     halves = [
-        score(config, spec, params, examples[start::2], length, microbatch, f"{name} half {start + 1}", reporter).scores
+        score(how, params, examples[start::2], shapes, f"{name} half {start + 1}", reporter).scores
         for start in range(2)
     ]
     scores = {

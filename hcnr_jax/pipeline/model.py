@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from hcnr_jax.data import Batch
 from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.data import Batch
 from hcnr_jax.method.blocks import BlockModel
 from hcnr_jax.method.fisher import Loss
 from hcnr_jax.method.neurons import Kernel, Params

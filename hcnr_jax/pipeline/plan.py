@@ -4,127 +4,130 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.config import RestoreConfig, option_name
-from hcnr_jax.data import Example
 from hcnr_jax.errors import InputError
-from hcnr_jax.method.neurons import neuron_count
+from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.pipeline.batches import Shape, choose_shapes, count_rows, padded_tokens, row_bytes
 from hcnr_jax.pipeline.prepare import Prepared
 
-# Rows of a batch are padded to a multiple of this, so that runs of like data compile alike.
-LENGTH_STEP = 8
-# Tokens of one microbatch on a host: enough to keep its cores in matrix products, few enough to stay in cache.
-HOST_TOKENS = 1024
-# Share of an accelerator's free memory that one microbatch may take.
-MEMORY_SHARE = 0.5
+# How often a streamed run reads a model: forward and back for each set's scores, once for the other model's losses, for
+# the perturbations and for the sweep; a mean over both models.
+STREAM_PASSES = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice."""
+    """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
+
+    shapes: of the microbatches. rows_by_shape: how many honesty and task rows go into each. dtype: compute dtype of the
+    scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
+    """
 
     kernels: int
     kept: int
     neurons: dict[str, tuple[int, int]]
     restored_share: float
-    honesty_shape: tuple[int, int]
-    task_shape: tuple[int, int]
-    microbatch: int
+    shapes: tuple[Shape, ...]
+    rows_by_shape: dict[str, tuple[int, ...]]
+    dtype: str
     weight_bytes: int
     score_bytes: int
     sweep_bytes: int
     output_bytes: int
+    spill_bytes: int
+    read_bytes: int
     flops: float
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as a person reads it."""
-        rate = matmul_rate()
+        rate = matmul_rate(self.dtype)
         per_kernel = ", ".join(f"{_word(path)} {part} of {whole}" for path, (part, whole) in self.neurons.items())
-        honesty, task = (f"{rows} rows x {length} tokens" for rows, length in (self.honesty_shape, self.task_shape))
-        return [
+        held = "3 blocks and the embeddings of both models" if self.read_bytes else "weights of both models"
+        working = size(max(self.score_bytes, self.sweep_bytes))
+        lines = [
             ("kernels", f"{self.kept} of {self.kernels} kept"),
             ("neurons per kept kernel", per_kernel),
             ("weights restored", f"about {self.restored_share:.1%} of all parameters"),
-            ("honesty data", honesty),
-            ("task data", f"{task}, {self.microbatch} rows at a time"),
-            (
-                "memory",
-                f"{size(self.weight_bytes)} weights of both models + {size(max(self.score_bytes, self.sweep_bytes))}",
-            ),
-            ("disk", size(self.output_bytes)),
+            *((f"{name} data", self._data(counts)) for name, counts in self.rows_by_shape.items()),
+            ("at a time", " or ".join(f"{rows} rows x {length}" for length, rows in self.shapes) + f", {self.dtype}"),
+            ("memory", f"{size(self.weight_bytes)} {held} + {working}"),
+            ("disk", size(self.output_bytes) + (f" + {size(self.spill_bytes)} meanwhile" if self.spill_bytes else "")),
             (
                 "arithmetic",
                 f"{self.flops / 1e12:.3g} TFLOP, about {duration(self.flops / rate)} at this machine's rate",
             ),
         ]
+        return [*lines, ("read", f"{size(self.read_bytes)} of weights, block by block")] if self.read_bytes else lines
+
+    def _data(self, counts: tuple[int, ...]) -> str:
+        used = [(count, shape.length) for count, shape in zip(counts, self.shapes, strict=True) if count]
+        return " + ".join(f"{count} rows x {length} tokens" for count, length in used)
 
 
 def make_plan(prepared: Prepared) -> Plan:
     """The plan of a prepared run. InputError where a ratio selects nothing."""
     config, spec = prepared.config, prepared.spec
     params = abstract_params(spec)
-    leaves = {path: _leaf(params, path) for path in KERNELS}
-    neurons = {
-        path: (
-            _count(
-                "in_weight", config, neuron_count(leaf, config.granularity), f"neurons of each {_word(path)} kernel"
-            ),
-            neuron_count(leaf, config.granularity),
-        )
-        for path, leaf in leaves.items()
-    }
+    neurons = _neurons(config, get_leaves(params, KERNELS))
     kernels = spec.num_layers * len(KERNELS)
     kept = _count("cross_weight", config, kernels, "kernels")
-    kernel_weights = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    kernel_weights = sum(math.prod(leaf.shape) for leaf in get_leaves(params, KERNELS).values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    honesty_shape, task_shape = batch_shapes(prepared.honesty, prepared.task)
-    microbatch = config.microbatch or choose_microbatch(spec, max(honesty_shape[1], task_shape[1]), max(config.rows))
-    tokens = [rows * length for rows, length in (honesty_shape, task_shape)]
+    sets = {"honesty": prepared.honesty, "task": prepared.task}
+    every = [example for examples in sets.values() for example in examples]
+    shapes = choose_shapes(spec, every, _flops(config, spec, parameters, [1, 0]), config.microbatch)
+    tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
     stored = sum(info.nbytes for info in prepared.tuned.tensors.values())
+    both = sum(info.nbytes for info in prepared.base.tensors.values()) + stored
+    restored_share = kernel_weights / parameters * (kept / kernels) * config.in_weight
+    share_of_block = kernel_weights / parameters / spec.num_layers
     return Plan(
         kernels=kernels,
         kept=kept,
         neurons=neurons,
-        restored_share=kernel_weights / parameters * (kept / kernels) * config.in_weight,
-        honesty_shape=honesty_shape,
-        task_shape=task_shape,
-        microbatch=microbatch,
-        weight_bytes=sum(info.nbytes for info in prepared.base.tensors.values()) + stored,
-        score_bytes=microbatch * row_bytes(spec, max(honesty_shape[1], task_shape[1])),
+        restored_share=restored_share,
+        shapes=shapes,
+        rows_by_shape={name: count_rows(examples, shapes) for name, examples in sets.items()},
+        dtype=compute_dtype(config.dtype, prepared.tuned),
+        weight_bytes=int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both,
+        score_bytes=max(rows * row_bytes(spec, length, config.stream) for length, rows in shapes),
         sweep_bytes=_sweep_bytes(config, spec, tokens),
         output_bytes=stored,
+        spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,
+        read_bytes=STREAM_PASSES * both if config.stream else 0,
         flops=_flops(config, spec, parameters, tokens),
     )
 
 
-def batch_shapes(honesty: list[Example], task: list[Example]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(rows, padded length) of both sets: one length where they are alike, so that they share compilations."""
-    lengths = [_padded(max(len(example.tokens) for example in examples)) for examples in (honesty, task)]
-    if max(lengths) <= 1.5 * min(lengths):
-        lengths = [max(lengths)] * 2
-    return (len(honesty), lengths[0]), (len(task), lengths[1])
+def compute_dtype(asked: str, tuned: Checkpoint) -> str:
+    """`--dtype` as a dtype: auto is bfloat16 on an accelerator for weights stored in 16 bits, float32 elsewhere."""
+    if asked != "auto":
+        return asked
+    narrow = all(info.dtype in ("BF16", "F16") for info in tuned.tensors.values())
+    return "bfloat16" if narrow and jax.default_backend() != "cpu" else "float32"
 
 
-def choose_microbatch(spec: ModelSpec, length: int, rows: int) -> int:
-    """Rows per step: on a host a few cache-friendly ones, on an accelerator what half its free memory takes."""
-    device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-        return max(1, min(rows, int(MEMORY_SHARE * free / row_bytes(spec, length))))
-    return max(1, min(rows, HOST_TOKENS // length))
+def _neurons(config: RestoreConfig, leaves: Mapping[str, Shaped]) -> dict[str, tuple[int, int]]:
+    """(restored, all) neurons of each kind of kernel."""
+    totals = {path: neuron_count(leaf, config.granularity) for path, leaf in leaves.items()}
+    return {
+        path: (_count("in_weight", config, total, f"neurons of each {_word(path)} kernel"), total)
+        for path, total in totals.items()
+    }
 
 
-def row_bytes(spec: ModelSpec, length: int) -> int:
-    """Float32 bytes one row needs in a rematerialised backward pass: block inputs, one block's activations, logits."""
-    width = 8 * spec.hidden_size + 4 * spec.intermediate_size + 2 * spec.num_heads * length
-    return 4 * length * (spec.num_layers * spec.hidden_size + width + 3 * spec.vocab_size)
+def _spill_bytes(spec: ModelSpec, tokens: int, corrected: int) -> int:
+    """Inputs of every block for one set of rows, and the corrected kernels."""
+    return 4 * spec.num_layers * tokens * spec.hidden_size + corrected
 
 
 def _sweep_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
@@ -151,9 +154,9 @@ def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list
     return flops
 
 
-def matmul_rate(size_: int = 512, repeats: int = 4) -> float:
-    """Measured float32 FLOP/s of one device, in a few hundredths of a second."""
-    x = jnp.ones((size_, size_), jnp.float32)
+def matmul_rate(dtype: str = "float32", size_: int = 512, repeats: int = 4) -> float:
+    """Measured FLOP/s of one device, in a few hundredths of a second."""
+    x = jnp.ones((size_, size_), jnp.dtype(dtype))
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     multiply(x).block_until_ready()
     start = time.perf_counter()
@@ -191,13 +194,3 @@ def _count(field: str, config: RestoreConfig, total: int, what: str) -> int:
 
 def _word(path: str) -> str:
     return path.split("/")[-2]
-
-
-def _padded(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
-
-
-def _leaf(tree: dict, path: str) -> jax.ShapeDtypeStruct:
-    for key in path.split("/"):
-        tree = tree[key]
-    return tree  # type: ignore[return-value]

@@ -8,15 +8,22 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hcnr_jax.checkpoints.load import load_params
+from hcnr_jax.ahead import compilation_cache
+from hcnr_jax.checkpoints import StreamedParams, describe_params, load_params
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Params
+from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.correcting import correct
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
-from hcnr_jax.pipeline.stages import Scores, correct, losses_of, microbatches, score, select_neurons
+from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
+from hcnr_jax.pipeline.selecting import select_neurons
+from hcnr_jax.pipeline.spill import spill_folder
 from hcnr_jax.pipeline.write import PATCH, write_output
+
+Weights = Params | StreamedParams
 
 
 class Restored(NamedTuple):
@@ -41,39 +48,67 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
     if config.dry_run:
         reporter.say("dry run: nothing was written")
         return Restored(None, plan, reporter.warnings)
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), compilation_cache(config.compilation_cache):
         folder = _run(prepared, plan, reporter)
     reporter.say(f"restored model: {folder}")
     return Restored(folder, plan, reporter.warnings)
 
 
 def _run(prepared: Prepared, plan: Plan, reporter: Reporter) -> Path:
+    config = prepared.config
+    if not config.stream:
+        return _restore(prepared, plan, reporter, None)
+    with spill_folder(config.out) as spill:
+        return _restore(prepared, plan, reporter, spill)
+
+
+def _restore(prepared: Prepared, plan: Plan, reporter: Reporter, spill: Path | None) -> Path:
+    """Load, score, select, correct, write. spill: where a streamed run keeps what does not stay in memory."""
     config, spec = prepared.config, prepared.spec
-    with reporter.stage("load", 2, "models") as stage:
-        base = load_params(prepared.base, spec)
-        stage.advance()
-        tuned = load_params(prepared.tuned, spec)
-        stage.advance()
-    scores = _scores(prepared, plan, base, tuned, reporter)
     names = kernel_names(spec)
-    selection = select_neurons(config, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
-    honesty = microbatches(prepared.honesty, plan.microbatch, plan.honesty_shape[1])
-    task = microbatches(prepared.task, plan.microbatch, plan.task_shape[1])
-    corrected = correct(config, spec, base, tuned, selection, honesty, task, names, reporter)
+    base, tuned = _load(prepared, plan, reporter)
+    scores = _scores(prepared, plan, base, tuned, reporter, spill)
+    selection = select_neurons(config, spec, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
+    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
+    corrected = correct(
+        config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, spill and spill / "kernels"
+    )
     return write_output(prepared, selection, corrected, scores, reporter)
 
 
-def _scores(prepared: Prepared, plan: Plan, base: Params, tuned: Params, reporter: Reporter) -> dict[str, Scores]:
-    config, spec = prepared.config, prepared.spec
+def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
+    config = prepared.config
+    return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype)
+
+
+def _load(prepared: Prepared, plan: Plan, reporter: Reporter) -> tuple[Weights, Weights]:
+    """Both models' weights; the scores' program is compiled meanwhile."""
+    spec = prepared.spec
+    if prepared.config.stream:
+        return StreamedParams(prepared.base, spec), StreamedParams(prepared.tuned, spec)
+    scored = prepared.tuned if prepared.config.scores_at == "tuned" else prepared.base
+    prepare_scoring(_scoring(prepared, plan), plan.shapes, describe_params(scored, spec))
+    with reporter.stage("load", 2, "models") as stage:
+        loaded = []
+        for checkpoint in (prepared.base, prepared.tuned):
+            loaded.append(load_params(checkpoint, spec))
+            stage.advance()
+    return loaded[0], loaded[1]
+
+
+def _scores(
+    prepared: Prepared, plan: Plan, base: Weights, tuned: Weights, reporter: Reporter, spill: Path | None
+) -> dict[str, Scores]:
+    config, how = prepared.config, _scoring(prepared, plan)
     at, other = (tuned, base) if config.scores_at == "tuned" else (base, tuned)
-    sets = {"honesty": (prepared.honesty, plan.honesty_shape[1]), "task": (prepared.task, plan.task_shape[1])}
+    sets = {"honesty": prepared.honesty, "task": prepared.task}
     scores = {
-        name: score(config, spec, at, examples, length, plan.microbatch, name, reporter)
-        for name, (examples, length) in sets.items()
+        name: score(how, at, examples, plan.shapes, name, reporter, spill and spill / name)
+        for name, examples in sets.items()
     }
 
-    def mean_losses(params: Params) -> np.ndarray:
-        return losses_of(spec, params, *sets["honesty"], plan.microbatch, "honesty")
+    def mean_losses(params: Weights) -> np.ndarray:
+        return losses_of(how, params, prepared.honesty, plan.shapes, "honesty")
 
     elsewhere = mean_losses(other)
     here = mean_losses(at) if config.loss == "sum" else scores["honesty"].losses

@@ -19,8 +19,10 @@ from hcnr_jax.checkpoints.save import to_hf, write_like
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.correcting import Corrected
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
-from hcnr_jax.pipeline.stages import Corrected, Scores, Selection
+from hcnr_jax.pipeline.scoring import Scores
+from hcnr_jax.pipeline.selecting import Selection
 from hcnr_jax.report.records import to_json, versions
 
 RECORD = "hcnr.json"
@@ -37,7 +39,7 @@ class RestoredTensors(Mapping[str, np.ndarray]):
         self._tuned = tuned
 
     def __getitem__(self, name: str) -> np.ndarray:
-        weights = self._kernels[name].weights[None]
+        weights = np.asarray(self._kernels[name].weights)[None]
         place = dataclasses.replace(self._places[name], layer=0)
         return to_hf(weights, place, self._tuned.tensors[name].dtype, name)
 

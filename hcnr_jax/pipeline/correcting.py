@@ -1,0 +1,170 @@
+"""Stage 2 of the method: the new weights of every kept kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.data import Batch
+from hcnr_jax.errors import InputError
+from hcnr_jax.method.blocks import Result, Settings, Sweep
+from hcnr_jax.method.compensate import Info
+from hcnr_jax.method.neurons import Kernel, Params, get_leaves
+from hcnr_jax.method.restore import restore_kernel
+from hcnr_jax.method.solve import REMEDY, Outcome
+from hcnr_jax.models import ModelSpec
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.model import block_model
+from hcnr_jax.pipeline.selecting import Selection
+from hcnr_jax.pipeline.spill import Spill, Spilled
+
+# A correction this many times the base kernel's own norm is no correction any more.
+EXPLODED = 10.0
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """One kept kernel's new weights (in, out) in the leaf's dtype, on the device or spilled, and what the solve said
+    (None for `none`)."""
+
+    weights: jax.Array | Spilled
+    form: str
+    info: Info | None
+
+
+def correct(
+    config: RestoreConfig,
+    spec: ModelSpec,
+    base: Params | StreamedParams,
+    tuned: Params | StreamedParams,
+    selection: Selection,
+    honesty: Sequence[Batch],
+    task: Sequence[Batch],
+    names: dict[Kernel, str],
+    reporter: Reporter,
+    dtype: str = "float32",
+    spill: Path | None = None,
+) -> dict[Kernel, Corrected]:
+    """Every kept kernel corrected. InputError names a kernel whose solve failed or exploded.
+
+    dtype: of the forward pass behind local inputs. Propagated ones are always computed in float32: what is solved for
+    are the differences of two models, which 16 bits would drown. spill: a new folder for weights that should not stay
+    in memory.
+    """
+    store = None if spill is None else Spill(spill)
+    corrected: dict[Kernel, Corrected] = {}
+    with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
+        for kernel, item in _items(config, spec, base, tuned, selection, honesty, task, names, dtype):
+            corrected[kernel] = item if store is None else _put_away(store, kernel, item)
+            stage.advance()
+    return corrected
+
+
+def _items(
+    config: RestoreConfig,
+    spec: ModelSpec,
+    base: Params | StreamedParams,
+    tuned: Params | StreamedParams,
+    selection: Selection,
+    honesty: Sequence[Batch],
+    task: Sequence[Batch],
+    names: dict[Kernel, str],
+    dtype: str,
+) -> Iterator[tuple[Kernel, Corrected]]:
+    if config.compensation == "none":
+        yield from _plain(config, spec, base, tuned, selection)
+        return
+    settings = settings_of(config)
+    model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"))
+    waiting: list[Result] = []
+    for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task):
+        # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
+        while waiting and waiting[0].kernel.index < result.kernel.index:
+            yield _checked(config, waiting.pop(0), selection, names)
+        waiting.append(result)
+    for result in waiting:
+        yield _checked(config, result, selection, names)
+
+
+def settings_of(config: RestoreConfig) -> Settings:
+    """The configuration's part that says how to compensate."""
+    return Settings(
+        config.compensation, config.inputs, config.solver, config.damping, config.task_weight, config.moments_at
+    )
+
+
+def _put_away(store: Spill, kernel: Kernel, item: Corrected) -> Corrected:
+    key = (kernel.path, *kernel.index)
+    store[key] = item.weights
+    return Corrected(Spilled(store, key), item.form, item.info)
+
+
+def _plain(
+    config: RestoreConfig,
+    spec: ModelSpec,
+    base: Params | StreamedParams,
+    tuned: Params | StreamedParams,
+    selection: Selection,
+) -> Iterator[tuple[Kernel, Corrected]]:
+    """Base where the mask is True, a block at a time."""
+    model, kept = block_model(spec), set(selection.kept)
+    for index in range(spec.num_layers):
+        kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
+        if not kernels:
+            continue
+        old, new = (get_leaves(model.block_params(params, index), kernels) for params in (base, tuned))
+        for path, kernel in kernels.items():
+            mask = selection.masks[kernel.path][kernel.index]
+            yield kernel, Corrected(_restore(old[path], new[path], mask, config.granularity), "none", None)
+
+
+_restore = jax.jit(restore_kernel, static_argnums=3)
+
+
+def _checked(
+    config: RestoreConfig, result: Result, selection: Selection, names: dict[Kernel, str]
+) -> tuple[Kernel, Corrected]:
+    """A result whose solve went well, its info on the host."""
+    mask = np.asarray(selection.masks[result.kernel.path][result.kernel.index])
+    _check_rank(config, result, mask, names[result.kernel])
+    info, finite = jax.device_get((result.info, _all_finite(result.weights)))
+    _check_solve(info, bool(finite), result.weights.dtype, names[result.kernel])
+    return result.kernel, Corrected(result.weights, result.form, info)
+
+
+@jax.jit
+def _all_finite(weights: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(weights))
+
+
+def _check_rank(config: RestoreConfig, result: Result, mask: np.ndarray, tensor: str) -> None:
+    """Without damping, fewer tokens than unknowns leave the moments singular; a Cholesky factor can miss it, because
+    rounding may make the pivots that should be 0 positive."""
+    unknowns = mask.size if config.compensation == "paper" else int(mask.sum())
+    if config.damping == 0 and config.solver == "dense" and result.tokens < unknowns:
+        raise InputError(
+            f"tensor {tensor}: --damping 0 needs at least as many tokens as the {unknowns} inputs solved for, found "
+            f"{result.tokens}: raise --damping (0.01 is usual), or give more rows or longer ones"
+        )
+
+
+def _check_solve(info: Info, finite: bool, dtype: Any, tensor: str) -> None:
+    outcome = Outcome(int(info.solve.outcome))
+    if outcome is not Outcome.OK:
+        residual = float(info.solve.residual)
+        raise InputError(
+            f"tensor {tensor}: {REMEDY[outcome]}" + (f" (residual {residual:.2g})" if np.isfinite(residual) else "")
+        )
+    if float(info.correction) > EXPLODED or not finite:
+        raise InputError(
+            f"tensor {tensor}: the correction is {float(info.correction):.3g} times the base kernel's norm (expected "
+            f"well below {EXPLODED:g}) or overflows {dtype}: raise --damping, or use --compensation two_sided"
+        )

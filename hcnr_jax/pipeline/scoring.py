@@ -1,0 +1,206 @@
+"""Scores and losses of a set of rows, the whole model at once or streamed a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hcnr_jax import streaming
+from hcnr_jax.ahead import Ahead
+from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.data import Batch, Example
+from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.method.fisher import init_scores, score_batch
+from hcnr_jax.method.layerwise import layerwise_losses, layerwise_scores, stack_scores
+from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
+from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.pipeline.batches import Part, Shape, halved, microbatches
+from hcnr_jax.pipeline.console import Reporter, Stage
+from hcnr_jax.pipeline.model import block_model, row_loss
+from hcnr_jax.pipeline.spill import Spill
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How rows are scored; a static argument of the compiled step."""
+
+    spec: ModelSpec
+    loss: Literal["mean", "sum"] = "mean"
+    granularity: Granularity = "input"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of the kernels on one set of rows, and the loss of every row."""
+
+    scores: Leaves
+    losses: np.ndarray
+
+
+def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> None:
+    """Start to compile what `score` will call. params: `checkpoints.describe_params` of the model to be scored."""
+    sums = jax.eval_shape(lambda p: init_scores(p, KERNELS, (how.granularity,)), params)
+    for length, rows in shapes:
+        mask = np.zeros((rows, length), bool)
+        batch = Batch(np.zeros((rows, length), np.int32), mask, mask)
+        _score_step.prepare(how, params, batch, np.zeros(rows, np.float32), sums)
+
+
+def score(
+    how: Scoring,
+    params: Params | StreamedParams,
+    examples: Sequence[Example],
+    shapes: Sequence[Shape],
+    name: str,
+    reporter: Reporter,
+    spill: Path | None = None,
+) -> Scores:
+    """Fisher scores of every kernel's neurons over the rows. Microbatches that do not fit in memory are halved.
+
+    spill: a folder for what a streamed model's sweep leaves on the way; it must not exist yet.
+    """
+    streamed = isinstance(params, StreamedParams)
+    total = 2 * how.spec.num_layers if streamed else len(examples)
+    with reporter.stage(f"score {name} rows", total, "block passes" if streamed else "rows") as stage:
+        while True:
+            try:
+                parts = microbatches(examples, shapes)
+                if streamed:
+                    return _score_streamed(how, params, parts, examples, name, stage, spill)
+                return _score_whole(how, params, parts, examples, name, stage)
+            except jax.errors.JaxRuntimeError as error:
+                rows = max(shape.rows for shape in shapes)
+                if "RESOURCE_EXHAUSTED" not in str(error) or rows == 1:
+                    raise RunError(memory_message(error, rows)) from error
+                shapes = halved(shapes)
+                reporter.warn(f"device memory ran out: going on with --microbatch {max(s.rows for s in shapes)}")
+                stage.restart()
+
+
+def _score_whole(
+    how: Scoring, params: Params, parts: Sequence[Part], examples: Sequence[Example], name: str, stage: Stage
+) -> Scores:
+    """One backward pass a microbatch. Losses are looked at one microbatch late, so that the device never waits."""
+    sums, losses = init_scores(params, KERNELS, (how.granularity,)), _Losses(examples, name, stage)
+    for part in parts:
+        sums, found = _score_step(how, params, part.batch, part.weights, sums)
+        losses.add(part, found)
+    means = streaming.mean(sums)[how.granularity]
+    return Scores({path: means[path] for path in KERNELS}, losses.all())
+
+
+def _score_streamed(
+    how: Scoring,
+    params: StreamedParams,
+    parts: Sequence[Part],
+    examples: Sequence[Example],
+    name: str,
+    stage: Stage,
+    spill: Path | None,
+) -> Scores:
+    """A sweep forward and one backward; block inputs wait in `spill`, or in memory without one."""
+    model = block_model(how.spec, jnp.dtype(how.dtype), how.loss)
+    kernels, found = layerwise_scores(
+        model,
+        params,
+        [part.batch for part in parts],
+        [jnp.asarray(part.weights) for part in parts],
+        how.granularity,
+        {} if spill is None else Spill(spill),
+        lambda index: stage.advance(),
+    )
+    losses = _Losses(examples, name)
+    for part, loss in zip(parts, found, strict=True):
+        losses.add(part, loss)
+    return Scores(stack_scores(kernels, KERNELS), losses.all())
+
+
+def losses_of(
+    how: Scoring, params: Params | StreamedParams, examples: Sequence[Example], shapes: Sequence[Shape], name: str
+) -> np.ndarray:
+    """Mean completion NLL of every row, forward passes only. InputError names a row whose loss is not finite."""
+    parts, losses = microbatches(examples, shapes), _Losses(examples, name)
+    if isinstance(params, StreamedParams):
+        model = block_model(how.spec, jnp.dtype(how.dtype))
+        for part, found in zip(parts, layerwise_losses(model, params, [p.batch for p in parts]), strict=True):
+            losses.add(part, found)
+        return losses.all()
+    for part in parts:
+        losses.add(part, _loss_step(how.spec, how.dtype, params, part.batch))
+    return losses.all()
+
+
+def _score(
+    how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: streaming.Sums
+) -> tuple[streaming.Sums, jax.Array]:
+    loss = row_loss(how.spec, how.loss, jnp.dtype(how.dtype))
+    return score_batch(loss, params, KERNELS, batch, jnp.asarray(weights), sums, (how.granularity,))
+
+
+def _loss(spec: ModelSpec, dtype: str, params: Params, batch: Batch) -> jax.Array:
+    return jax.vmap(row_loss(spec, dtype=jnp.dtype(dtype), remat=False), in_axes=(None, 0))(params, batch)
+
+
+_score_step = Ahead(_score, static=(0,), donate=(4,))
+_loss_step = Ahead(_loss, static=(0, 1))
+
+
+class _Losses:
+    """The rows' losses as they come from the device, each microbatch checked while the next one runs."""
+
+    def __init__(self, examples: Sequence[Example], name: str, stage: Stage | None = None) -> None:
+        self._examples, self._name, self._stage = examples, name, stage
+        self._found = np.full(len(examples), np.nan, np.float64)
+        self._waiting: tuple[Part, Any] | None = None
+
+    def add(self, part: Part, losses: jax.Array) -> None:
+        """The losses of one microbatch (b,), not waited for yet."""
+        waiting, self._waiting = self._waiting, (part, losses)
+        self._settle(waiting)
+
+    def all(self) -> np.ndarray:
+        """The losses in the order of the examples."""
+        self._settle(self._waiting)
+        self._waiting = None
+        return self._found
+
+    def _settle(self, waiting: tuple[Part, Any] | None) -> None:
+        if waiting is None:
+            return
+        part, losses = waiting
+        values = np.asarray(losses, np.float64)[: len(part.places)]
+        self._found[part.places] = values
+        for place, value in zip(part.places, values, strict=True):
+            if not np.isfinite(value):
+                raise InputError(
+                    f"{self._examples[place].row.where}: the model's loss on this {self._name} row is {value}; "
+                    "expected a finite number. The weights overflow on it: look at the row, or use checkpoints saved "
+                    "in float32 or bfloat16"
+                )
+        if self._stage is not None:
+            self._stage.advance(len(part.places))
+
+
+def check_scores(scores: Leaves, name: str, names: dict[Kernel, str]) -> None:
+    """InputError naming the tensor whose scores hold NaN or Inf."""
+    finite = {path: np.asarray(jnp.isfinite(leaf)) for path, leaf in scores.items()}
+    for kernel, tensor in names.items():
+        if not finite[kernel.path][kernel.index].all():
+            raise InputError(
+                f"tensor {tensor}: its {name} scores hold NaN or Inf though every loss is finite: gradients overflow; "
+                "use --loss mean, shorter rows (--max-length), or checkpoints saved in float32"
+            )
+
+
+def memory_message(error: Exception, microbatch: int) -> str:
+    """What to do about a device that failed."""
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "device memory does not hold one row: lower --max-length, or use --stream"
+    return f"the device failed at --microbatch {microbatch}: {' '.join(str(error).split())[:500]}"
