@@ -66,15 +66,14 @@ def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array,
 
 def _chunked_input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
     """The same from the gradient, CHANNELS of its columns at a time: under vmap too, no example's is ever whole."""
-    tokens, width = g.shape
-    if width <= CHANNELS:
-        return jnp.sum(weight_scores(x, g), axis=1)
-    parts = jnp.pad(g, ((0, 0), (0, -width % CHANNELS))).reshape(tokens, -1, CHANNELS)
+    whole, rest = divmod(g.shape[1], CHANNELS)
 
-    def add(total: Array, part: Array) -> tuple[Array, None]:
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        part = jax.lax.dynamic_slice_in_dim(g, start, CHANNELS, axis=1)
         return total + jnp.sum(weight_scores(x, part), axis=1), None
 
-    return jax.lax.scan(add, jnp.zeros(x.shape[1], wide(x.dtype)), jnp.moveaxis(parts, 1, 0))[0]
+    total = jnp.sum(weight_scores(x, g[:, g.shape[1] - rest :]), axis=1)
+    return jax.lax.scan(add, total, CHANNELS * jnp.arange(whole))[0] if whole else total
 
 
 def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " o"]:

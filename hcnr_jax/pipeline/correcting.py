@@ -14,7 +14,7 @@ import numpy as np
 from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.blocks import Result, Settings, Sweep
 from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
@@ -62,9 +62,12 @@ def correct(
     store = None if spill is None else Spill(spill)
     corrected: dict[Kernel, Corrected] = {}
     with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
-        for kernel, item in _items(config, spec, base, tuned, selection, honesty, task, names, dtype):
-            corrected[kernel] = item if store is None else _put_away(store, kernel, item)
-            stage.advance()
+        try:
+            for kernel, item in _items(config, spec, base, tuned, selection, honesty, task, names, dtype):
+                corrected[kernel] = item if store is None else _put_away(store, kernel, item)
+                stage.advance()
+        except jax.errors.JaxRuntimeError as error:
+            raise RunError(_memory_message(error)) from error
     return corrected
 
 
@@ -92,6 +95,12 @@ def _items(
         waiting.append(result)
     for result in waiting:
         yield _checked(config, result, selection, names)
+
+
+def _memory_message(error: Exception) -> str:
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return "device memory does not hold one block's moments: take fewer --samples, or use --stream or --solver cg"
+    return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"
 
 
 def settings_of(config: RestoreConfig) -> Settings:

@@ -73,7 +73,7 @@ def _restore(prepared: Prepared, plan: Plan, reporter: Reporter, spill: Path | N
     corrected = correct(
         config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, spill and spill / "kernels"
     )
-    return write_output(prepared, selection, corrected, scores, reporter)
+    return write_output(prepared, plan, selection, corrected, scores, reporter)
 
 
 def _scoring(prepared: Prepared, plan: Plan) -> Scoring:

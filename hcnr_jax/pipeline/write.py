@@ -20,6 +20,7 @@ from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import Corrected
+from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.scoring import Scores
 from hcnr_jax.pipeline.selecting import Selection
@@ -52,6 +53,7 @@ class RestoredTensors(Mapping[str, np.ndarray]):
 
 def write_output(
     prepared: Prepared,
+    plan: Plan,
     selection: Selection,
     corrected: Mapping[Kernel, Corrected],
     scores: Mapping[str, Scores],
@@ -76,7 +78,7 @@ def write_output(
         before = tensor_digests(tuned)
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
-        record = make_record(prepared, selection, corrected, scores, reporter)
+        record = make_record(prepared, plan, selection, corrected, scores, reporter)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["outputs"] = _files_under(folder)
         (folder / RECORD).write_bytes(to_json(record))
@@ -91,6 +93,7 @@ def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
 
 def make_record(
     prepared: Prepared,
+    plan: Plan,
     selection: Selection,
     corrected: Mapping[Kernel, Corrected],
     scores: Mapping[str, Scores],
@@ -102,6 +105,8 @@ def make_record(
         "config": config.model_dump(mode="json"),
         "unused_options": list(config.unused),
         "versions": versions(),
+        "dtype": plan.dtype,
+        "batches": [shape._asdict() for shape in plan.shapes],
         "model": {"family": prepared.spec.family, "layers": prepared.spec.num_layers, "kernels": len(names)},
         "inputs": {
             "base": _model_files(prepared.base),

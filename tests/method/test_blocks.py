@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError
-from hcnr_jax.method.blocks import Settings, Sweep
+from hcnr_jax.method.blocks import Settings, Sweep, sweep_cases
 from hcnr_jax.method.neurons import Kernel, get_leaves
 from hcnr_jax.method.solve import Outcome
 from hcnr_jax.models import GROUPS, spec_from_config
@@ -339,3 +339,37 @@ def test_the_decoder_is_swept_as_the_oracle_says():
         {result.kernel: result.weights for result in found},
         {Kernel(f"blocks/{path}", (index,)): weights for (index, path), weights in wanted.items()},
     )
+
+
+def test_many_cases_are_the_single_ones_for_one_walk():
+    model, base, tuned = models("scanned")
+    cases = [
+        (Settings(method=method, inputs=inputs, damping=damping, task_weight=weight, moments_at=at),
+         as_leaves(model, make_masks(model, share, seed=seed)))
+        for seed, (method, inputs, damping, weight, at, share) in enumerate([
+            ("exact", "local", 0.01, 2.0, "base", 0.5),
+            ("paper", "local", 0.1, 2.0, "base", 0.3),
+            ("two_sided", "local", 0.01, 0.5, "base", 0.5),
+            ("exact", "local", 0.01, 2.0, "tuned", 0.5),
+            ("two_sided", "propagated", 0.01, 2.0, "base", 0.5),
+        ])
+    ]  # fmt: skip
+    together = list(sweep_cases(sweepable("scanned"), cases, base, tuned, HONESTY, TASK))
+    for place, (settings, masks) in enumerate(cases):
+        alone = list(Sweep(sweepable("scanned"), settings).run(base, tuned, masks, HONESTY, TASK))
+        found = [result for number, result in together if number == place]
+        assert [r.kernel for r in found] == [r.kernel for r in alone]
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_allclose(one.weights, other.weights, rtol=1e-6, atol=1e-7)
+            assert float(one.info.distance_restored) == pytest.approx(float(other.info.distance_restored), rel=1e-5)
+
+
+def test_local_cases_share_one_forward_pass_of_each_block():
+    model, walks = toys.Scanned(3), []
+    params = toys.make_params(model, 0)
+    tuned, masks = toys.moved(params, 1), as_leaves(model, make_masks(model, dropped=()))
+    counted = toys.block_model(model)
+    counted = counted._replace(block_params=lambda p, i: walks.append(i) or toys.block_model(model).block_params(p, i))
+    cases = [(Settings(method="exact", damping=10.0**-k, **LOCAL), masks) for k in range(1, 6)]
+    assert len(list(sweep_cases(counted, cases, params, tuned, HONESTY, TASK))) == 5 * 3 * len(toys.PATHS)
+    assert walks == [0, 0, 1, 1, 2, 2], "base and tuned are asked for each block once, whatever the number of cases"

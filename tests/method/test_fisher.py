@@ -335,3 +335,52 @@ def test_no_buffer_is_as_large_as_a_batch_of_weight_gradients():
     plain_numbers, plain_memory = largest(fisher.materialised_scores)
     assert plain_numbers >= gradients
     assert plain_memory.temp_size_in_bytes > 4 * gradients
+
+
+@pytest.mark.parametrize("granularity", ["input", "output"])
+def test_long_rows_never_hold_a_whole_gradient(granularity):
+    """Where the gradient is the cheaper form it is made in pieces: right, and with no (rows, in, out) array."""
+    tokens, fan_in, fan_out, count = 400, 96, 8 * fisher.CHANNELS - 8, 6
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(count, tokens, fan_in)), jnp.float32)
+    g = jnp.asarray(rng.normal(size=(count, tokens, fan_out)), jnp.float32)
+    assert fisher._materialising_is_cheaper(x[0], g[0])
+    score = jax.jit(jax.vmap(fisher.SCORES[granularity]))
+    gradients = np.einsum("nti,nto->nio", oracle.f64(x), oracle.f64(g))
+    expected = np.sum(gradients**2, axis={"input": 2, "output": 1}[granularity])
+    np.testing.assert_allclose(score(x, g), expected, rtol=1e-4)
+    if granularity == "input":
+        memory = score.lower(x, g).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 4 * count * fan_in * fan_out + x.nbytes
+
+
+def test_no_gradient_of_an_example_is_ever_stored():
+    """The compiled scores of a batch hold less than one example's weight gradients beside what a forward pass holds."""
+    config = tiny_config(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=4, head_dim=64)  # fmt: skip
+    spec = spec_from_config(config, "config.json")
+    decoder, count, length = Decoder(spec), 8, 16
+    params = abstract_params(spec)
+    batch = jax.ShapeDtypeStruct((count, length), np.int32)
+
+    def loss(params, tokens):
+        logits = decoder.apply({"params": params}, tokens[None])
+        return completion_nll(logits, tokens[None], jnp.ones((1, length), bool))[0]
+
+    def compiled(function):
+        return jax.jit(function).lower(params, batch).compile().memory_analysis()
+
+    ours = compiled(lambda p, b: fisher.example_scores(loss, p, KERNELS, b))
+    plain = compiled(lambda p, b: fisher.materialised_scores(loss, p, KERNELS, b))
+    one = sum(4 * leaf.size for path, leaf in flatten_dict(params, sep="/").items() if path in KERNELS)
+    assert ours.temp_size_in_bytes < one < count * one < plain.temp_size_in_bytes
+
+
+def test_sixteen_bit_tokens_are_scored_with_wide_sums():
+    x, g = (jnp.asarray(np.random.default_rng(k).normal(size=(7, 11 + k)), jnp.bfloat16) for k in range(2))
+    for granularity, score in fisher.SCORES.items():
+        found = score(x, g)
+        gradient = oracle.f64(x).T @ oracle.f64(g)
+        axis = {"input": 1, "output": 0, "weight": ()}[granularity]
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, np.sum(gradient**2, axis=axis), rtol=1e-5)
