@@ -10,7 +10,7 @@ still to come. Here a task neuron k is not set to zero but to its tuned value, a
 A step only reaches later columns: restored neurons before a task neuron never answer for it, which is what it loses
 against the joint solution. With a single task neuron that comes first it is the joint solution.
 
-Written as well as the recurrence allows: U from ONE factorisation (of H with its order reversed, H = M M^T with M upper,
+Written as well as the recurrence allows: U from ONE factorisation (of H in reverse order: H = M M^T with M upper,
 U = M^-1) where the original takes two and an inverse; lazy blocks of 128 columns, in which a scan does the steps, and
 one matmul pushes a whole block's errors into the columns behind it.
 """
