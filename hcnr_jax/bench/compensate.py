@@ -20,7 +20,7 @@ import numpy as np
 from hcnr_jax.bench.floors import kernel_sizes, solve_flops
 from hcnr_jax.bench.section import Measured, Setting
 from hcnr_jax.bench.sequential import sequential
-from hcnr_jax.bench.timing import Program, compile_program, race
+from hcnr_jax.bench.timing import Program, compile_each, race
 from hcnr_jax.method.compensate import SOLVES, Method, Pair, compensate
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.models import GROUPS
@@ -125,24 +125,20 @@ def _inputs(block: Mapping[str, Kernel]) -> dict[str, tuple[Inputs, Inputs]]:
 
 
 def _solve(method: Method, form: str, block: Mapping[str, Kernel], statistics: Mapping[str, Any]) -> Program:
-    """One program for the block's kernels, with all that `compensate` reports of them."""
+    """The block's kernels one by one, as the sweep corrects them, with all that `compensate` reports of them."""
 
-    def solve(pairs: dict[str, Pair], statistics: dict[str, Any]) -> dict[str, Any]:
-        return {
-            path: compensate(method, form, pair, honesty, task, TASK_WEIGHT, DAMPING)
-            for path, pair in pairs.items()
-            for honesty, task in [statistics[path]]
-        }
+    def solve(pair: Pair, honesty: Any, task: Any) -> Any:
+        return compensate(method, form, pair, honesty, task, TASK_WEIGHT, DAMPING)
 
-    return compile_program(solve, {path: kernel.pair for path, kernel in block.items()}, dict(statistics))
+    return compile_each(solve, {path: (kernel.pair, *statistics[path]) for path, kernel in block.items()})
 
 
 def _sequential(block: Mapping[str, Kernel], statistics: Mapping[str, tuple[Moments, Moments]]) -> Program:
-    def solve(pairs: dict[str, Pair], seconds: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, None]]:
-        return {path: (sequential(pair, seconds[path], DAMPING), None) for path, pair in pairs.items()}
+    def solve(pair: Pair, second: jax.Array) -> tuple[jax.Array]:
+        return (sequential(pair, second, DAMPING),)
 
-    pairs = {path: kernel.pair for path, kernel in block.items()}
-    return compile_program(solve, pairs, {path: honesty.inputs for path, (honesty, _) in statistics.items()})
+    calls = {path: (kernel.pair, statistics[path][0].inputs) for path, kernel in block.items()}
+    return compile_each(solve, calls)
 
 
 def _floor(setting: Setting, method: str, form: str, block: Mapping[str, Kernel], few: bool) -> float:

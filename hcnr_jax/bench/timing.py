@@ -6,6 +6,7 @@ machine for a while slows all of them. Memory is what XLA says its program needs
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import time
@@ -49,12 +50,39 @@ class Seconds:
 
 def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
     """Trace and compile `function` for its arguments, which the program keeps; nothing is run."""
+    program = compile_each(function, {"": arguments})
+    return dataclasses.replace(program, call=lambda: program.call()[""])
+
+
+def compile_each(function: Callable[..., Any], calls: Mapping[str, tuple[Any, ...]]) -> Program:
+    """The same function on several sets of arguments, one after the other: {name: result}. Compiled once a shape.
+
+    Its peak is that of the hungriest call, its compile seconds and FLOPs are those of all programs.
+    """
+    programs: dict[Any, jax.stages.Compiled] = {}
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    for arguments in calls.values():
+        if (key := _shapes(arguments)) not in programs:
+            programs[key] = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
+    found = [programs[_shapes(arguments)] for arguments in calls.values()]
+    counts = [flops_of(compiled) for compiled in found]
+
+    def call() -> dict[str, Any]:
+        return {name: compiled(*calls[name]) for name, compiled in zip(calls, found, strict=True)}
+
+    flops = None if None in counts else sum(filter(None, counts))
+    return Program(call, seconds, max(map(_peak, found)), flops)
+
+
+def _shapes(arguments: Any) -> Any:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple(jax.typeof(leaf) for leaf in leaves)
+
+
+def _peak(compiled: jax.stages.Compiled) -> int:
     memory = compiled.memory_analysis()
-    peak = int(memory.temp_size_in_bytes + memory.output_size_in_bytes) if memory is not None else 0
-    return Program(lambda: compiled(*arguments), seconds, peak, flops_of(compiled))
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes) if memory is not None else 0
 
 
 def flops_of(compiled: jax.stages.Compiled) -> float | None:
