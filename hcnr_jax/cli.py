@@ -51,6 +51,7 @@ COMMANDS = {
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"
     ),
+    "bench": Command("hcnr_jax.config:BenchConfig", "hcnr_jax.bench:bench", "measure speed and memory on this machine"),
 }
 
 

@@ -7,6 +7,7 @@ file and its key, with what was expected and what was found.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -259,6 +260,29 @@ class DemoConfig(RunConfig):
     out: Path = Field(Path("hcnr-demo"), description="folder to write; must not exist, or be empty")
     fast: bool = Field(False, description="the short form: fewer test questions")
     size: Literal["small", "medium"] = Field("small", description="small: minutes on a laptop; medium: one GPU")
+
+
+with warnings.catch_warnings():
+    # The field `json` hides a deprecated method of pydantic's, which nothing here calls.
+    warnings.filterwarnings("ignore", message='Field name "json"')
+
+    class BenchConfig(RunConfig):
+        """Measure speed and memory of every stage on this machine, with random weights, against plain ways to do it."""
+
+        shape: Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-4b", "100m", "tiny"] = Field(
+            "100m", description="whose sizes the random model has"
+        )
+        sections: str = Field("all", description="what to measure: all, or names with commas (fisher,compensate)")
+        rows: int = Field(128, ge=1, description="honesty rows and as many task rows")
+        tokens: int = Field(64, ge=8, description="tokens of a row")
+        microbatch: int | None = Field(None, ge=1, description="rows scored at once; default: chosen from the sizes")
+        repeats: int = Field(5, ge=1, description="timed calls of each contender; the median counts")
+        dtype: Literal["auto", "float32", "bfloat16"] = Field(
+            "auto", description="of weights and arithmetic; auto: float32 on the CPU, bfloat16 elsewhere"
+        )
+        json: Path | None = Field(None, description="also write all of it to this file")  # type: ignore[assignment]
+        scratch: Path | None = Field(None, description="folder for temporary models; default: the system's")
+        seed: int = Field(0, ge=0, description="of weights and rows")
 
 
 def option_name(cls: type[RunConfig], field: str) -> str:

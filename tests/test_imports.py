@@ -17,6 +17,7 @@ LAYERS = (
     ("evaluate", "training", "baselines"),
     ("organism", "experiments", "report"),
     ("pipeline",),
+    ("bench",),
     ("cli",),
 )
 LAYER = {part: place for place, parts in enumerate(LAYERS) for part in parts}

@@ -1,0 +1,117 @@
+"""`hcnr bench` from end to end: the sections in order, their tables, the record."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hcnr_jax.bench import compensate, files, fisher, restore
+from hcnr_jax.bench.floors import measure_rates
+from hcnr_jax.bench.section import Measured, Setting, chosen_dtype, table
+from hcnr_jax.bench.shapes import spec_of
+from hcnr_jax.config import BenchConfig, option_name
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.journal import write_over
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.output_file import check_new_file
+from hcnr_jax.report.records import to_json, versions
+
+# In this order, `restore` first: its runs are processes of their own and want an accelerator's memory for themselves.
+SECTIONS: dict[str, Callable[[Setting], list[Measured]]] = {
+    "restore": restore.measure,
+    "files": files.measure,
+    "fisher": fisher.measure,
+    "compensate": compensate.measure,
+}
+"""Name -> what it measures. A section is one function and one entry here."""
+
+
+def bench(config: BenchConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Measure the chosen sections: the whole of `hcnr bench`. Returns what --json holds.
+
+    Raises InputError for an unknown section, an unusable --json or --scratch.
+    """
+    reporter = reporter or Reporter()
+    names = chosen_sections(config.sections)
+    if config.json is not None:
+        check_new_file(config.json, "--json")
+    # Only before the first use of the device: the whole-process runs of `restore` need its memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with jax.default_matmul_precision("highest"), _scratch(config) as scratch:
+        dtype = chosen_dtype(config.dtype)
+        setting = Setting(config, spec_of(config.shape), dtype, measure_rates(dtype), Path(scratch), reporter.say)
+        record = _head(config, setting)
+        reporter.table("machine", [(name, str(value)) for name, value in _machine(record).items()])
+        for name in names:
+            with reporter.stage(name, 1, "section") as stage:
+                rows = SECTIONS[name](setting)
+                stage.advance()
+            record["sections"][name] = [row.to_json() for row in rows]
+            reporter.console.print(table(name, rows))
+    record["seconds"] = reporter.seconds
+    if config.json is not None:
+        write_over(config.json, to_json(record).decode())
+        reporter.say(f"record: {config.json}")
+    return record
+
+
+def chosen_sections(text: str) -> list[str]:
+    """The names in `--sections`, in the order they are run; InputError names one that is not known."""
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [name for name in given if name not in SECTIONS and name != "all"]
+    if unknown or not given:
+        found = repr(unknown[0]) if unknown else "none"
+        raise InputError(f"--sections {text}: expected all, or names out of {', '.join(SECTIONS)}; found {found}")
+    return [name for name in SECTIONS if "all" in given or name in given]
+
+
+def command_of(config: BenchConfig) -> str:
+    """The command line that makes this configuration; --json and --scratch, which change nothing, are left out."""
+    words = ["hcnr bench"]
+    for name, info in BenchConfig.model_fields.items():
+        value = getattr(config, name)
+        if name not in ("json", "scratch") and value != info.default:
+            words += [option_name(BenchConfig, name), str(value)]
+    return " ".join(words)
+
+
+def _scratch(config: BenchConfig) -> tempfile.TemporaryDirectory[str]:
+    if config.scratch is not None and not config.scratch.is_dir():
+        raise InputError(f"--scratch {config.scratch}: expected a folder that exists")
+    return tempfile.TemporaryDirectory(prefix="hcnr-bench-", dir=config.scratch)
+
+
+def _head(config: BenchConfig, setting: Setting) -> dict[str, Any]:
+    device = jax.devices()[0]
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "command": command_of(config),
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "dtype": setting.dtype,
+        "rates": {
+            "matmul_flops_per_second": setting.rates.matmul,
+            "matmul_float32_flops_per_second": setting.rates.matmul_float32,
+            "copy_bytes_per_second": setting.rates.copy,
+        },
+        "sections": {},
+    }
+
+
+def _machine(record: dict[str, Any]) -> dict[str, str]:
+    device, rates = record["device"], record["rates"]
+    return {
+        "command": record["command"],
+        "device": f"{device['kind']} ({device['platform']}), {record['cores']} cores",
+        "dtype": record["dtype"],
+        "matmul": f"{rates['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s in {record['dtype']}, "
+        f"{rates['matmul_float32_flops_per_second'] / 1e9:,.0f} in float32",
+        "copy": f"{rates['copy_bytes_per_second'] / 1e9:,.1f} GB/s",
+    }

@@ -1,0 +1,127 @@
+"""Seconds and bytes of contenders that do the same thing: compiled apart, warmed up, timed in turns.
+
+Every round calls each contender once, in an order that turns, and the median over rounds counts: whatever slows the
+machine for a while slows all of them. Memory is what XLA says its program needs beside its arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# Seconds that the rounds of one race may take: a slow contender is called less often, never less than once.
+BUDGET = 60.0
+# Share of the free memory that a contender's program may need; more is refused before it runs.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled contender on its arguments. peak_bytes: temporaries and outputs, without the arguments."""
+
+    call: Callable[[], Any]
+    compile_seconds: float
+    peak_bytes: int
+    flops: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it may run in the memory that is free now."""
+        return self.peak_bytes <= MEMORY_SHARE * free_bytes()
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one call. median over `count` rounds, the fastest and the slowest."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
+    """Trace and compile `function` for its arguments, which the program keeps; nothing is run."""
+    program = compile_each(function, {"": arguments})
+    return dataclasses.replace(program, call=lambda: program.call()[""])
+
+
+def compile_each(function: Callable[..., Any], calls: Mapping[str, tuple[Any, ...]]) -> Program:
+    """The same function on several sets of arguments, one after the other: {name: result}. Compiled once a shape.
+
+    Its peak is that of the hungriest call, its compile seconds and FLOPs are those of all programs.
+    """
+    programs: dict[Any, jax.stages.Compiled] = {}
+    start = time.perf_counter()
+    for arguments in calls.values():
+        if (key := _shapes(arguments)) not in programs:
+            programs[key] = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    found = [programs[_shapes(arguments)] for arguments in calls.values()]
+    counts = [flops_of(compiled) for compiled in found]
+
+    def call() -> dict[str, Any]:
+        return {name: compiled(*calls[name]) for name, compiled in zip(calls, found, strict=True)}
+
+    flops = None if None in counts else sum(filter(None, counts))
+    return Program(call, seconds, max(map(_peak, found)), flops)
+
+
+def _shapes(arguments: Any) -> Any:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple(jax.typeof(leaf) for leaf in leaves)
+
+
+def _peak(compiled: jax.stages.Compiled) -> int:
+    memory = compiled.memory_analysis()
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes) if memory is not None else 0
+
+
+def flops_of(compiled: jax.stages.Compiled) -> float | None:
+    """XLA's own count, loop bodies once; None where the backend counts none."""
+    analysis: Any = compiled.cost_analysis()
+    found = analysis[0] if isinstance(analysis, list) and analysis else analysis
+    return float(found["flops"]) if found and "flops" in found else None
+
+
+def race(contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float = BUDGET) -> dict[str, Seconds]:
+    """Median seconds of each contender. Each is called once unmeasured, then at most `repeats` times, in turns."""
+    names = list(contenders)
+    for name in names:
+        _timed(contenders[name])
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
+    for turn in range(repeats):
+        for place in range(len(names)):
+            name = names[(place + turn) % len(names)]
+            seconds[name].append(_timed(contenders[name]))
+        if time.perf_counter() - start > budget:
+            break
+    return {name: Seconds(statistics.median(s), min(s), max(s), len(s)) for name, s in seconds.items()}
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def free_bytes() -> int:
+    """Memory of the device that a new program may take: an accelerator's own, or the host's."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines())
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
