@@ -18,7 +18,7 @@ from rich.console import Console
 
 from hcnr_jax import __version__
 from hcnr_jax.config import Config, RunConfig, build, is_positional, option_name, read_yaml
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import InputError, RunError, Stopped
 
 # Environment variable that asks for tracebacks.
 TRACEBACK = "HCNR_TRACEBACK"
@@ -56,7 +56,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. 0: done; 2: wrong use or bad input, one message; 1: a fault during the run; 130: Ctrl-C.
+    """Run one command. 0: done; 2: wrong use or bad input, one message; 1: a fault during the run; 130: Ctrl-C;
+    143: SIGTERM.
 
     An error nobody foresaw is told in one line too; with HCNR_TRACEBACK=1 in the environment its traceback follows.
     """
@@ -80,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         errors.print(f"hcnr {name}: the run stopped: {error}", markup=False)
         return 1
+    except Stopped as stop:
+        errors.print(f"hcnr {name}: {stop}", markup=False)
+        return stop.code
     except KeyboardInterrupt:
         errors.print(f"hcnr {name}: stopped by Ctrl-C; no unfinished output is left", markup=False)
         return 130

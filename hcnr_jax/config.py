@@ -74,6 +74,7 @@ class RestoreConfig(RunConfig):
     )
     mesh: str = Field("", description="devices as axes; default, and all this version runs on: one device")
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
+    resume: bool = Field(False, description="go on with a run that was stopped or killed; begins one if there is none")
 
     @model_validator(mode="after")
     def _combinations(self) -> RestoreConfig:

@@ -1,4 +1,4 @@
-"""The two ways a run ends early: the user can mend it (exit code 2), or the run itself failed (exit code 1)."""
+"""The ways a run ends early: the user can mend it (exit code 2), the run itself failed (1), a signal stopped it."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,11 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A fault during the run, such as a factorisation that failed: the message says the cause and the remedy."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Stopped by a signal at a clean point. `code`: the exit code, 128 + the signal's number."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,14 +1,16 @@
 """All or nothing: an output folder is written beside its place, made durable, and renamed into it in one step.
 
 At any moment before the rename the output does not exist; what a killed run leaves is a hidden `.NAME.hcnr-partial`
-folder that the next run to the same place clears. A lock file keeps two runs off one output.
+folder that the next run to the same place clears. A lock file, with its owner in it, keeps two runs off one output.
 """
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,9 +85,10 @@ def staged_folder(
 
 @contextlib.contextmanager
 def output_lock(out: str | Path) -> Iterator[None]:
-    """Hold the one lock on an output place; InputError when another run holds it.
+    """Hold the one lock on an output place; InputError, with the owner's process, host and start, when it is held.
 
     The lock file is removed on release; a run that took hold of a removed file sees so by its inode and tries again.
+    The system lets go of a killed run's lock, whatever its file still says.
     """
     path = Path(out).expanduser().resolve()
     name = path.parent / f".{path.name}.hcnr-lock"
@@ -96,27 +99,48 @@ def output_lock(out: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
             os.close(handle)
             raise InputError(
-                f"--out {out}: another run is writing there; wait for it or choose another folder"
+                f"--out {out}: another run is writing there{f' ({owner})' if owner else ''}; wait for it or choose "
+                "another folder"
             ) from error
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(handle).st_ino == name.stat().st_ino:
                 break
         os.close(handle)
     try:
+        started = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode(), 0)
         yield
     finally:
         name.unlink(missing_ok=True)
         os.close(handle)
 
 
-def _commit(partial: Path, path: Path) -> None:
-    """Make every file and folder durable, then rename; an empty folder already at `path` is replaced by the rename."""
-    for folder, _, files in os.walk(partial):
+def write_durably(path: Path, content: bytes) -> None:
+    """A file in one step, over what is there: a hidden sibling is written, synced and renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make every file and folder below durable."""
+    for place, _, files in os.walk(folder):
         for file in files:
-            _sync(Path(folder) / file)
-        _sync(Path(folder))
+            _sync(Path(place) / file)
+        _sync(Path(place))
+
+
+def _commit(partial: Path, path: Path) -> None:
+    """Make all durable, then rename; an empty folder already at `path` is replaced by the rename."""
+    sync_folder(partial)
     partial.rename(path)
     _sync(path.parent)
 

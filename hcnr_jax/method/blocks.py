@@ -7,15 +7,17 @@ model it follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from hcnr_jax.method.block_model import Batch, BlockModel
 from hcnr_jax.method.kernel import Masks, Result, Settings
 from hcnr_jax.method.local import Case, sweep_local
-from hcnr_jax.method.neurons import Params
+from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.method.propagated import sweep_propagated
 
 __all__ = ["BlockModel", "Result", "Settings", "Sweep", "sweep_cases"]
@@ -42,14 +44,27 @@ class Sweep:
         masks: Mapping[str, Array],
         honesty: Sequence[Batch],
         task: Sequence[Batch],
+        known: Mapping[Kernel, Array] | None = None,
     ) -> Iterator[Result]:
         """Yield every kernel with a restored neuron, in data-flow order.
 
         masks: {path: bool (*stack, in)}. honesty, task: microbatches; each shape among them compiles once. Base and
-        tuned must hold the same tree. Nothing is raised for a failed solve: read `info.solve.outcome`.
+        tuned must hold the same tree. known: new weights (in, out) of kernels that an interrupted run solved; they are
+        put in, not solved and not yielded. Nothing is raised for a failed solve: read `info.solve.outcome`.
         """
-        for _, result in sweep_cases(self.model, [(self.settings, masks)], base, tuned, honesty, task, self.on_block):
+        # Local solves know nothing of each other: a kernel that is done is one that is not asked for.
+        left = without(masks, known) if known and self.settings.inputs == "local" else masks
+        cases = [(self.settings, left)]
+        for _, result in sweep_cases(self.model, cases, base, tuned, honesty, task, self.on_block, known):
             yield result
+
+
+def without(masks: Mapping[str, Array], kernels: Iterable[Kernel]) -> dict[str, Array]:
+    """The masks cleared at these kernels."""
+    left = {path: np.array(mask) for path, mask in masks.items()}
+    for kernel in kernels:
+        left[kernel.path][kernel.index] = False
+    return {path: jnp.asarray(mask) for path, mask in left.items()}
 
 
 def sweep_cases(
@@ -60,11 +75,12 @@ def sweep_cases(
     honesty: Sequence[Batch],
     task: Sequence[Batch],
     on_block: Callable[[int], None] = lambda index: None,
+    known: Mapping[Kernel, Array] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """(place of the case, result) for every restored kernel of every case (settings, masks).
 
     Cases with local inputs and the same `moments_at` share one walk and come block by block; those with propagated
-    inputs each pay a sweep of their own and come one after the other.
+    inputs each pay a sweep of their own and come one after the other. known: see `Sweep.run`; of propagated ones.
     """
     for settings, _ in cases:
         settings.check()
@@ -77,5 +93,5 @@ def sweep_cases(
                 yield places[number], result
     for place, (settings, masks) in enumerate(opened):
         if settings.inputs == "propagated":
-            for result in sweep_propagated(model, settings, masks, base, tuned, honesty, task, on_block):
+            for result in sweep_propagated(model, settings, masks, base, tuned, honesty, task, on_block, known or {}):
                 yield place, result

@@ -7,14 +7,15 @@ honesty rows, tuned on task rows) and the restored one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Array
 
 from hcnr_jax.method.block_model import Batch, BlockModel, steps_of
 from hcnr_jax.method.kernel import Masks, Result, Settings, form_of, solve_block_kernel
-from hcnr_jax.method.neurons import Params, put_leaves
+from hcnr_jax.method.neurons import Kernel, Params, put_leaves
 from hcnr_jax.method.streams import Accumulator, Statistics, Stream, count_tokens, token_masks
 
 
@@ -55,8 +56,9 @@ def sweep_propagated(
     honesty: Sequence[Batch],
     task: Sequence[Batch],
     on_block: Callable[[int], None],
+    known: Mapping[Kernel, Array],
 ) -> Iterator[Result]:
-    """Every kernel with a restored neuron, in data-flow order."""
+    """Every kernel with a restored neuron, in data-flow order, but for those of `known`, which are put in unsolved."""
     two_sided, last = settings.method == "two_sided", masks.last_block()
     first_side = _Side.start(model, base, tuned, honesty, True)
     second_side = _Side.start(model, tuned, tuned, task, False) if two_sided else None
@@ -65,7 +67,10 @@ def sweep_propagated(
         old, new = model.block_params(base, index), model.block_params(tuned, index)
         now = new
         for group in model.groups:
-            kept = masks.kept(index, group)
+            wanted = {path: model.kernel(index, path) for path in masks.kept(index, group)}
+            done = {path: known[kernel] for path, kernel in wanted.items() if kernel in known}
+            now = put_leaves(now, done)
+            kept = [path for path in wanted if path not in done]
             if not kept:
                 continue
             forms = {form_of(settings, tokens, masks.of_kernel(index, path)) for path in kept}

@@ -4,7 +4,7 @@ logs."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,11 +23,15 @@ from rich.table import Table
 
 @dataclass
 class Reporter:
-    """Writes to standard error; keeps the seconds of each stage and the warnings for the record."""
+    """Writes to standard error; keeps the seconds of each stage and the warnings for the record.
+
+    clean_point: called wherever a stage advances, for all that was done until there is whole.
+    """
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    clean_point: Callable[[], None] = lambda: None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -57,7 +61,7 @@ class Reporter:
         )
         start = time.perf_counter()
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            stage = Stage(progress, progress.add_task(name, total=total), total or 0)
+            stage = Stage(progress, progress.add_task(name, total=total), total or 0, self.clean_point)
             yield stage
         elapsed = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
@@ -71,10 +75,12 @@ class Stage:
     progress: Progress
     task: TaskID
     total: int
+    clean_point: Callable[[], None]
 
     def advance(self, by: int = 1) -> None:
         """So much more is done."""
         self.progress.advance(self.task, by)
+        self.clean_point()
 
     def expect(self, total: int) -> None:
         """How much there is to do, where it was not known at the start."""

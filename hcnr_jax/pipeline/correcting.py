@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,20 +22,10 @@ from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.model import block_model
 from hcnr_jax.pipeline.selecting import Selection
-from hcnr_jax.pipeline.spill import Spill, Spilled
+from hcnr_jax.pipeline.stored import Corrected, Known, Store
 
 # A correction this many times the base kernel's own norm is no correction any more.
 EXPLODED = 10.0
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """One kept kernel's new weights (in, out) in the leaf's dtype, on the device or spilled, and what the solve said
-    (None for `none`)."""
-
-    weights: jax.Array | Spilled
-    form: str
-    info: Info | None
 
 
 def correct(
@@ -50,25 +38,27 @@ def correct(
     task: Sequence[Batch],
     names: dict[Kernel, str],
     reporter: Reporter,
-    dtype: str = "float32",
-    spill: Path | None = None,
+    dtype: str,
+    store: Store,
 ) -> dict[Kernel, Corrected]:
     """Every kept kernel corrected. InputError names a kernel whose solve failed or exploded.
 
     dtype: of the forward pass behind local inputs. Propagated ones are always computed in float32: what is solved for
-    are the differences of two models, which 16 bits would drown. spill: a new folder for weights that should not stay
-    in memory.
+    are the differences of two models, which 16 bits would drown. store: what is kept of every kernel as it is made.
     """
-    store = None if spill is None else Spill(spill)
-    corrected: dict[Kernel, Corrected] = {}
+    corrected = store.known()
+    known = Known(dict(corrected))
     with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
+        stage.advance(len(known))
         try:
-            for kernel, item in _items(config, spec, base, tuned, selection, honesty, task, names, dtype):
-                corrected[kernel] = item if store is None else _put_away(store, kernel, item)
+            for kernel, item in _items(config, spec, base, tuned, selection, honesty, task, names, dtype, known):
+                corrected[kernel] = store.keep(kernel, item)
                 stage.advance()
         except jax.errors.JaxRuntimeError as error:
             raise RunError(_memory_message(error)) from error
-    return corrected
+        finally:
+            store.work.settle()
+    return {kernel: corrected[kernel] for kernel in selection.kept}
 
 
 def _items(
@@ -81,14 +71,15 @@ def _items(
     task: Sequence[Batch],
     names: dict[Kernel, str],
     dtype: str,
+    known: Mapping[Kernel, jax.Array],
 ) -> Iterator[tuple[Kernel, Corrected]]:
     if config.compensation == "none":
-        yield from _plain(config, spec, base, tuned, selection)
+        yield from _plain(config, spec, base, tuned, selection, known)
         return
     settings = settings_of(config)
     model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"))
     waiting: list[Result] = []
-    for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task):
+    for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task, known):
         # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
         while waiting and waiting[0].kernel.index < result.kernel.index:
             yield _checked(config, waiting.pop(0), selection, names)
@@ -110,21 +101,16 @@ def settings_of(config: RestoreConfig) -> Settings:
     )
 
 
-def _put_away(store: Spill, kernel: Kernel, item: Corrected) -> Corrected:
-    key = (kernel.path, *kernel.index)
-    store[key] = item.weights
-    return Corrected(Spilled(store, key), item.form, item.info)
-
-
 def _plain(
     config: RestoreConfig,
     spec: ModelSpec,
     base: Params | StreamedParams,
     tuned: Params | StreamedParams,
     selection: Selection,
+    known: Mapping[Kernel, jax.Array],
 ) -> Iterator[tuple[Kernel, Corrected]]:
     """Base where the mask is True, a block at a time."""
-    model, kept = block_model(spec), set(selection.kept)
+    model, kept = block_model(spec), set(selection.kept) - set(known)
     for index in range(spec.num_layers):
         kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
         if not kernels:

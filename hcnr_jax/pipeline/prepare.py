@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hcnr_jax.checkpoints.check import check_finite
-from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.commit import check_output
 from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.lora import open_tuned
@@ -54,7 +54,8 @@ def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
     refuse_same_file(config.honesty, config.task)
     base = open_checkpoint(config.base)
     tuned = open_tuned(config.tuned, base)
-    check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
+    if not (config.resume and (config.out / RECORD).is_file()):
+        check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
     spec = check_pair(base, tuned)
     honesty_rows, task_rows = _rows(config, reporter)
     tokenizer = _tokenizer(base, tuned, [*honesty_rows, *task_rows])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,18 +12,25 @@ import numpy as np
 
 from hcnr_jax.ahead import compilation_cache
 from hcnr_jax.checkpoints import StreamedParams, describe_params, load_params
+from hcnr_jax.checkpoints.checkpoint import PATCH
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
-from hcnr_jax.method.neurons import Params
+from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import correct
+from hcnr_jax.pipeline.fingerprint import Fingerprint, fingerprints
+from hcnr_jax.pipeline.kept import has_scores, keep_scores, keep_selection, recall_scores, recall_selection
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
 from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
-from hcnr_jax.pipeline.selecting import select_neurons
+from hcnr_jax.pipeline.selecting import Selection, select_neurons
+from hcnr_jax.pipeline.session import check_leftover, is_finished, session
 from hcnr_jax.pipeline.spill import spill_folder
-from hcnr_jax.pipeline.write import PATCH, write_output
+from hcnr_jax.pipeline.stopping import Stopping
+from hcnr_jax.pipeline.stored import Corrected, Store
+from hcnr_jax.pipeline.work import Work
+from hcnr_jax.pipeline.write import write_output
 
 Weights = Params | StreamedParams
 
@@ -37,43 +46,61 @@ class Restored(NamedTuple):
 def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored:
     """Restore a tuned model's honesty: the whole of `hcnr restore`.
 
-    Raises InputError for what the user can mend (nothing is written), RunError for a fault during the run.
+    Raises InputError for what the user can mend (nothing is written), RunError for a fault during the run, Stopped
+    where a signal ended it.
     """
     reporter = reporter or Reporter()
-    prepared = prepare(config, reporter)
-    plan = make_plan(prepared)
-    reporter.table("plan", plan.rows())
-    for name in config.unused:
-        reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
-    if config.dry_run:
-        reporter.say("dry run: nothing was written")
-        return Restored(None, plan, reporter.warnings)
-    with jax.default_matmul_precision("highest"), compilation_cache(config.compilation_cache):
-        folder = _run(prepared, plan, reporter)
+    with Stopping(reporter.say).listening() as stopping:
+        check_leftover(config)
+        prepared = prepare(config, reporter)
+        plan = make_plan(prepared)
+        reporter.table("plan", plan.rows())
+        for name in config.unused:
+            reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
+        if config.dry_run:
+            reporter.say("dry run: nothing was written")
+            return Restored(None, plan, reporter.warnings)
+        stages = fingerprints(prepared, plan.dtype)
+        if is_finished(config, stages):
+            Work(config.out, {}, ()).clear()
+            reporter.say(f"already there: {config.out} is complete")
+            return Restored(config.out, plan, reporter.warnings)
+        with jax.default_matmul_precision("highest"), compilation_cache(config.compilation_cache):
+            folder = _run(prepared, plan, stages, stopping, reporter)
     reporter.say(f"restored model: {folder}")
     return Restored(folder, plan, reporter.warnings)
 
 
-def _run(prepared: Prepared, plan: Plan, reporter: Reporter) -> Path:
+def _run(
+    prepared: Prepared, plan: Plan, stages: dict[str, Fingerprint], stopping: Stopping, reporter: Reporter
+) -> Path:
     config = prepared.config
-    if not config.stream:
-        return _restore(prepared, plan, reporter, None)
-    with spill_folder(config.out) as spill:
-        return _restore(prepared, plan, reporter, spill)
+    with session(config, stages, plan.shapes, reporter) as work, contextlib.ExitStack() as stack:
+        plan = dataclasses.replace(plan, shapes=work.shapes)
+        spill = stack.enter_context(spill_folder(config.out)) if config.stream else None
+        with stopping.held():
+            reporter.clean_point = stopping.check
+            made = _make(prepared, plan, reporter, work, spill)
+            reporter.clean_point = lambda: None
+        return write_output(prepared, plan, *made, reporter, stages["kernels"])
 
 
-def _restore(prepared: Prepared, plan: Plan, reporter: Reporter, spill: Path | None) -> Path:
-    """Load, score, select, correct, write. spill: where a streamed run keeps what does not stay in memory."""
+def _make(
+    prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill: Path | None
+) -> tuple[Selection, dict[Kernel, Corrected], dict[str, Scores]]:
+    """Load, score, select, correct. spill: where a streamed run keeps what does not stay in memory."""
     config, spec = prepared.config, prepared.spec
     names = kernel_names(spec)
-    base, tuned = _load(prepared, plan, reporter)
-    scores = _scores(prepared, plan, base, tuned, reporter, spill)
-    selection = select_neurons(config, spec, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
+    base, tuned = _load(prepared, plan, reporter, work)
+    scores = _scores(prepared, plan, base, tuned, reporter, work, spill)
+    selection = recall_selection(work, spec)
+    if selection is None:
+        selection = select_neurons(config, spec, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
+        keep_selection(work, selection)
     honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
-    corrected = correct(
-        config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, spill and spill / "kernels"
-    )
-    return write_output(prepared, plan, selection, corrected, scores, reporter)
+    store = Store(work, prepared.tuned, spec, selection, config.granularity, config.stream)
+    corrected = correct(config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, store)
+    return selection, corrected, scores
 
 
 def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
@@ -81,13 +108,14 @@ def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
     return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype)
 
 
-def _load(prepared: Prepared, plan: Plan, reporter: Reporter) -> tuple[Weights, Weights]:
+def _load(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work) -> tuple[Weights, Weights]:
     """Both models' weights; the scores' program is compiled meanwhile."""
     spec = prepared.spec
     if prepared.config.stream:
         return StreamedParams(prepared.base, spec), StreamedParams(prepared.tuned, spec)
     scored = prepared.tuned if prepared.config.scores_at == "tuned" else prepared.base
-    prepare_scoring(_scoring(prepared, plan), plan.shapes, describe_params(scored, spec))
+    if not all(has_scores(work, name) for name in ("honesty", "task")):
+        prepare_scoring(_scoring(prepared, plan), plan.shapes, describe_params(scored, spec))
     with reporter.stage("load", 2, "models") as stage:
         loaded = []
         for checkpoint in (prepared.base, prepared.tuned):
@@ -97,21 +125,33 @@ def _load(prepared: Prepared, plan: Plan, reporter: Reporter) -> tuple[Weights, 
 
 
 def _scores(
-    prepared: Prepared, plan: Plan, base: Weights, tuned: Weights, reporter: Reporter, spill: Path | None
+    prepared: Prepared,
+    plan: Plan,
+    base: Weights,
+    tuned: Weights,
+    reporter: Reporter,
+    work: Work,
+    spill: Path | None,
 ) -> dict[str, Scores]:
+    """Both sets' scores, those kept from before or made now; warns where the models look swapped."""
     config, how = prepared.config, _scoring(prepared, plan)
     at, other = (tuned, base) if config.scores_at == "tuned" else (base, tuned)
-    sets = {"honesty": prepared.honesty, "task": prepared.task}
-    scores = {
-        name: score(how, at, examples, plan.shapes, name, reporter, spill and spill / name)
-        for name, examples in sets.items()
-    }
+    scores: dict[str, Scores] = {}
+    for name, examples in {"honesty": prepared.honesty, "task": prepared.task}.items():
+        found = recall_scores(work, name)
+        if found is None:
+            found = score(how, at, examples, plan.shapes, name, reporter, spill and spill / name)
+            keep_scores(work, name, found)
+        scores[name] = found
 
     def mean_losses(params: Weights) -> np.ndarray:
         return losses_of(how, params, prepared.honesty, plan.shapes, "honesty")
 
-    elsewhere = mean_losses(other)
+    kept = work.tree("losses")
+    elsewhere = kept["losses"] if kept else mean_losses(other)
     here = mean_losses(at) if config.loss == "sum" else scores["honesty"].losses
+    if not kept:
+        work.keep_tree("losses", {"losses": elsewhere})
     tuned_loss, base_loss = (here, elsewhere) if config.scores_at == "tuned" else (elsewhere, here)
     if np.mean(tuned_loss) < np.mean(base_loss):
         reporter.warn(

@@ -9,25 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_tokenizer_file
+from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint
 from hcnr_jax.checkpoints.commit import staged_folder
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
-from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS, MergedCheckpoint
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.patch import write_patch
 from hcnr_jax.checkpoints.save import to_hf, write_like
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.correcting import Corrected
+from hcnr_jax.pipeline.fingerprint import Fingerprint, model_paths
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.scoring import Scores
 from hcnr_jax.pipeline.selecting import Selection
+from hcnr_jax.pipeline.stored import Corrected
 from hcnr_jax.report.records import to_json, versions
-
-RECORD = "hcnr.json"
-PATCH = "hcnr.patch.safetensors"
 
 
 class RestoredTensors(Mapping[str, np.ndarray]):
@@ -58,8 +55,9 @@ def write_output(
     corrected: Mapping[Kernel, Corrected],
     scores: Mapping[str, Scores],
     reporter: Reporter,
+    fingerprint: Fingerprint,
 ) -> Path:
-    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json."""
+    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock."""
     config, tuned = prepared.config, prepared.tuned
     restored = RestoredTensors(corrected, tuned, prepared.spec)
     names = kernel_names(prepared.spec)
@@ -71,7 +69,7 @@ def write_output(
     needed = sum(info.nbytes for info in tuned.tensors.values())
     with (
         reporter.stage("write", len(tuned.shards) + 2, "files") as stage,
-        staged_folder(config.out, inputs, needed) as folder,
+        staged_folder(config.out, inputs, needed, lock=False) as folder,
     ):
         write_like(tuned, folder, restored)
         stage.advance(len(tuned.shards))
@@ -80,6 +78,7 @@ def write_output(
         stage.advance()
         record = make_record(prepared, plan, selection, corrected, scores, reporter)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
+        record["fingerprint"] = fingerprint
         record["outputs"] = _files_under(folder)
         (folder / RECORD).write_bytes(to_json(record))
         stage.advance()
@@ -126,15 +125,7 @@ def make_record(
 
 
 def _model_files(checkpoint: Checkpoint) -> dict[str, str]:
-    """sha256 of the files a model is made of: its shards (an adapter's, whose merged weights are on no disk), its
-    configuration and its tokenizer."""
-    folder = checkpoint.folder
-    weights = {shard.name: shard.path for shard in checkpoint.shards}
-    if isinstance(checkpoint, MergedCheckpoint):
-        weights = {ADAPTER_WEIGHTS: folder / ADAPTER_WEIGHTS}
-    own = [path for path in folder.iterdir() if path.name.endswith("config.json") or is_tokenizer_file(path.name)]
-    files = weights | {path.name: path for path in sorted(own) if path.is_file()}
-    return {name: sha256_file(path) for name, path in files.items()}
+    return {name: sha256_file(path) for name, path in model_paths(checkpoint).items()}
 
 
 def _files_under(folder: Path) -> dict[str, str]:
