@@ -25,7 +25,7 @@ from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
 from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
 from hcnr_jax.pipeline.selecting import Selection, select_neurons
-from hcnr_jax.pipeline.session import check_leftover, is_finished, session
+from hcnr_jax.pipeline.session import check_leftover, clear_leftovers, is_finished, session
 from hcnr_jax.pipeline.spill import spill_folder
 from hcnr_jax.pipeline.stopping import Stopping
 from hcnr_jax.pipeline.stored import Corrected, Store
@@ -62,7 +62,7 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
             return Restored(None, plan, reporter.warnings)
         stages = fingerprints(prepared, plan.dtype)
         if is_finished(config, stages):
-            Work(config.out, {}, ()).clear()
+            clear_leftovers(config)
             reporter.say(f"already there: {config.out} is complete")
             return Restored(config.out, plan, reporter.warnings)
         with jax.default_matmul_precision("highest"), compilation_cache(config.compilation_cache):

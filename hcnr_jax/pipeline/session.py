@@ -13,6 +13,7 @@ from hcnr_jax.errors import InputError, Stopped
 from hcnr_jax.pipeline.batches import Shape
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.fingerprint import Fingerprint, differences
+from hcnr_jax.pipeline.spill import spill_folder
 from hcnr_jax.pipeline.stopping import resume_command
 from hcnr_jax.pipeline.work import Work, is_left, work_path
 
@@ -42,6 +43,12 @@ def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> boo
             f"--out {config.out}: a model restored otherwise lies there ({'; '.join(other)}); choose another folder"
         )
     return True
+
+
+def clear_leftovers(config: RestoreConfig) -> None:
+    """What a run leaves that was killed after its output appeared: its work, its spill folder, its lock."""
+    with output_lock(config.out), spill_folder(config.out):
+        Work(config.out, {}, ()).clear()
 
 
 @contextlib.contextmanager
