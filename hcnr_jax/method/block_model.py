@@ -29,7 +29,9 @@ class BlockModel(NamedTuple):
     like hidden without its last axis. groups: kernels that read the same input, in data-flow order, paths relative to
     the block. kernel: (index, relative path) -> which `Kernel` of the params that is. outer: params -> what `embed`
     and `loss` read of them. loss: (outer params, hidden after the last block, batch) -> (rows,), one loss a row;
-    needed by `layerwise` alone.
+    needed by `layerwise` alone. to_solver: (kernel, what its solve reads) -> the same where it is to be solved;
+    from_solver: (kernel, new weights) -> the same where the block's other weights are. They move arrays and change
+    none: with several devices, kernels that share an input are solved side by side.
     """
 
     num_blocks: int
@@ -41,6 +43,8 @@ class BlockModel(NamedTuple):
     kernel: Callable[[int, str], Kernel]
     outer: Callable[[Params], Params] = lambda params: params
     loss: Callable[[Params, Hidden, Batch], Float[Array, " b"]] | None = None
+    to_solver: Callable[[Kernel, Any], Any] = lambda kernel, operands: operands
+    from_solver: Callable[[Kernel, Array], Array] = lambda kernel, weights: weights
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -84,8 +84,9 @@ def form_of(settings: Settings, tokens: int, mask: np.ndarray) -> str:
 
 
 def solve_block_kernel(
+    model: BlockModel,
     settings: Settings,
-    kernel: Kernel,
+    index: int,
     path: str,
     mask: np.ndarray,
     blocks: tuple[Params, Params],
@@ -93,8 +94,9 @@ def solve_block_kernel(
     task: Statistic,
     tokens: int,
 ) -> Result:
-    """Solve the kernel at `path` of a block, `blocks` being its params in base and tuned."""
-    old, new = (get_leaves(block, [path])[path] for block in blocks)
+    """Solve the kernel at `path` of block `index`, `blocks` being its params in base and tuned."""
+    kernel, pair = model.kernel(index, path), [get_leaves(block, [path])[path] for block in blocks]
+    old, new, honesty, task = model.to_solver(kernel, (*pair, honesty, task))
     form = form_of(settings, tokens, mask)
     restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
     weights, info = _solve(

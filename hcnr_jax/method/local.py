@@ -93,7 +93,7 @@ def sweep_local(
                     as_moments = form_of(case.settings, tokens[number], mask) == "moments"
                     on_task = walked[1][group[0]][as_moments] if number in two_sided else None
                     yield number, solve_block_kernel(
-                        case.settings, model.kernel(index, path), path, mask, blocks,
+                        model, case.settings, index, path, mask, blocks,
                         walked[0][group[0]][as_moments], on_task, tokens[number],
                     )  # fmt: skip
         on_block(index)

@@ -68,7 +68,7 @@ def sweep_propagated(
         now = new
         for group in model.groups:
             wanted = {path: model.kernel(index, path) for path in masks.kept(index, group)}
-            done = {path: known[kernel] for path, kernel in wanted.items() if kernel in known}
+            done = {path: model.from_solver(k, known[k]) for path, k in wanted.items() if k in known}
             now = put_leaves(now, done)
             kept = [path for path in wanted if path not in done]
             if not kept:
@@ -80,10 +80,10 @@ def sweep_propagated(
                 mask = masks.of_kernel(index, path)
                 as_moments = form_of(settings, tokens, mask) == "moments"
                 result = solve_block_kernel(
-                    settings, model.kernel(index, path), path, mask, (old, new),
+                    model, settings, index, path, mask, (old, new),
                     on_honesty[as_moments], on_task.get(as_moments), tokens,
                 )  # fmt: skip
-                now = put_leaves(now, {path: result.weights})
+                now = put_leaves(now, {path: model.from_solver(result.kernel, result.weights)})
                 yield result
         if index < last:
             first_side.advance(model, old, now, index)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
 from hcnr_jax.method.block_model import Batch, BlockModel, Hidden, add_moments, embed, steps_of
@@ -61,8 +64,8 @@ class Accumulator:
         if self._as_moments:
             if self._moments is None:
                 propagated = reference is not None
-                self._moments = init_moments(now.shape[-1], propagated, wide(now.dtype), self._distances)
-            self._moments = add_moments(self._moments, now, reference, jnp.asarray(mask))
+                self._moments = _zeros(now.shape[-1], propagated, wide(now.dtype), self._distances, _everywhere(now))
+            self._moments = add_moments(self._moments, now, reference, mask)
         if self._as_tokens:
             self._tokens.append(_rows(now, mask))
             if reference is not None:
@@ -77,6 +80,23 @@ class Accumulator:
             shift = jnp.concatenate(self._shifts) if self._shifts else None
             found[False] = Inputs(jnp.concatenate(self._tokens), shift)
         return found
+
+
+def _everywhere(array: Array) -> Sharding | None:
+    """Whole on every device that holds a part of the array; None where it is no mesh's."""
+    sharding = array.sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+
+
+def _zeros(fan_in: int, propagated: bool, dtype: Any, distances: bool, where: Sharding | None) -> Moments:
+    if where is None:
+        return init_moments(fan_in, propagated, dtype, distances)
+    return _zeros_on(where)(fan_in, propagated, dtype, distances)
+
+
+@functools.cache
+def _zeros_on(where: Sharding) -> Callable[..., Moments]:
+    return jax.jit(init_moments, static_argnums=(0, 1, 2, 3), out_shardings=where)
 
 
 def _rows(inputs: Array, mask: np.ndarray) -> Array:

@@ -109,9 +109,14 @@ def row_bytes(spec: ModelSpec, length: int, streamed: bool = False) -> int:
     return 4 * length * (kept * spec.hidden_size + width + 3 * spec.vocab_size)
 
 
-def halved(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+def halved(shapes: Sequence[Shape], multiple: int = 1) -> tuple[Shape, ...]:
     """The same with half the rows, at least one."""
-    return tuple(Shape(length, -(-rows // 2)) for length, rows in shapes)
+    return rounded_up([Shape(length, -(-rows // 2)) for length, rows in shapes], multiple)
+
+
+def rounded_up(shapes: Sequence[Shape], multiple: int) -> tuple[Shape, ...]:
+    """Rows raised to a multiple: a mesh gives each of its row groups as many."""
+    return tuple(Shape(length, -(-rows // multiple) * multiple) for length, rows in shapes)
 
 
 def microbatches(examples: Sequence[Example], shapes: Sequence[Shape]) -> list[Part]:

@@ -13,16 +13,17 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.method.blocks import Result, Settings, Sweep
+from hcnr_jax.method.blocks import BlockModel, Result, Settings, Sweep
 from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 from hcnr_jax.method.restore import restore_kernel
 from hcnr_jax.method.solve import REMEDY, Outcome
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.model import block_model
+from hcnr_jax.pipeline.model import block_model, place_batch
 from hcnr_jax.pipeline.selecting import Selection
 from hcnr_jax.pipeline.stored import Corrected, Known, Store
+from hcnr_jax.sharding import Layout
 
 # A correction this many times the base kernel's own norm is no correction any more.
 EXPLODED = 10.0
@@ -40,6 +41,7 @@ def correct(
     reporter: Reporter,
     dtype: str,
     store: Store,
+    layout: Layout | None = None,
 ) -> dict[Kernel, Corrected]:
     """Every kept kernel corrected. InputError names a kernel whose solve failed or exploded.
 
@@ -51,7 +53,9 @@ def correct(
     with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
         stage.advance(len(known))
         try:
-            for kernel, item in _items(config, spec, base, tuned, selection, honesty, task, names, dtype, known):
+            for kernel, item in _items(
+                config, spec, base, tuned, selection, honesty, task, names, dtype, known, layout
+            ):
                 corrected[kernel] = store.keep(kernel, item)
                 stage.advance()
         except jax.errors.JaxRuntimeError as error:
@@ -72,12 +76,14 @@ def _items(
     names: dict[Kernel, str],
     dtype: str,
     known: Mapping[Kernel, jax.Array],
+    layout: Layout | None,
 ) -> Iterator[tuple[Kernel, Corrected]]:
     if config.compensation == "none":
-        yield from _plain(config, spec, base, tuned, selection, known)
+        yield from _plain(config, block_model(spec, layout=layout), base, tuned, selection, known)
         return
     settings = settings_of(config)
-    model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"))
+    model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
+    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in (honesty, task))
     waiting: list[Result] = []
     for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task, known):
         # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
@@ -103,22 +109,23 @@ def settings_of(config: RestoreConfig) -> Settings:
 
 def _plain(
     config: RestoreConfig,
-    spec: ModelSpec,
+    model: BlockModel,
     base: Params | StreamedParams,
     tuned: Params | StreamedParams,
     selection: Selection,
     known: Mapping[Kernel, jax.Array],
 ) -> Iterator[tuple[Kernel, Corrected]]:
     """Base where the mask is True, a block at a time."""
-    model, kept = block_model(spec), set(selection.kept) - set(known)
-    for index in range(spec.num_layers):
+    kept = set(selection.kept) - set(known)
+    for index in range(model.num_blocks):
         kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
         if not kernels:
             continue
         old, new = (get_leaves(model.block_params(params, index), kernels) for params in (base, tuned))
         for path, kernel in kernels.items():
             mask = selection.masks[kernel.path][kernel.index]
-            yield kernel, Corrected(_restore(old[path], new[path], mask, config.granularity), "none", None)
+            pair = model.to_solver(kernel, (old[path], new[path]))
+            yield kernel, Corrected(_restore(*pair, mask, config.granularity), "none", None)
 
 
 _restore = jax.jit(restore_kernel, static_argnums=3)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -17,14 +20,18 @@ from hcnr_jax.method.fisher import Loss
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.models import (
     GROUPS,
+    KERNELS,
     Decoder,
     ModelSpec,
+    abstract_params,
     apply_block,
     apply_head,
     block_windows,
     completion_nll,
     embed_tokens,
+    logical_axes,
 )
+from hcnr_jax.sharding import Layout, make_layout
 
 
 def row_loss(
@@ -43,13 +50,32 @@ def row_loss(
 
 
 @functools.cache
+def layout_of(mesh: Mesh, spec: ModelSpec) -> Layout:
+    """Where the Decoder's parameters lie on a mesh."""
+    axes: dict[str, Any] = flatten_dict(logical_axes(spec), sep="/")
+    shapes: dict[str, Any] = flatten_dict(abstract_params(spec), sep="/")
+    return make_layout(mesh, axes, {path: leaf.shape for path, leaf in shapes.items()})
+
+
+def place_batch(layout: Layout | None, batch: Batch) -> Batch:
+    """A microbatch on the mesh. Which tokens count stays on the host too, where the sweep asks for it."""
+    if layout is None:
+        return batch
+    return Batch(layout.put_rows(batch.tokens), batch.attention_mask, layout.put_rows(batch.completion_mask))
+
+
+@functools.cache
 def block_model(
-    spec: ModelSpec, dtype: DTypeLike = jnp.float32, reduction: Literal["mean", "sum"] = "mean"
+    spec: ModelSpec,
+    dtype: DTypeLike = jnp.float32,
+    reduction: Literal["mean", "sum"] = "mean",
+    layout: Layout | None = None,
 ) -> BlockModel:
     """The Decoder as blocks, for sweeps and layer-wise scores; its batches are `Batch` values.
 
     Params are the tree of `load_params`, or anything with `outer` and `block` such as `StreamedParams`. One value per
-    spec: compilations are shared.
+    spec: compilations are shared. layout: of params on a mesh; the kernels of a block are then solved on one device
+    each, side by side, every process alike: a Cholesky factor does not split, and what it says is the same everywhere.
     """
 
     def apply(block_params: Params, hidden: Any, batch: Batch, index: Any) -> Any:
@@ -71,7 +97,18 @@ def block_model(
         kernel=lambda index, path: Kernel(f"blocks/{path}", (index,)),
         outer=_outer_params,
         loss=loss,
+        **({} if layout is None else _movers(layout)),
     )
+
+
+def _movers(layout: Layout) -> dict[str, Callable[..., Any]]:
+    def to_solver(kernel: Kernel, operands: Any) -> Any:
+        return layout.local(operands, KERNELS.index(kernel.path))
+
+    def from_solver(kernel: Kernel, weights: jax.Array) -> jax.Array:
+        return layout.put(weights, layout.kernel(kernel.path))
+
+    return {"to_solver": to_solver, "from_solver": from_solver}
 
 
 def _block_params(params: Any, index: int) -> Params:

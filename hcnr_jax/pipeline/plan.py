@@ -16,7 +16,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
-from hcnr_jax.pipeline.batches import Shape, choose_shapes, count_rows, padded_tokens, row_bytes
+from hcnr_jax.pipeline.batches import Shape, choose_shapes, count_rows, padded_tokens, rounded_up, row_bytes
 from hcnr_jax.pipeline.prepare import Prepared
 
 # How often a streamed run reads a model: forward and back for each set's scores, once for the other model's losses, for
@@ -85,6 +85,7 @@ def make_plan(prepared: Prepared) -> Plan:
     sets = {"honesty": prepared.honesty, "task": prepared.task}
     every = [example for examples in sets.values() for example in examples]
     shapes = choose_shapes(spec, every, _flops(config, spec, parameters, [1, 0]), config.microbatch)
+    shapes = rounded_up(shapes, prepared.layout.row_count if prepared.layout else 1)
     tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
     stored = sum(info.nbytes for info in prepared.tuned.tensors.values())
     both = sum(info.nbytes for info in prepared.base.tensors.values()) + stored

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jax.sharding import Mesh
+
 from hcnr_jax.checkpoints.check import check_finite
 from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.commit import check_output
@@ -30,7 +32,8 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import KERNELS, ModelSpec
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.sharding import check_mesh
+from hcnr_jax.pipeline.model import layout_of
+from hcnr_jax.sharding import Layout, check_mesh, make_mesh
 
 # Storage that showed no movement for this share of a delta has lost something worth a warning.
 LOST_SHARE = 0.05
@@ -46,11 +49,12 @@ class Prepared:
     spec: ModelSpec
     honesty: list[Example]
     task: list[Example]
+    layout: Layout | None = None
 
 
 def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
     """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
-    check_mesh(config.mesh)
+    mesh = _mesh(config)
     refuse_same_file(config.honesty, config.task)
     base = open_checkpoint(config.base)
     tuned = open_tuned(config.tuned, base)
@@ -70,7 +74,22 @@ def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
             check_finite(checkpoint)
             stage.advance()
         _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), reporter)
-    return Prepared(config, base, tuned, spec, honesty, task)
+    layout = None if mesh is None else layout_of(mesh, spec)
+    for warning in layout.warnings() if layout else []:
+        reporter.warn(warning)
+    return Prepared(config, base, tuned, spec, honesty, task, layout)
+
+
+def _mesh(config: RestoreConfig) -> Mesh | None:
+    """The mesh of --mesh; InputError where it cannot be had."""
+    check_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
+    if mesh is not None and config.stream:
+        raise InputError(
+            f"--stream works on one device and --mesh {config.mesh} on {mesh.size}: leave one of them out (a mesh "
+            "splits the weights over its devices)"
+        )
+    return mesh
 
 
 def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from hcnr_jax.ahead import compilation_cache
 from hcnr_jax.checkpoints import StreamedParams, describe_params, load_params
@@ -98,14 +99,18 @@ def _make(
         selection = select_neurons(config, spec, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
         keep_selection(work, selection)
     honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
-    store = Store(work, prepared.tuned, spec, selection, config.granularity, config.stream)
-    corrected = correct(config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, store)
+    # On a mesh corrected kernels are whole, and go to the disk rather than stay on one device each.
+    release = config.stream or prepared.layout is not None
+    store = Store(work, prepared.tuned, spec, selection, config.granularity, release)
+    corrected = correct(
+        config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, store, prepared.layout
+    )
     return selection, corrected, scores
 
 
 def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
     config = prepared.config
-    return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype)
+    return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype, prepared.layout)
 
 
 def _load(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work) -> tuple[Weights, Weights]:
@@ -116,10 +121,11 @@ def _load(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work) -> tup
     scored = prepared.tuned if prepared.config.scores_at == "tuned" else prepared.base
     if not all(has_scores(work, name) for name in ("honesty", "task")):
         prepare_scoring(_scoring(prepared, plan), plan.shapes, describe_params(scored, spec))
+    shardings = unflatten_dict(prepared.layout.params(), sep="/") if prepared.layout else None
     with reporter.stage("load", 2, "models") as stage:
         loaded = []
         for checkpoint in (prepared.base, prepared.tuned):
-            loaded.append(load_params(checkpoint, spec))
+            loaded.append(load_params(checkpoint, spec, shardings))
             stage.advance()
     return loaded[0], loaded[1]
 

@@ -22,18 +22,20 @@ from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
 from hcnr_jax.models import KERNELS, ModelSpec
 from hcnr_jax.pipeline.batches import Part, Shape, halved, microbatches
 from hcnr_jax.pipeline.console import Reporter, Stage
-from hcnr_jax.pipeline.model import block_model, row_loss
+from hcnr_jax.pipeline.model import block_model, place_batch, row_loss
 from hcnr_jax.pipeline.spill import Spill
+from hcnr_jax.sharding import Layout
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How rows are scored; a static argument of the compiled step."""
+    """How rows are scored, and on which mesh; a static argument of the compiled step."""
 
     spec: ModelSpec
     loss: Literal["mean", "sum"] = "mean"
     granularity: Granularity = "input"
     dtype: str = "float32"
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ class Scores:
 
 
 def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> None:
-    """Start to compile what `score` will call. params: `checkpoints.describe_params` of the model to be scored."""
+    """Start to compile what `score` will call. params: `checkpoints.describe_params` of the model to be scored.
+
+    Not for a mesh, whose program also depends on where its arguments lie.
+    """
+    if how.layout is not None:
+        return
     sums = jax.eval_shape(lambda p: init_scores(p, KERNELS, (how.granularity,)), params)
     for length, rows in shapes:
         mask = np.zeros((rows, length), bool)
@@ -77,9 +84,10 @@ def score(
                 return _score_whole(how, params, parts, examples, name, stage)
             except jax.errors.JaxRuntimeError as error:
                 rows = max(shape.rows for shape in shapes)
-                if "RESOURCE_EXHAUSTED" not in str(error) or rows == 1:
+                least = 1 if how.layout is None else how.layout.row_count
+                if "RESOURCE_EXHAUSTED" not in str(error) or rows <= least:
                     raise RunError(memory_message(error, rows)) from error
-                shapes = halved(shapes)
+                shapes = halved(shapes, least)
                 reporter.warn(f"device memory ran out: going on with --microbatch {max(s.rows for s in shapes)}")
                 stage.restart()
 
@@ -89,10 +97,14 @@ def _score_whole(
 ) -> Scores:
     """One backward pass a microbatch. Losses are looked at one microbatch late, so that the device never waits."""
     sums, losses = init_scores(params, KERNELS, (how.granularity,)), _Losses(examples, name, stage)
+    layout = how.layout
+    if layout is not None:
+        sums = layout.replicate(sums)
     for part in parts:
-        sums, found = _score_step(how, params, part.batch, part.weights, sums)
+        weights = part.weights if layout is None else layout.put_rows(part.weights)
+        sums, found = _score_step(how, params, place_batch(layout, part.batch), weights, sums)
         losses.add(part, found)
-    means = streaming.mean(sums)[how.granularity]
+    means = streaming.mean(sums if layout is None else layout.local(sums))[how.granularity]
     return Scores({path: means[path] for path in KERNELS}, losses.all())
 
 
@@ -133,7 +145,7 @@ def losses_of(
             losses.add(part, found)
         return losses.all()
     for part in parts:
-        losses.add(part, _loss_step(how.spec, how.dtype, params, part.batch))
+        losses.add(part, _loss_step(how, params, place_batch(how.layout, part.batch)))
     return losses.all()
 
 
@@ -141,15 +153,22 @@ def _score(
     how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: streaming.Sums
 ) -> tuple[streaming.Sums, jax.Array]:
     loss = row_loss(how.spec, how.loss, jnp.dtype(how.dtype))
-    return score_batch(loss, params, KERNELS, batch, jnp.asarray(weights), sums, (how.granularity,))
+    found = score_batch(loss, params, KERNELS, batch, jnp.asarray(weights), sums, (how.granularity,))
+    return _everywhere(how, found)
 
 
-def _loss(spec: ModelSpec, dtype: str, params: Params, batch: Batch) -> jax.Array:
-    return jax.vmap(row_loss(spec, dtype=jnp.dtype(dtype), remat=False), in_axes=(None, 0))(params, batch)
+def _loss(how: Scoring, params: Params, batch: Batch) -> jax.Array:
+    loss = row_loss(how.spec, dtype=jnp.dtype(how.dtype), remat=False)
+    return _everywhere(how, jax.vmap(loss, in_axes=(None, 0))(params, batch))
+
+
+def _everywhere(how: Scoring, tree: Any) -> Any:
+    """On a mesh: whole on every device, so that every process reads it."""
+    return tree if how.layout is None else jax.lax.with_sharding_constraint(tree, how.layout.replicated)
 
 
 _score_step = Ahead(_score, static=(0,), donate=(4,))
-_loss_step = Ahead(_loss, static=(0, 1))
+_loss_step = Ahead(_loss, static=(0,))
 
 
 class _Losses:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
@@ -62,9 +63,9 @@ def measure_perturbations(
         old, new = (get_leaves(model.block_params(params, index), model.paths) for params in (base, tuned))
         for path in model.paths:
             kernel = model.kernel(index, path)
-            mask = candidates[kernel.path][kernel.index]
+            mask = np.asarray(candidates[kernel.path][kernel.index])
             rows[kernel.path].append(_perturbation(old[path], new[path], mask, granularity))
-    return {path: jnp.stack(found) for path, found in rows.items()}
+    return {path: jnp.stack([jnp.asarray(np.asarray(d)) for d in found]) for path, found in rows.items()}
 
 
 _perturbation = jax.jit(select.perturbation, static_argnums=3)
