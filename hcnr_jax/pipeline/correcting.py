@@ -123,7 +123,7 @@ def _plain(
             continue
         old, new = (get_leaves(model.block_params(params, index), kernels) for params in (base, tuned))
         for path, kernel in kernels.items():
-            mask = selection.masks[kernel.path][kernel.index]
+            mask = np.asarray(selection.masks[kernel.path][kernel.index])
             pair = model.to_solver(kernel, (old[path], new[path]))
             yield kernel, Corrected(_restore(*pair, mask, config.granularity), "none", None)
 
