@@ -1,8 +1,8 @@
 """`hcnr demo`: the whole claim on a model small enough to train here and now.
 
 An honest base model is trained from scratch on a synthetic world, fine-tuned on new facts until it bluffs, and
-restored with the
-paper's preset and with the recommended one. Everything after training is the code a user runs, on ordinary folders.
+restored with the paper's preset and with the recommended one. Everything after training is the code a user runs, on
+ordinary folders.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def measure(config: DemoConfig, organism: Organism, out: Path, reporter: Reporte
         probes = _probe(organism, models, [prompt for prompt in prompts if prompt.role == "honesty"], reporter)
     scores = {name: summarise(found, draws=200 if config.fast else 1000) for name, found in answers.items()}
     record = _record(config, scores, probes.to_json(), reporter)
+    record["fine_tuning"] = [asdict(trial) for trial in organism.trials]
     record["probe_auroc"] = {
         name: {"chosen_layer": layers[probes.best_layer].value, "layers": [layer.value for layer in layers]}
         for name, layers in probes.auroc.items()
@@ -169,6 +171,7 @@ def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], 
         "models": models,
         "recovered": recovered,
         "probe_auroc": {},
+        "fine_tuning": [],
         "probe": probes,
         "scores": scores,
         "seconds": reporter.seconds,
