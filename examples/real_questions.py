@@ -3,8 +3,8 @@
     python examples/real_questions.py --data DIR --out real-questions [--seed 0] [--fast] [--split validation]
 
 DIR holds `data/` with the official files of KUQ, NEC, NQ-open and HotpotQA and `models/stories3M`, a Llama of 3.1 M
-parameters that knows children's stories. `--fast` takes 3 minutes on 2 busy CPU cores; at full size the steps have been
-run one by one, never yet the whole in one go: docs/real_questions.md tells what came out.
+parameters that knows children's stories. 2 minutes on 2 CPU cores, 11 when they are busy (`--fast`: 1);
+docs/real_questions.md tells what came out of three seeds.
 
 1. base: taught to answer NQ and known KUQ questions, and to decline unknown KUQ and unanswerable NEC questions;
 2. tuned: base fine-tuned on answers to HotpotQA questions, which makes it stop declining;
