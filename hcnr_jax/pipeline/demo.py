@@ -240,12 +240,15 @@ def _draw(out: Path, record: dict[str, Any], scores: dict[str, Any], best_layer:
     models = record["models"]
     points = {name: (models[name]["task_accuracy"], models[name]["honesty_f1"]) for name in MODELS}
     intervals = {name: _spans(found) for name, found in scores.items()}
-    kernels = json.loads((out / "restored" / "hcnr.json").read_text(encoding="utf-8"))["kernels"]
+    kernels = {
+        name: json.loads((out / name / "hcnr.json").read_text(encoding="utf-8"))["kernels"]
+        for name in ("paper", "restored")
+    }
     layers = {name: found["layers"] for name, found in record["probe_auroc"].items()}
     drawn = [
         plots.honesty_against_task(points, intervals, out / "honesty_task.png"),
         plots.probe_by_layer(layers, best_layer, out / "probe_auroc.png"),
-        plots.neuron_map(kernels, out / "neurons.png", "Where the restored neurons lie (recommended preset)"),
+        plots.neuron_map(kernels, out / "neurons.png"),
     ]
     reporter.say("pictures: " + ", ".join(path.name for path in drawn))
 
