@@ -29,6 +29,7 @@ from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.evaluate.scores import summarise
 from hcnr_jax.organism.build import Organism
 from hcnr_jax.organism.build import build as build_organism
+from hcnr_jax.organism.collapse import MAX_NEW_TOKENS
 from hcnr_jax.pipeline.console import Reporter, Stage
 from hcnr_jax.pipeline.evaluate import ask_and_judge
 from hcnr_jax.pipeline.opened import open_model
@@ -41,7 +42,6 @@ from hcnr_jax.report.records import to_json, versions
 from hcnr_jax.training.trainer import StepInfo
 
 MODELS = ("base", "tuned", "paper", "restored")
-MAX_NEW_TOKENS = 12
 FAST_QUESTIONS = 80
 EXAMPLES = 5
 # Strong, since the training questions repeat names: weaker probes read those names and transfer worse (validation
