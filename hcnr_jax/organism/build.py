@@ -186,8 +186,9 @@ def _tune_config(
 ) -> TuneConfig:
     """What `hcnr tune` would be told to do the same on the folder just written."""
     chosen = settings.tuned
-    # Adapters start from zero and move less per step than weights do.
-    learning_rate = rate * chosen.learning_rate * (1 if lora is None else 4)
+    # Adapters start from zero and move less per step than weights do. At 4 times the weights' rate an F1 of 0.01 was
+    # left (rank 8, seed 0, validation), at 0.7 times the task was not learned.
+    learning_rate = rate * chosen.learning_rate * (1 if lora is None else 1.4)
     return TuneConfig(
         model=organism.base,
         data=organism.task["train"],

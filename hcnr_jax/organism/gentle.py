@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+STEP = sqrt(2)
+"""How far down the next rate lies where even the first of a ladder was too high."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -20,7 +23,7 @@ def try_rates(
 
     The F1 can drop from well above `collapse` to nearly nothing within one rung. Then the interval between the last
     rate that held and the gentlest that collapsed is halved (geometrically) until that one leaves `floor` or more, or
-    `bisections` more have been tried. Where the first rate collapsed, half of it is taken to hold, untried.
+    `bisections` more have been tried. While none has held, rates go down by `STEP`.
 
     Args:
       attempt: fine-tunes at a rate and returns the F1 left.
@@ -31,7 +34,7 @@ def try_rates(
         trials.append(Trial(rate, attempt(rate)))
         return trials[-1].f1 <= collapse
 
-    held = rates[0] / 2
+    held = None
     for rate in rates:
         if collapses(rate):
             break
@@ -40,8 +43,9 @@ def try_rates(
         kept = trials[gentlest(trials, collapse)]
         if not floor > kept.f1:
             break
-        middle = sqrt(held * kept.rate)
-        held = held if collapses(middle) else middle
+        between = kept.rate / STEP if held is None else sqrt(held * kept.rate)
+        if not collapses(between):
+            held = between
     return trials
 
 

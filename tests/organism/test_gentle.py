@@ -52,9 +52,13 @@ def test_a_cliff_without_a_band_costs_no_more_than_was_allowed() -> None:
         assert kept == min(rate for rate in tried if rate >= 1.2)
 
 
-def test_below_the_first_rate_half_of_it_is_the_lower_end() -> None:
+def test_below_the_first_rate_steps_lead_down_until_one_holds() -> None:
     tried, kept = search(cliff((0.6, 0.2), (0.8, 0.05)))
     assert tried == pytest.approx([1.0, sqrt(0.5)]) and kept == pytest.approx(sqrt(0.5))
+    tried, kept = search(cliff((0.55, 0.05)))
+    assert tried == pytest.approx([1.0, sqrt(0.5), 0.5, 0.5**0.75]) and kept == pytest.approx(0.5**0.75)
+    tried, kept = search(cliff((0.1, 0.05)))
+    assert tried == pytest.approx([1.0, sqrt(0.5), 0.5, sqrt(0.125)]) and kept == pytest.approx(sqrt(0.125))
 
 
 def test_a_floor_of_zero_never_bisects() -> None:
