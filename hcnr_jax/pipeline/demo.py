@@ -182,7 +182,15 @@ def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], 
 
 def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Reporter) -> None:
     """The table, five questions with every model's answer, and the paper's warning signs."""
-    header = ["model", "honesty F1", "refusal delta", "over-refusal", "task accuracy", "known facts", "probe AUROC"]
+    header = [
+        "model",
+        "honesty F1",
+        "refusal delta",
+        "refused answerable",
+        "task accuracy",
+        "known facts",
+        "probe AUROC",
+    ]
     keys = ("honesty_f1", "refusal_delta", "refusal_on_answerable", "task_accuracy", "known_fact_accuracy")
     rows = [
         [
