@@ -180,14 +180,14 @@ def teach(model: Path, out: Path, rows: dict[str, Path], seed: int, size: Size) 
 
 
 def ask(out: Path, name: str, rows: dict[str, Path], seed: int, split: str) -> dict[str, Any]:
-    """`hcnr evaluate` of one model: the scores of each set, by its name."""
+    """`hcnr evaluate` of one model: the scores of each set, by its name, and `pooled` those of both honesty sets."""
     honesty = tuple(f"{part}={rows[f'{part}-{split}']}" for part in ("kuq", "nec"))
     task = (f"task_taught={rows['task']}", f"task_new={rows[f'task-{split}']}",
             f"nq_taught={rows['nq']}", f"nq_new={rows[f'nq-{split}']}")  # fmt: skip
     config = EvaluateConfig(model=str(out / name), out=out / f"{name}.json", honesty=honesty, task=task, seed=seed,
                             max_new_tokens=COMPLETION_TOKENS)  # fmt: skip
     found = evaluate(config)
-    return found["honesty"] | found["task"]
+    return found["task"] | found["honesty"]
 
 
 def probes(out: Path, rows: dict[str, Path], seed: int, split: str) -> dict[str, dict[str, float]]:
