@@ -260,18 +260,33 @@ def compensate(
     pair in the precision of the solve (float32 at least). honesty, task: `Moments` as means for form 'moments', else
     `Inputs`; task is read by two_sided alone. A failed solve is told by info.solve.outcome, never raised.
     """
+    rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
+    return pair.tuned.at[pair.restored].set(rows), info
+
+
+def restored_rows(
+    method: Method,
+    form: str,
+    pair: Pair,
+    honesty: Moments | Inputs,
+    task: Moments | Inputs | None,
+    weight: float | Array,
+    damping: float | Array,
+) -> tuple[Float[Array, "r o"], Info]:
+    """The same, but of W' its restored rows alone: W_base,R + E_R."""
     dtype = pair.base.dtype
     task = task if method == "two_sided" else None
     correction, solve = SOLVES[method][form](
         pair, honesty, task, jnp.asarray(weight, dtype), jnp.asarray(damping, dtype)
     )
-    rows = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
-    kernel = pair.tuned.at[pair.restored].set(pair.base[pair.restored] + correction)
-    outcome = _with_rank(solve.outcome, rows, honesty, task, weight, damping)
+    unknowns = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
+    rows = pair.base[pair.restored] + correction
+    outcome = _with_rank(solve.outcome, unknowns, honesty, task, weight, damping)
     # Not every solve reads every weight.
-    outcome = jnp.where((outcome == Outcome.OK) & ~jnp.all(jnp.isfinite(kernel)), int(Outcome.NOT_FINITE), outcome)
+    finite = jnp.all(jnp.isfinite(rows)) & jnp.all(jnp.isfinite(pair.tuned[pair.task]))
+    outcome = jnp.where((outcome == Outcome.OK) & ~finite, int(Outcome.NOT_FINITE), outcome)
     base_norm = jnp.linalg.norm(pair.base)
-    return kernel, Info(
+    return rows, Info(
         solve._replace(outcome=outcome),
         *distances(honesty, _delta(pair), correction, pair.restored, pair.task),
         jnp.linalg.norm(correction) / jnp.where(base_norm > 0, base_norm, 1),
