@@ -73,6 +73,9 @@ class RestoreConfig(RunConfig):
         None, description="folder that keeps compiled programs for the next run; default: none is kept"
     )
     mesh: str = Field("", description="devices as axes, as in data=2,fsdp=2,model=2; default: one device")
+    distributed: str | None = Field(
+        None, description="several processes: auto (TPU pod, SLURM, MPI), or COORDINATOR:PORT,PROCESSES,NUMBER"
+    )
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
     resume: bool = Field(False, description="go on with a run that was stopped or killed; begins one if there is none")
 

@@ -7,8 +7,9 @@ splits heads, channels and the vocabulary (tensor parallel), `fsdp` splits what 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,5 +155,11 @@ def make_layout(mesh: Mesh, axes: Mapping[str, tuple[str, ...]], shapes: Mapping
 def _local(leaf: Any, replicated: NamedSharding, number: int) -> Any:
     if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding):
         return leaf
-    shards = jax.device_put(leaf, replicated).addressable_shards
+    whole = jax.device_put(leaf, replicated) if leaf.is_fully_addressable else _gather(replicated)(leaf)
+    shards = whole.addressable_shards
     return shards[number % len(shards)].data
+
+
+@functools.cache
+def _gather(replicated: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=replicated)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from hcnr_jax.errors import InputError, RunError
@@ -19,7 +20,7 @@ def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
     if target.exists():
         raise InputError(f"{path} exists; nothing is overwritten: choose another folder or remove it")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(target, dict(params))
     except OSError as error:
         raise RunError(f"{path}: writing failed ({error}); see to the cause and run again") from error
@@ -36,7 +37,19 @@ def load_params(path: str | Path, like: Mapping[str, Any] | None = None) -> dict
     if not source.is_dir():
         raise InputError(f"{path} is not a folder; expected an Orbax checkpoint")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return dict(checkpointer.restore(source, None if like is None else dict(like)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as an Orbax checkpoint of this model: {error}") from error
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Of one process: of several each calls on its own, for trees that it holds whole, and waits for no other."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(own, {own}, f"hcnr-{own}")
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=options,
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+    )

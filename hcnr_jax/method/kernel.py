@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.block_model import BlockModel
-from hcnr_jax.method.compensate import Info, Method, Pair, choose_form, compensate
+from hcnr_jax.method.compensate import Info, Method, Pair, choose_form, restored_rows
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 
@@ -41,11 +41,12 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One kernel done: its new weights (in, out) in the stored dtype of tuned, the form of the solve, what to
-    report."""
+    """One kernel done: its new weights (in, out) in the stored dtype of tuned, whether all of them are finite there,
+    the form of the solve, what to report."""
 
     kernel: Kernel
     weights: Array
+    finite: Array
     form: str
     tokens: int
     info: Info
@@ -99,10 +100,10 @@ def solve_block_kernel(
     old, new, honesty, task = model.to_solver(kernel, (*pair, honesty, task))
     form = form_of(settings, tokens, mask)
     restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
-    weights, info = _solve(
+    weights, finite, info = _solve(
         settings.method, form, old, new, restored, others, honesty, task, settings.task_weight, settings.damping
     )
-    return Result(kernel, weights, form, tokens, info)
+    return Result(kernel, weights, finite, form, tokens, info)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -117,9 +118,10 @@ def _solve(
     task: Any,
     weight: float | Array,
     damping: float | Array,
-) -> tuple[Array, Info]:
+) -> tuple[Array, Array, Info]:
     """One kernel, solved in the statistics' precision; rows that are not restored keep tuned's very bits."""
     dtype = honesty.inputs.dtype
     pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
-    weights, info = compensate(method, form, pair, honesty, task, weight, damping)
-    return tuned.at[restored].set(weights[restored].astype(tuned.dtype)), info
+    rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
+    stored = rows.astype(tuned.dtype)
+    return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info

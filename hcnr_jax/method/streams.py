@@ -75,7 +75,7 @@ class Accumulator:
         """{True: moments as means, False: the tokens themselves}, as far as they were asked for."""
         found: dict[bool, Moments | Inputs] = {}
         if self._moments is not None:
-            found[True] = mean_moments(self._moments)
+            found[True] = _mean(self._moments)
         if self._tokens:
             shift = jnp.concatenate(self._shifts) if self._shifts else None
             found[False] = Inputs(jnp.concatenate(self._tokens), shift)
@@ -89,14 +89,16 @@ def _everywhere(array: Array) -> Sharding | None:
 
 
 def _zeros(fan_in: int, propagated: bool, dtype: Any, distances: bool, where: Sharding | None) -> Moments:
-    if where is None:
-        return init_moments(fan_in, propagated, dtype, distances)
     return _zeros_on(where)(fan_in, propagated, dtype, distances)
 
 
+# Compiled whole: op by op, each would be a program of its own to compile.
 @functools.cache
-def _zeros_on(where: Sharding) -> Callable[..., Moments]:
+def _zeros_on(where: Sharding | None) -> Callable[..., Moments]:
     return jax.jit(init_moments, static_argnums=(0, 1, 2, 3), out_shardings=where)
+
+
+_mean = jax.jit(mean_moments)
 
 
 def _rows(inputs: Array, mask: np.ndarray) -> Array:

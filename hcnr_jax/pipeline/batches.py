@@ -93,7 +93,7 @@ def choose_lengths(lengths: Sequence[int], worth: float) -> tuple[int, ...]:
 
 def choose_microbatch(spec: ModelSpec, length: int, rows: int) -> int:
     """Rows per step: on a host a few cache-friendly ones, on an accelerator what half its free memory takes."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)

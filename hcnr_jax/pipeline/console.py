@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from hcnr_jax.distributed import is_first
+
 
 @dataclass
 class Reporter:
@@ -32,6 +34,13 @@ class Reporter:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     clean_point: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of_process(cls) -> Reporter:
+        """One that is silent in every process but the first."""
+        reporter = cls()
+        reporter.console.quiet = not is_first()
+        return reporter
 
     def say(self, text: str) -> None:
         """One line."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.method.blocks import BlockModel, Result, Settings, Sweep
+from hcnr_jax.method.blocks import Result, Settings, Sweep
 from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 from hcnr_jax.method.restore import restore_kernel
@@ -79,7 +79,7 @@ def _items(
     layout: Layout | None,
 ) -> Iterator[tuple[Kernel, Corrected]]:
     if config.compensation == "none":
-        yield from _plain(config, block_model(spec, layout=layout), base, tuned, selection, known)
+        yield from plain_kernels(config, spec, base, tuned, selection, known, layout)
         return
     settings = settings_of(config)
     model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
@@ -88,10 +88,10 @@ def _items(
     for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task, known):
         # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
         while waiting and waiting[0].kernel.index < result.kernel.index:
-            yield _checked(config, waiting.pop(0), selection, names)
+            yield checked(config, waiting.pop(0), selection, names)
         waiting.append(result)
     for result in waiting:
-        yield _checked(config, result, selection, names)
+        yield checked(config, result, selection, names)
 
 
 def _memory_message(error: Exception) -> str:
@@ -107,16 +107,17 @@ def settings_of(config: RestoreConfig) -> Settings:
     )
 
 
-def _plain(
+def plain_kernels(
     config: RestoreConfig,
-    model: BlockModel,
+    spec: ModelSpec,
     base: Params | StreamedParams,
     tuned: Params | StreamedParams,
     selection: Selection,
-    known: Mapping[Kernel, jax.Array],
+    known: Collection[Kernel] = (),
+    layout: Layout | None = None,
 ) -> Iterator[tuple[Kernel, Corrected]]:
     """Base where the mask is True, a block at a time."""
-    kept = set(selection.kept) - set(known)
+    model, kept = block_model(spec, layout=layout), set(selection.kept) - set(known)
     for index in range(model.num_blocks):
         kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
         if not kernels:
@@ -131,20 +132,15 @@ def _plain(
 _restore = jax.jit(restore_kernel, static_argnums=3)
 
 
-def _checked(
+def checked(
     config: RestoreConfig, result: Result, selection: Selection, names: dict[Kernel, str]
 ) -> tuple[Kernel, Corrected]:
     """A result whose solve went well, its info on the host."""
     mask = np.asarray(selection.masks[result.kernel.path][result.kernel.index])
     _check_rank(config, result, mask, names[result.kernel])
-    info, finite = jax.device_get((result.info, _all_finite(result.weights)))
+    info, finite = jax.device_get((result.info, result.finite))
     _check_solve(info, bool(finite), result.weights.dtype, names[result.kernel])
     return result.kernel, Corrected(result.weights, result.form, info)
-
-
-@jax.jit
-def _all_finite(weights: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(weights))
 
 
 def _check_rank(config: RestoreConfig, result: Result, mask: np.ndarray, tensor: str) -> None:

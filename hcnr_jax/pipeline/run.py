@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from hcnr_jax import distributed
 from hcnr_jax.ahead import compilation_cache
 from hcnr_jax.checkpoints import StreamedParams, describe_params, load_params
 from hcnr_jax.checkpoints.checkpoint import PATCH
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Kernel, Params
-from hcnr_jax.pipeline.batches import microbatches
+from hcnr_jax.pipeline.batches import Shape, microbatches
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import correct
 from hcnr_jax.pipeline.fingerprint import Fingerprint, fingerprints
@@ -25,7 +27,7 @@ from hcnr_jax.pipeline.kept import has_scores, keep_scores, keep_selection, reca
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
 from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
-from hcnr_jax.pipeline.selecting import Selection, select_neurons
+from hcnr_jax.pipeline.selecting import Selection, kernel_squares, select_neurons
 from hcnr_jax.pipeline.session import check_leftover, clear_leftovers, is_finished, session
 from hcnr_jax.pipeline.spill import spill_folder
 from hcnr_jax.pipeline.stopping import Stopping
@@ -50,7 +52,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
     Raises InputError for what the user can mend (nothing is written), RunError for a fault during the run, Stopped
     where a signal ended it.
     """
-    reporter = reporter or Reporter()
+    distributed.start(config.distributed)
+    reporter = reporter or Reporter.of_process()
     with Stopping(reporter.say).listening() as stopping:
         check_leftover(config)
         prepared = prepare(config, reporter)
@@ -77,13 +80,19 @@ def _run(
 ) -> Path:
     config = prepared.config
     with session(config, stages, plan.shapes, reporter) as work, contextlib.ExitStack() as stack:
-        plan = dataclasses.replace(plan, shapes=work.shapes)
+        distributed.agree("run", json.dumps([stages, work.describe()]))
+        # Chosen by the memory that is free, which is every process's own.
+        shapes = distributed.from_first(np.asarray(work.shapes))
+        plan = dataclasses.replace(plan, shapes=tuple(Shape(*map(int, shape)) for shape in shapes))
         spill = stack.enter_context(spill_folder(config.out)) if config.stream else None
         with stopping.held():
             reporter.clean_point = stopping.check
             made = _make(prepared, plan, reporter, work, spill)
             reporter.clean_point = lambda: None
-        return write_output(prepared, plan, *made, reporter, stages["kernels"])
+        if distributed.is_first():
+            write_output(prepared, plan, *made, reporter, stages["kernels"])
+        distributed.barrier("written")
+        return config.out
 
 
 def _make(
@@ -92,11 +101,12 @@ def _make(
     """Load, score, select, correct. spill: where a streamed run keeps what does not stay in memory."""
     config, spec = prepared.config, prepared.spec
     names = kernel_names(spec)
-    base, tuned = _load(prepared, plan, reporter, work)
-    scores = _scores(prepared, plan, base, tuned, reporter, work, spill)
+    base, tuned = load_pair(prepared, plan, reporter, work)
+    scores = score_pair(prepared, plan, base, tuned, reporter, spill, work)
     selection = recall_selection(work, spec)
     if selection is None:
-        selection = select_neurons(config, spec, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
+        squares = kernel_squares(spec, base, tuned, config.granularity)
+        selection = select_neurons(config, spec, squares, scores["honesty"].scores, scores["task"].scores, names)
         keep_selection(work, selection)
     honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
     # On a mesh corrected kernels are whole, and go to the disk rather than stay on one device each.
@@ -113,13 +123,13 @@ def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
     return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype, prepared.layout)
 
 
-def _load(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work) -> tuple[Weights, Weights]:
+def load_pair(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work | None = None) -> tuple[Weights, Weights]:
     """Both models' weights; the scores' program is compiled meanwhile."""
     spec = prepared.spec
     if prepared.config.stream:
         return StreamedParams(prepared.base, spec), StreamedParams(prepared.tuned, spec)
     scored = prepared.tuned if prepared.config.scores_at == "tuned" else prepared.base
-    if not all(has_scores(work, name) for name in ("honesty", "task")):
+    if work is None or not all(has_scores(work, name) for name in ("honesty", "task")):
         prepare_scoring(_scoring(prepared, plan), plan.shapes, describe_params(scored, spec))
     shardings = unflatten_dict(prepared.layout.params(), sep="/") if prepared.layout else None
     with reporter.stage("load", 2, "models") as stage:
@@ -130,33 +140,34 @@ def _load(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work) -> tup
     return loaded[0], loaded[1]
 
 
-def _scores(
+def score_pair(
     prepared: Prepared,
     plan: Plan,
     base: Weights,
     tuned: Weights,
     reporter: Reporter,
-    work: Work,
     spill: Path | None,
+    work: Work | None = None,
 ) -> dict[str, Scores]:
     """Both sets' scores, those kept from before or made now; warns where the models look swapped."""
     config, how = prepared.config, _scoring(prepared, plan)
     at, other = (tuned, base) if config.scores_at == "tuned" else (base, tuned)
     scores: dict[str, Scores] = {}
     for name, examples in {"honesty": prepared.honesty, "task": prepared.task}.items():
-        found = recall_scores(work, name)
+        found = recall_scores(work, name) if work else None
         if found is None:
             found = score(how, at, examples, plan.shapes, name, reporter, spill and spill / name)
-            keep_scores(work, name, found)
+            if work:
+                keep_scores(work, name, found)
         scores[name] = found
 
     def mean_losses(params: Weights) -> np.ndarray:
         return losses_of(how, params, prepared.honesty, plan.shapes, "honesty")
 
-    kept = work.tree("losses")
+    kept = work.tree("losses") if work else None
     elsewhere = kept["losses"] if kept else mean_losses(other)
     here = mean_losses(at) if config.loss == "sum" else scores["honesty"].losses
-    if not kept:
+    if work and not kept:
         work.keep_tree("losses", {"losses": elsewhere})
     tuned_loss, base_loss = (here, elsewhere) if config.scores_at == "tuned" else (elsewhere, here)
     if np.mean(tuned_loss) < np.mean(base_loss):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from hcnr_jax.checkpoints.checkpoint import RECORD
 from hcnr_jax.checkpoints.commit import output_lock
 from hcnr_jax.config import RestoreConfig
+from hcnr_jax.distributed import is_first
 from hcnr_jax.errors import InputError, Stopped
 from hcnr_jax.pipeline.batches import Shape
 from hcnr_jax.pipeline.console import Reporter
@@ -47,6 +48,8 @@ def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> boo
 
 def clear_leftovers(config: RestoreConfig) -> None:
     """What a run leaves that was killed after its output appeared: its work, its spill folder, its lock."""
+    if not is_first():
+        return
     with output_lock(config.out), spill_folder(config.out):
         Work(config.out, {}, ()).clear()
 
@@ -60,7 +63,7 @@ def session(
     The work folder goes when the run has ended well, and when the user is told to change something (InputError: nothing
     is left, unless --resume asked to keep it); it stays after a signal or a fault, with the command that goes on.
     """
-    with output_lock(config.out):
+    with output_lock(config.out) if is_first() else contextlib.nullcontext():
         work = Work(config.out, stages, shapes)
         try:
             if config.resume:

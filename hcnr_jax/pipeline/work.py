@@ -28,6 +28,7 @@ from safetensors.numpy import load, save
 from hcnr_jax.checkpoints.commit import explained, sync_folder, write_durably
 from hcnr_jax.checkpoints.orbax import load_params as load_orbax
 from hcnr_jax.checkpoints.orbax import save_params as save_orbax
+from hcnr_jax.distributed import is_first
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.pipeline.batches import Shape
@@ -46,7 +47,10 @@ def work_path(out: Path) -> Path:
 
 
 class Work:
-    """The products of one run. Nothing is on the disk before the first one is kept."""
+    """The products of one run. Nothing is on the disk before the first one is kept.
+
+    Of several processes the first alone writes and clears; all read, which takes storage that they share.
+    """
 
     def __init__(self, out: Path, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...]) -> None:
         self.folder = work_path(out)
@@ -58,7 +62,7 @@ class Work:
     def open(self) -> None:
         """Take over what an interrupted run left. InputError names what of its inputs or options is another's."""
         if not is_left(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.clear()
             return
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))
@@ -74,7 +78,8 @@ class Work:
                     "command as it was, or remove that folder to begin anew"
                 )
         self.shapes = shapes  # an accelerator's free memory, and with it the choice, may have changed
-        self._write_manifest()
+        if is_first():
+            self._write_manifest()
 
     def tree(self, name: str) -> dict[str, Any] | None:
         """A kept tree of numpy arrays, None where there is none."""
@@ -84,6 +89,8 @@ class Work:
 
     def keep_tree(self, name: str, tree: Mapping[str, Any]) -> None:
         """Save a tree of arrays."""
+        if not is_first():
+            return
         self._begin()
         with explained(self.folder):
             save_orbax(self.folder / name, jax.tree.map(np.asarray, dict(tree)))
@@ -95,6 +102,8 @@ class Work:
 
     def keep_kernel(self, kernel: Kernel, form: str, rows: Any, info: Any) -> None:
         """Save one kernel's rows and what its solve said; a thread writes while the next kernel is solved."""
+        if not is_first():
+            return
         self._begin()
         while len(self._pending) >= WAITING:
             self._pending.popleft().result()
@@ -128,7 +137,8 @@ class Work:
         """Remove the folder and all in it."""
         with contextlib.suppress(Exception):
             self.settle()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def has(self, name: str) -> bool:
         """Whether a tree is kept."""
