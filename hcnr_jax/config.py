@@ -128,7 +128,10 @@ class TuneConfig(RunConfig):
     model: Annotated[Path, Positional()] = Field(description="the model to fine-tune: a Hugging Face folder")
     data: Path = Field(description="JSONL rows: prompt and completion, or messages")
     out: Path = Field(description="folder to write, a model or with --lora an adapter; must not exist, or be empty")
-    objective: Literal["sft"] = Field("sft", description="what training minimises; sft: likelihood of completions")
+    objective: Literal["sft", "dpo", "orpo"] = Field(
+        "sft", description="what training minimises; dpo and orpo read rows of prompt, chosen and rejected"
+    )
+    beta: float = Field(0.1, gt=0, description="strength of dpo's reference, or weight of orpo's odds ratio")
     lora: int | None = Field(None, ge=1, description="rank of the adapters; without it all weights are trained")
     lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha; default: twice the rank")
     learning_rate: float | None = Field(None, gt=0, description="peak; default: 2e-5, or 2e-4 with --lora")
