@@ -83,7 +83,7 @@ def _items(
     dtype: str,
 ) -> Iterator[tuple[Kernel, Corrected]]:
     if config.compensation == "none":
-        yield from _plain(config, spec, base, tuned, selection)
+        yield from plain_kernels(config, spec, base, tuned, selection)
         return
     settings = settings_of(config)
     model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"))
@@ -91,10 +91,10 @@ def _items(
     for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task):
         # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
         while waiting and waiting[0].kernel.index < result.kernel.index:
-            yield _checked(config, waiting.pop(0), selection, names)
+            yield checked(config, waiting.pop(0), selection, names)
         waiting.append(result)
     for result in waiting:
-        yield _checked(config, result, selection, names)
+        yield checked(config, result, selection, names)
 
 
 def _memory_message(error: Exception) -> str:
@@ -116,7 +116,7 @@ def _put_away(store: Spill, kernel: Kernel, item: Corrected) -> Corrected:
     return Corrected(Spilled(store, key), item.form, item.info)
 
 
-def _plain(
+def plain_kernels(
     config: RestoreConfig,
     spec: ModelSpec,
     base: Params | StreamedParams,
@@ -138,7 +138,7 @@ def _plain(
 _restore = jax.jit(restore_kernel, static_argnums=3)
 
 
-def _checked(
+def checked(
     config: RestoreConfig, result: Result, selection: Selection, names: dict[Kernel, str]
 ) -> tuple[Kernel, Corrected]:
     """A result whose solve went well, its info on the host."""

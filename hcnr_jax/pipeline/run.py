@@ -19,7 +19,7 @@ from hcnr_jax.pipeline.correcting import correct
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
 from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
-from hcnr_jax.pipeline.selecting import select_neurons
+from hcnr_jax.pipeline.selecting import kernel_squares, select_neurons
 from hcnr_jax.pipeline.spill import spill_folder
 from hcnr_jax.pipeline.write import PATCH, write_output
 
@@ -66,9 +66,10 @@ def _restore(prepared: Prepared, plan: Plan, reporter: Reporter, spill: Path | N
     """Load, score, select, correct, write. spill: where a streamed run keeps what does not stay in memory."""
     config, spec = prepared.config, prepared.spec
     names = kernel_names(spec)
-    base, tuned = _load(prepared, plan, reporter)
-    scores = _scores(prepared, plan, base, tuned, reporter, spill)
-    selection = select_neurons(config, spec, base, tuned, scores["honesty"].scores, scores["task"].scores, names)
+    base, tuned = load_pair(prepared, plan, reporter)
+    scores = score_pair(prepared, plan, base, tuned, reporter, spill)
+    squares = kernel_squares(spec, base, tuned, config.granularity)
+    selection = select_neurons(config, spec, squares, scores["honesty"].scores, scores["task"].scores, names)
     honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
     corrected = correct(
         config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, spill and spill / "kernels"
@@ -81,7 +82,7 @@ def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
     return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype)
 
 
-def _load(prepared: Prepared, plan: Plan, reporter: Reporter) -> tuple[Weights, Weights]:
+def load_pair(prepared: Prepared, plan: Plan, reporter: Reporter) -> tuple[Weights, Weights]:
     """Both models' weights; the scores' program is compiled meanwhile."""
     spec = prepared.spec
     if prepared.config.stream:
@@ -96,7 +97,7 @@ def _load(prepared: Prepared, plan: Plan, reporter: Reporter) -> tuple[Weights, 
     return loaded[0], loaded[1]
 
 
-def _scores(
+def score_pair(
     prepared: Prepared, plan: Plan, base: Weights, tuned: Weights, reporter: Reporter, spill: Path | None
 ) -> dict[str, Scores]:
     config, how = prepared.config, _scoring(prepared, plan)

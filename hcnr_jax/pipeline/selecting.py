@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +12,7 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.method import select
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
+from hcnr_jax.method.select import Squares
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
 from hcnr_jax.pipeline.model import block_model
 from hcnr_jax.pipeline.scoring import check_scores
@@ -29,13 +31,12 @@ class Selection:
 def select_neurons(
     config: RestoreConfig,
     spec: ModelSpec,
-    base: Params | StreamedParams,
-    tuned: Params | StreamedParams,
+    squares: Iterable[tuple[Kernel, Squares]],
     honesty: Leaves,
     task: Leaves,
     names: dict[Kernel, str],
 ) -> Selection:
-    """From both sets' scores to the mask. The weights are read a block at a time."""
+    """From both sets' scores to the mask. squares: `kernel_squares` of the pair."""
     check_scores(honesty, "honesty", names)
     check_scores(task, "task", names)
     kernels = get_leaves(abstract_params(spec), KERNELS)
@@ -43,28 +44,29 @@ def select_neurons(
     axes = 2 if config.granularity == "weight" else 1
     priorities = select.priorities(config.priority, honesty, task, key, axes)
     candidates = select.in_weight_mask(priorities, kernels, config.in_weight, config.granularity)
-    perturbations = measure_perturbations(spec, base, tuned, candidates, config.granularity)
+    perturbations = _perturbations(spec, squares, candidates)
     masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, config.cross_weight, names)
     return Selection(masks, dict(select.rank_kernels(perturbations, kernels, names)), kept)
 
 
-def measure_perturbations(
-    spec: ModelSpec,
-    base: Params | StreamedParams,
-    tuned: Params | StreamedParams,
-    candidates: Leaves,
-    granularity: Granularity,
-) -> Leaves:
-    """d_j by path, [layers]."""
+def kernel_squares(
+    spec: ModelSpec, base: Params | StreamedParams, tuned: Params | StreamedParams, granularity: Granularity
+) -> Iterator[tuple[Kernel, Squares]]:
+    """What the d_j of any selection need of the weights, kernel by kernel; the weights are read a block at a time."""
     model = block_model(spec)
-    rows: dict[str, list[jax.Array]] = {path: [] for path in KERNELS}
     for index in range(spec.num_layers):
         old, new = (get_leaves(model.block_params(params, index), model.paths) for params in (base, tuned))
         for path in model.paths:
-            kernel = model.kernel(index, path)
-            mask = candidates[kernel.path][kernel.index]
-            rows[kernel.path].append(_perturbation(old[path], new[path], mask, granularity))
+            yield model.kernel(index, path), _squares(old[path], new[path], granularity)
+
+
+def _perturbations(spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves) -> Leaves:
+    """d_j by path, [layers]."""
+    rows: dict[str, list[jax.Array]] = {path: [] for path in KERNELS}
+    for kernel, found in squares:
+        rows[kernel.path].append(_perturbation(found, candidates[kernel.path][kernel.index], 0))
     return {path: jnp.stack(found) for path, found in rows.items()}
 
 
-_perturbation = jax.jit(select.perturbation, static_argnums=3)
+_squares = jax.jit(select.neuron_squares, static_argnums=2)
+_perturbation = jax.jit(select.perturbation_of, static_argnums=2)
