@@ -47,6 +47,9 @@ COMMANDS = {
     "probe": Command(
         "hcnr_jax.config:ProbeConfig", "hcnr_jax.pipeline.probe:probe", "see what a tuned model still knows it lacks"
     ),
+    "compare": Command(
+        "hcnr_jax.experiments.config:CompareConfig", "hcnr_jax.pipeline.compare:compare", "methods against each other"
+    ),
     "data": Command("hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows"),
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"

@@ -40,9 +40,14 @@ BOTH = ("honesty", "task")
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 BASELINES: dict[str, Baseline] = {
-    "recommended": Baseline("restore", "configs/recommended.yaml", _grid("task_weight", *_WEIGHTS), BOTH),
-    "budget": Baseline("restore", "configs/budget.yaml", _grid("task_weight", *_WEIGHTS), BOTH, "budget"),
-    "paper": Baseline("restore", "arXiv 2511.12991", _grid("cross_weight", 0.2, 0.4, 0.6, 0.8, 1.0), BOTH, "paper"),
+    "recommended": Baseline("restore", "configs/recommended.yaml, as it is", ({},), BOTH),
+    "recommended_knob": Baseline("restore", "the same, task weight chosen", _grid("task_weight", *_WEIGHTS), BOTH),
+    "budget": Baseline("restore", "configs/budget.yaml, as it is", ({},), BOTH, "budget"),
+    "budget_knob": Baseline("restore", "the same, task weight chosen", _grid("task_weight", *_WEIGHTS), BOTH, "budget"),
+    "paper": Baseline("restore", "arXiv 2511.12991, as it is", ({},), BOTH, "paper"),
+    "paper_knob": Baseline(
+        "restore", "the same, R_CW chosen", _grid("cross_weight", 0.2, 0.4, 0.6, 0.8, 1.0), BOTH, "paper"
+    ),
     "regmean": Baseline(
         "restore",
         "arXiv 2212.09849: every neuron, local inputs",
@@ -69,14 +74,16 @@ BASELINES: dict[str, Baseline] = {
     "ties": Baseline("weights", "arXiv 2306.01708", _grid("density", 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)),
     "dare": Baseline("weights", "arXiv 2311.03099", _grid("drop", 0.1, 0.3, 0.5, 0.7, 0.9)),
     "safe_delta": Baseline(
-        "curvature", "arXiv 2505.12038", _grid("s", 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), ("honesty",)
+        "curvature", "arXiv 2505.12038", _grid("s", 3.0, 10.0, 30.0, 60.0, 100.0, 200.0, 400.0, 1000.0), ("honesty",)
     ),
     "rait": Baseline("train", "arXiv 2311.09677, refusals alone", rows=("honesty",)),
     "rait_mixed": Baseline("train", "the same with known answers and task rows", rows=BOTH),
     "rehearsal": Baseline("train", "the mixed rows, trained from base", rows=BOTH),
     "dpo": Baseline("train", "arXiv 2305.18290", rows=BOTH, fixed=(("beta", 0.1),)),
     "orpo": Baseline("train", "arXiv 2403.07691", rows=BOTH, fixed=(("beta", 0.1),)),
-    "in_context": Baseline("prompt", "refusal examples before the question", _grid("examples", 1, 2, 4, 8), BOTH),
+    "in_context": Baseline(
+        "prompt", "refusal examples before the question", _grid("examples", 1, 2, 4, 8), ("honesty",)
+    ),
 }
 """All methods, the restoration's presets among them, since they are compared like any other."""
 
