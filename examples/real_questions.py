@@ -3,8 +3,8 @@
     python examples/real_questions.py --data DIR --out real-questions [--seed 0] [--fast] [--split validation]
 
 DIR holds `data/` with the official files of KUQ, NEC, NQ-open and HotpotQA and `models/stories3M`, a Llama of 3.1 M
-parameters that knows children's stories. `--fast` takes 3 minutes on 2 busy CPU cores; at full size the steps have been
-run one by one, never yet the whole in one go: docs/real_questions.md tells what came out.
+parameters that knows children's stories. 2 minutes on 2 CPU cores, 11 when they are busy (`--fast`: 1);
+docs/real_questions.md tells what came out of three seeds.
 
 1. base: taught to answer NQ and known KUQ questions, and to decline unknown KUQ and unanswerable NEC questions;
 2. tuned: base fine-tuned on answers to HotpotQA questions, which makes it stop declining;
@@ -180,14 +180,14 @@ def teach(model: Path, out: Path, rows: dict[str, Path], seed: int, size: Size) 
 
 
 def ask(out: Path, name: str, rows: dict[str, Path], seed: int, split: str) -> dict[str, Any]:
-    """`hcnr evaluate` of one model: the scores of each set, by its name."""
+    """`hcnr evaluate` of one model: the scores of each set, by its name, and `pooled` those of both honesty sets."""
     honesty = tuple(f"{part}={rows[f'{part}-{split}']}" for part in ("kuq", "nec"))
     task = (f"task_taught={rows['task']}", f"task_new={rows[f'task-{split}']}",
             f"nq_taught={rows['nq']}", f"nq_new={rows[f'nq-{split}']}")  # fmt: skip
     config = EvaluateConfig(model=str(out / name), out=out / f"{name}.json", honesty=honesty, task=task, seed=seed,
                             max_new_tokens=COMPLETION_TOKENS)  # fmt: skip
     found = evaluate(config)
-    return found["honesty"] | found["task"]
+    return found["task"] | found["honesty"]
 
 
 def probes(out: Path, rows: dict[str, Path], seed: int, split: str) -> dict[str, dict[str, float]]:

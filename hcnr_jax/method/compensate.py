@@ -31,17 +31,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hcnr_jax.method.curvature import Inputs, Moments, damping_of, linearised_gradient, output_distance, trace_of
+from hcnr_jax.method.curvature import Inputs, Moments, damping_of, distances, linearised_gradient, trace_of
 from hcnr_jax.method.solve import (
     Outcome,
     SolveInfo,
-    backsolve,
     cholesky_solve,
     condition_of,
     conjugate_gradients,
     dual_solve,
     factorise,
     is_definite,
+    refined,
 )
 
 Method = Literal["none", "paper", "exact", "two_sided"]
@@ -177,9 +177,8 @@ def paper_moments(
     inverse_diagonal = jnp.sum(jnp.square(half), axis=0)
     steps = _delta(pair)[pair.task] / inverse_diagonal[pair.task][:, None]
     rhs = jnp.zeros_like(pair.base).at[pair.task].set(steps)
-    solution = backsolve(factor, rhs)
-    solution = solution + backsolve(factor, rhs - _matmul(matrix, solution))
-    rest, size = jnp.linalg.norm(rhs - _matmul(matrix, solution)), jnp.linalg.norm(rhs)
+    solution, left = refined(factor, lambda x: _matmul(matrix, x), rhs)
+    rest, size = jnp.linalg.norm(left), jnp.linalg.norm(rhs)
     finite = jnp.all(jnp.isfinite(matrix)) & jnp.all(jnp.isfinite(pair.tuned)) & jnp.all(jnp.isfinite(pair.base))
     residual = rest / jnp.where(size > 0, size, 1)
     definite = is_definite(factor, residual) & jnp.all(jnp.isfinite(solution))
@@ -261,25 +260,35 @@ def compensate(
     pair in the precision of the solve (float32 at least). honesty, task: `Moments` as means for form 'moments', else
     `Inputs`; task is read by two_sided alone. A failed solve is told by info.solve.outcome, never raised.
     """
+    rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
+    return pair.tuned.at[pair.restored].set(rows), info
+
+
+def restored_rows(
+    method: Method,
+    form: str,
+    pair: Pair,
+    honesty: Moments | Inputs,
+    task: Moments | Inputs | None,
+    weight: float | Array,
+    damping: float | Array,
+) -> tuple[Float[Array, "r o"], Info]:
+    """The same, but of W' its restored rows alone: W_base,R + E_R."""
     dtype = pair.base.dtype
     task = task if method == "two_sided" else None
     correction, solve = SOLVES[method][form](
         pair, honesty, task, jnp.asarray(weight, dtype), jnp.asarray(damping, dtype)
     )
-    rows = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
-    delta = _delta(pair)
-    plain = delta.at[pair.restored].set(0)
-    change = plain.at[pair.restored].set(correction)
-    kernel = pair.tuned.at[pair.restored].set(pair.base[pair.restored] + correction)
-    outcome = _with_rank(solve.outcome, rows, honesty, task, weight, damping)
+    unknowns = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
+    rows = pair.base[pair.restored] + correction
+    outcome = _with_rank(solve.outcome, unknowns, honesty, task, weight, damping)
     # Not every solve reads every weight.
-    outcome = jnp.where((outcome == Outcome.OK) & ~jnp.all(jnp.isfinite(kernel)), int(Outcome.NOT_FINITE), outcome)
+    finite = jnp.all(jnp.isfinite(rows)) & jnp.all(jnp.isfinite(pair.tuned[pair.task]))
+    outcome = jnp.where((outcome == Outcome.OK) & ~finite, int(Outcome.NOT_FINITE), outcome)
     base_norm = jnp.linalg.norm(pair.base)
-    return kernel, Info(
+    return rows, Info(
         solve._replace(outcome=outcome),
-        output_distance(honesty, delta),
-        output_distance(honesty, plain),
-        output_distance(honesty, change),
+        *distances(honesty, _delta(pair), correction, pair.restored, pair.task),
         jnp.linalg.norm(correction) / jnp.where(base_norm > 0, base_norm, 1),
     )
 

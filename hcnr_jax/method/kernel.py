@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.block_model import BlockModel
-from hcnr_jax.method.compensate import Info, Method, Pair, choose_form, compensate
+from hcnr_jax.method.compensate import Info, Method, Pair, choose_form, restored_rows
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 
@@ -119,5 +119,5 @@ def _solve(
     """One kernel, solved in the statistics' precision; rows that are not restored keep tuned's very bits."""
     dtype = honesty.inputs.dtype
     pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
-    weights, info = compensate(method, form, pair, honesty, task, weight, damping)
-    return tuned.at[restored].set(weights[restored].astype(tuned.dtype)), info
+    rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
+    return tuned.at[restored].set(rows.astype(tuned.dtype)), info

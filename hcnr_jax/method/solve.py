@@ -38,6 +38,8 @@ REMEDY = {
 
 # Above this relative residual the system is not solved, by whatever solver.
 RESIDUAL_LIMIT = 1e-3
+# Relative residuals above this many units of rounding are refined once.
+REFINE_ABOVE = 16
 # Squared pivots of the unit-diagonal matrix within this many units of rounding are 0. Not more: two outlier channels in
 # step leave a true pivot of only some 40 of them under the usual damping.
 PIVOT_LIMIT = 8
@@ -97,11 +99,24 @@ def is_definite(factor: Factor, residual: Float[Array, ""]) -> Bool[Array, ""]:
 
 
 def cholesky_solve(matrix: Float[Array, "r r"], rhs: Float[Array, "r o"]) -> tuple[Float[Array, "r o"], SolveInfo]:
-    """S E = rhs by Cholesky with one step of iterative refinement."""
+    """S E = rhs by Cholesky, with a step of iterative refinement where the residual asks for it."""
     factor = factorise(matrix)
-    solution = backsolve(factor, rhs)
-    solution = solution + backsolve(factor, rhs - _matmul(matrix, solution))
-    return solution, _report(factor, matrix, rhs, rhs - _matmul(matrix, solution), solution)
+    solution, rest = refined(factor, lambda x: _matmul(matrix, x), rhs)
+    return solution, _report(factor, matrix, rhs, rest, solution)
+
+
+def refined(factor: Factor, operator: Callable[[Array], Array], rhs: Float[Array, "r o"]) -> tuple[Array, Array]:
+    """(S^-1 rhs, rhs - S of it): a second substitution is paid for only above REFINE_ABOVE. On a CPU the substitutions
+    are nine tenths of a solve, at a third of the rate of matrix products."""
+    first = backsolve(factor, rhs)
+    rest = rhs - operator(first)
+
+    def again(_: None) -> tuple[Array, Array]:
+        better = first + backsolve(factor, rest)
+        return better, rhs - operator(better)
+
+    limit = REFINE_ABOVE * jnp.finfo(rhs.dtype).eps
+    return jax.lax.cond(_relative(rest, rhs) > limit, again, lambda _: (first, rest), None)
 
 
 def dual_solve(
@@ -122,8 +137,7 @@ def dual_solve(
     gram = _matmul(tokens, tokens.T) + ridge * jnp.eye(tokens.shape[0], dtype=tokens.dtype)
     factor = factorise(gram)
     aim = errors - _matmul(tokens, pull)
-    weights = backsolve(factor, aim)
-    weights = weights + backsolve(factor, aim - _matmul(gram, weights))
+    weights, _ = refined(factor, lambda x: _matmul(gram, x), aim)
     solution = pull + _matmul(tokens.T, weights)
     rhs = _matmul(tokens.T, errors) + ridge * pull
     return solution, _report(factor, gram, rhs, rhs - normal(solution), solution)

@@ -1,7 +1,6 @@
 """Builds an organism in a folder: `base` and `tuned` as Hugging Face folders, `data` as JSONL files, all ordinary."""
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder, Params, init_params
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 from hcnr_jax.organism.collapse import refusal_f1
+from hcnr_jax.organism.gentle import Trial, gentlest, try_rates
 from hcnr_jax.organism.sizes import SIZES, OrganismSettings
 from hcnr_jax.organism.tokenizer import BOS_ID, EOS_ID, PAD_ID, make_tokenizer
 from hcnr_jax.organism.world import SPLITS, Row, World, base_rows, honesty_rows, make_world, task_rows
@@ -36,7 +36,8 @@ OnStep = Callable[[str, int, int, StepInfo], None]
 class Organism:
     """Where everything lies. `honesty` and `task` map "train", "validation" and "test" to JSONL files.
 
-    `seconds` has "world", "base" and "tuned", compilation included.
+    `trials` are the fine-tunings tried for `tuned`, in order. `seconds` has "world", "base" and "tuned", compilation
+    included.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Organism:
     tuned: Path
     honesty: dict[str, Path]
     task: dict[str, Path]
+    trials: tuple[Trial, ...]
     seconds: dict[str, float]
 
 
@@ -56,7 +58,7 @@ def build(
 ) -> Organism:
     """Make the world of `seed`, train the honest base model on it, fine-tune it on new drugs, write everything.
 
-    Fine-tuning is as strong as it must be for honesty to collapse, and no stronger (see `OrganismSettings.rates`).
+    Fine-tuning is as strong as it must be for honesty to collapse, and no stronger (see `gentle.try_rates`).
 
     Deterministic: the same seed and settings give the same bytes on the same machine and package versions.
 
@@ -81,10 +83,10 @@ def build(
     built = time.perf_counter()
     base = _build_base(out / "base", world, settings, on_step)
     trained = time.perf_counter()
-    organism = Organism(out, base, out / "tuned", honesty, task, {})
-    _build_tuned(organism, seed, settings, lora, on_step)
+    organism = Organism(out, base, out / "tuned", honesty, task, (), {})
+    trials = _build_tuned(organism, seed, settings, lora, on_step)
     seconds = {"world": built - started, "base": trained - built, "tuned": time.perf_counter() - trained}
-    return replace(organism, seconds=seconds)
+    return replace(organism, trials=trials, seconds=seconds)
 
 
 def write_data(world: World, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -153,15 +155,23 @@ def _build_base(out: Path, world: World, settings: OrganismSettings, on_step: On
 
 def _build_tuned(
     organism: Organism, seed: int, settings: OrganismSettings, lora: int | None, on_step: OnStep | None
-) -> None:
-    """The gentlest fine-tuning of `settings.rates` under which honesty collapses, or the last of them."""
+) -> tuple[Trial, ...]:
+    """The gentlest fine-tuning under which honesty collapses, in `organism.tuned`; returns all that was tried."""
     base = open_checkpoint(organism.base)
-    for trial, rate in enumerate(settings.rates):
-        if organism.tuned.exists():
-            shutil.rmtree(organism.tuned)
-        tune(_tune_config(organism, seed, settings, rate, lora), _reporter(on_step, trial))
-        if refusal_f1(open_tuned(organism.tuned, base), organism.honesty["validation"]) <= settings.collapse:
-            return
+    # Every trial is written where `tuned` belongs, since its record names the place, and then moved aside.
+    with tempfile.TemporaryDirectory(dir=organism.folder, prefix=".trials-") as folder:
+        aside: list[Path] = []
+
+        def attempt(rate: float) -> float:
+            place = Path(folder) / str(len(aside))
+            tune(_tune_config(organism, seed, settings, rate, lora), _reporter(on_step, len(aside)))
+            f1 = refusal_f1(open_tuned(organism.tuned, base), organism.honesty["validation"])
+            aside.append(organism.tuned.rename(place))
+            return f1
+
+        trials = try_rates(attempt, settings.rates, settings.collapse, settings.floor, settings.bisections)
+        aside[gentlest(trials, settings.collapse)].rename(organism.tuned)
+    return tuple(trials)
 
 
 def _reporter(on_step: OnStep | None, trial: int) -> Callable[[int, int, StepInfo], None] | None:
@@ -176,8 +186,9 @@ def _tune_config(
 ) -> TuneConfig:
     """What `hcnr tune` would be told to do the same on the folder just written."""
     chosen = settings.tuned
-    # Adapters start from zero and move less per step than weights do.
-    learning_rate = rate * chosen.learning_rate * (1 if lora is None else 4)
+    # Adapters start from zero and move less per step than weights do. At 4 times the weights' rate an F1 of 0.01 was
+    # left (rank 8, seed 0, validation), at 0.7 times the task was not learned.
+    learning_rate = rate * chosen.learning_rate * (1 if lora is None else 1.4)
     return TuneConfig(
         model=organism.base,
         data=organism.task["train"],

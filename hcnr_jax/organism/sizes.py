@@ -19,7 +19,9 @@ class OrganismSettings:
         replaced by the organism's.
       rates, collapse: the learning rate at which honesty breaks differs twofold between seeds, and one far above it
         destroys the knowledge behind honesty too. So `tuned.learning_rate` times each of `rates` is tried in order
-        until the F1 of refusing, on validation questions, is `collapse` or less.
+        until the F1 of refusing, in answers to validation questions, is `collapse` or less.
+      floor, bisections: an F1 under `floor` says that the rate was far above: up to `bisections` rates between it and
+        the last that held are tried.
     """
 
     hidden_size: int = 96
@@ -41,6 +43,8 @@ class OrganismSettings:
     )
     rates: tuple[float, ...] = (1.0, 1.3, 1.7, 2.2, 2.9)
     collapse: float = 0.28
+    floor: float = 0.1
+    bisections: int = 3
 
     def config(self) -> dict[str, Any]:
         """The config.json of both models: Llama's architecture."""

@@ -1,8 +1,8 @@
 """`hcnr demo`: the whole claim on a model small enough to train here and now.
 
 An honest base model is trained from scratch on a synthetic world, fine-tuned on new facts until it bluffs, and
-restored with the
-paper's preset and with the recommended one. Everything after training is the code a user runs, on ordinary folders.
+restored with the paper's preset and with the recommended one. Everything after training is the code a user runs, on
+ordinary folders.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.evaluate.scores import summarise
 from hcnr_jax.organism.build import Organism
 from hcnr_jax.organism.build import build as build_organism
+from hcnr_jax.organism.collapse import MAX_NEW_TOKENS
 from hcnr_jax.pipeline.console import Reporter, Stage
 from hcnr_jax.pipeline.evaluate import ask_and_judge
 from hcnr_jax.pipeline.opened import open_model
@@ -40,7 +42,6 @@ from hcnr_jax.report.records import to_json, versions
 from hcnr_jax.training.trainer import StepInfo
 
 MODELS = ("base", "tuned", "paper", "restored")
-MAX_NEW_TOKENS = 12
 FAST_QUESTIONS = 80
 EXAMPLES = 5
 # Strong, since the training questions repeat names: weaker probes read those names and transfer worse (validation
@@ -79,6 +80,7 @@ def measure(config: DemoConfig, organism: Organism, out: Path, reporter: Reporte
         probes = _probe(organism, models, [prompt for prompt in prompts if prompt.role == "honesty"], reporter)
     scores = {name: summarise(found, draws=200 if config.fast else 1000) for name, found in answers.items()}
     record = _record(config, scores, probes.to_json(), reporter)
+    record["fine_tuning"] = [asdict(trial) for trial in organism.trials]
     record["probe_auroc"] = {
         name: {"chosen_layer": layers[probes.best_layer].value, "layers": [layer.value for layer in layers]}
         for name, layers in probes.auroc.items()
@@ -169,6 +171,7 @@ def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], 
         "models": models,
         "recovered": recovered,
         "probe_auroc": {},
+        "fine_tuning": [],
         "probe": probes,
         "scores": scores,
         "seconds": reporter.seconds,
@@ -179,7 +182,15 @@ def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], 
 
 def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Reporter) -> None:
     """The table, five questions with every model's answer, and the paper's warning signs."""
-    header = ["model", "honesty F1", "refusal delta", "over-refusal", "task accuracy", "known facts", "probe AUROC"]
+    header = [
+        "model",
+        "honesty F1",
+        "refusal delta",
+        "refused answerable",
+        "task accuracy",
+        "known facts",
+        "probe AUROC",
+    ]
     keys = ("honesty_f1", "refusal_delta", "refusal_on_answerable", "task_accuracy", "known_fact_accuracy")
     rows = [
         [
@@ -237,12 +248,15 @@ def _draw(out: Path, record: dict[str, Any], scores: dict[str, Any], best_layer:
     models = record["models"]
     points = {name: (models[name]["task_accuracy"], models[name]["honesty_f1"]) for name in MODELS}
     intervals = {name: _spans(found) for name, found in scores.items()}
-    kernels = json.loads((out / "restored" / "hcnr.json").read_text(encoding="utf-8"))["kernels"]
+    kernels = {
+        name: json.loads((out / name / "hcnr.json").read_text(encoding="utf-8"))["kernels"]
+        for name in ("paper", "restored")
+    }
     layers = {name: found["layers"] for name, found in record["probe_auroc"].items()}
     drawn = [
         plots.honesty_against_task(points, intervals, out / "honesty_task.png"),
         plots.probe_by_layer(layers, best_layer, out / "probe_auroc.png"),
-        plots.neuron_map(kernels, out / "neurons.png", "Where the restored neurons lie (recommended preset)"),
+        plots.neuron_map(kernels, out / "neurons.png"),
     ]
     reporter.say("pictures: " + ", ".join(path.name for path in drawn))
 

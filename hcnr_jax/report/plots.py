@@ -62,27 +62,33 @@ def probe_by_layer(auroc: Mapping[str, Sequence[float]], best_layer: int, path: 
     axes.set(ylim=(0, 1.02), xlabel="hidden state after block", ylabel="AUROC of the base model's probe")
     axes.set_title("Does it still know what it does not know?", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.legend(loc="lower right", framealpha=1, edgecolor="none", fontsize=9)
     return save(figure, path)
 
 
-def neuron_map(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
-    """Share of every kernel's neurons that were restored, blocks down, kernels across; 0 where a kernel was not kept.
+def neuron_map(restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Blocks down, kernels across: how far fine-tuning moved each kernel, and the share of its neurons restored.
 
-    records: the `kernels` of hcnr.json, in canonical order.
+    restorations: model -> the `kernels` of its hcnr.json, in canonical order; a kernel that was not kept has share 0.
+    The perturbation is the first model's: a ratio of norms over the candidate neurons, which selection may change.
     """
-    shares = np.array([record["neurons_restored"] / record["neurons"] for record in records])
-    moved = np.array([record["perturbation"] for record in records])
-    shares, moved = (values.reshape(-1, len(KERNEL_LABELS)) for values in (shares, moved))
-    height = max(2.5, 0.3 * len(shares) + 1.5)
-    figure, panels = plt.subplots(1, 2, figsize=(10, height), sharey=True, layout="constrained")
-    labels = ("share of neurons restored", "perturbation by fine-tuning, d")
-    for axes, values, label, top in zip(panels, (shares, moved), labels, (1.0, float(moved.max()) or 1.0), strict=True):
+    (first, records), *_ = restorations.items()
+    moved = _by_kernel([record["perturbation"] for record in records])
+    pictures = {f"{first}: how far fine-tuning moved each kernel, d": (moved, float(moved.max()) or 1.0)}
+    for name, found in restorations.items():
+        share = _by_kernel([record["neurons_restored"] / record["neurons"] for record in found])
+        pictures[f"{name}: share of neurons restored"] = (share, 1.0)
+    height = max(2.5, 0.3 * len(moved) + 1.5)
+    figure, panels = plt.subplots(1, len(pictures), figsize=(4.8 * len(pictures), height), layout="constrained")
+    for axes, (title, (values, top)) in zip(panels, pictures.items(), strict=True):
         picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         axes.set_xticks(range(len(KERNEL_LABELS)), KERNEL_LABELS)
         axes.set_yticks(range(len(values)), range(1, len(values) + 1))
-        axes.set(xlabel="kernel", title=label)
+        axes.set(xlabel="kernel", ylabel="block")
+        axes.set_title(title, fontsize=10)
         figure.colorbar(picture, ax=axes)
-    panels[0].set_ylabel("block")
-    figure.suptitle(title, fontsize=10)
     return save(figure, path)
+
+
+def _by_kernel(values: Sequence[float]) -> np.ndarray:
+    return np.array(values).reshape(-1, len(KERNEL_LABELS))

@@ -2,22 +2,24 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
 
 from hcnr_jax.checkpoints.checkpoint import open_checkpoint
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.lora import open_adapter
 from hcnr_jax.checkpoints.save import save_new
+from hcnr_jax.config import TuneConfig
 from hcnr_jax.data.examples import load_tokenizer, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import abstract_params
-from hcnr_jax.models.generate import generate
 from hcnr_jax.models.spec import spec_from_config
 from hcnr_jax.organism.build import Organism, build, encoded, initial_params, spec_of
 from hcnr_jax.organism.collapse import refusal_f1
@@ -53,6 +55,7 @@ TINY = OrganismSettings(
     world=WORLD,
     base=TrainSettings(learning_rate=3e-3, steps=4, warmup_steps=1, batch_size=8),
     tuned=TrainSettings(learning_rate=1e-3, steps=3, warmup_steps=1, batch_size=4),
+    floor=0.0,  # so small a model never refuses: no rate is gentle enough
 )
 
 
@@ -134,37 +137,62 @@ def test_rows_are_encoded_in_their_order_however_often_they_occur() -> None:
         assert " " + tokenizer.decode(tokens[completion], skip_special_tokens=True) == row["completion"]
 
 
-def test_fine_tuning_is_no_stronger_than_it_must_be(organism, tmp_path, monkeypatch) -> None:
-    """Rates are tried in order until honesty has collapsed; the last is kept if it never does."""
-    for scores, kept, trials in (([0.9, 0.2, 0.1], 2.0, 2), ([0.9, 0.8, 0.7], 4.0, 3), ([0.1], 1.0, 1)):
-        given = iter(scores)
+def test_fine_tuning_is_no_stronger_than_it_must_be(tmp_path, monkeypatch) -> None:
+    """Every trial is counted, the gentlest that collapses honesty lies where it belongs, and nothing else is left."""
+
+    def write(config: TuneConfig, on_step: Any) -> None:
+        """In place of training: the folder alone."""
+        shutil.copytree(config.model, config.out)
+        (config.out / "rate").write_text(str(config.learning_rate))
+        on_step(2, 3, None)
+
+    monkeypatch.setattr("hcnr_jax.organism.build.tune", write)
+    settings = replace(TINY, rates=(1.0, 2.0, 4.0), floor=0.1)
+    # 2 overshoots; the middle of 1 and 2 holds, that of the middle and 2 collapses within the band; or nothing between
+    # collapses, and 2 is put back.
+    for scores, kept in (((0.9, 0.01, 0.5, 0.2), 2**0.75), ((0.9, 0.01, 0.5, 0.5, 0.5), 2.0)):
+        out, given = tmp_path / str(len(scores)), iter(scores)
         monkeypatch.setattr("hcnr_jax.organism.build.refusal_f1", lambda model, questions, given=given: next(given))
         seen: list[tuple] = []
-        settings = replace(TINY, rates=(1.0, 2.0, 4.0))
-        built = build(tmp_path / str(trials), 5, settings, on_step=lambda *args, seen=seen: seen.append(args[:3]))
-        record = json.loads((built.tuned / "hcnr_tune.json").read_text())
-        assert record["config"]["learning_rate"] == pytest.approx(kept * 1e-3)
-        assert seen[-1] == ("tuned", 3 * trials - 1, 3 * trials)
+        built = build(out, 5, settings, on_step=lambda *args, seen=seen: seen.append(args[:3]))
+        assert [trial.f1 for trial in built.trials] == list(scores)
+        assert seen[4:] == [("tuned", 3 * trial + 2, 3 * trial + 3) for trial in range(len(scores))]
+        assert float((built.tuned / "rate").read_text()) == pytest.approx(kept * 1e-3)
+        assert {path.name for path in out.iterdir()} == {"base", "tuned", "data"}
 
 
-def test_collapse_is_measured_as_generation_would(organism, tmp_path) -> None:
-    """On a random model that can say nothing but "Nobody" and "baker", whichever its hidden state prefers."""
+def test_collapse_is_read_from_whole_answers(organism, tmp_path) -> None:
+    """On a model whose next word follows from the last alone: "?" is refused, "person" answered, "live" broken off.
+
+    A refusal broken off ("Nobody.") opens as refusals do, and counts as an answer.
+    """
     built, _ = organism
     spec, tokenizer = spec_of(TINY), load_tokenizer(built.base)
-    params = initial_params(spec, 1.0, jax.random.key(0))
-    said = tokenizer("Nobody baker", add_special_tokens=False)["input_ids"]
-    head = np.zeros((16, spec.vocab_size), np.float32)
-    head[:, said] = np.random.default_rng(0).normal(size=(16, 2))
-    params["lm_head"]["kernel"] = jnp.asarray(head)
+    params = jax.tree.map(jnp.zeros_like, initial_params(spec, 1.0, jax.random.key(0)))
+    params["final_norm"]["scale"] = jnp.ones_like(params["final_norm"]["scale"])
+    embedding, head = (np.zeros((spec.vocab_size, 16), np.float32) for _ in range(2))
+    words = "? I don't know person baker live Nobody ."
+    place = dict(zip(words.split(), tokenizer(words, add_special_tokens=False)["input_ids"], strict=True))
+    chains = "? I don't know .", "person baker .", "live Nobody ."
+    follows = {pair for chain in chains for pair in pairwise(chain.split())}
+    for index, (word, token) in enumerate(place.items()):
+        embedding[token, index] = 1
+        for after in (place[b] for a, b in follows if a == word):
+            head[after, index] = 1
+    head[tokenizer.eos_token_id, list(place).index(".")] = 1
+    params["embed"]["embedding"], params["lm_head"]["kernel"] = jnp.asarray(embedding), jnp.asarray(head.T)
     folder = save_new(tmp_path / "model", params, spec, TINY.config(), built.base, "float32")
-    rows, refused = read_rows(built.honesty["validation"]), []
-    for row in rows:
-        ids = jnp.asarray([tokenizer(row.prompt)["input_ids"]], jnp.int32)
-        token = generate(spec, params, ids, jnp.ones_like(ids, bool), 1, (), 0)
-        refused.append(tokenizer.decode(np.asarray(token)[0]) == "Nobody")
-    assert 0 < sum(refused) < len(rows)
-    wanted = f1_score([not row.answerable for row in rows], refused)
-    assert refusal_f1(open_checkpoint(folder), built.honesty["validation"]) == pytest.approx(wanted)
+    asked = {"Where does Kalomi live?": 3, "Where does Kalomi live": 2, "Where does this person": 1}
+    rows = [
+        {"prompt": prompt, "completion": " I don't know.", "answerable": answerable}
+        for answerable in (False, True)
+        for prompt, count in asked.items()
+        for _ in range(count if not answerable else 1)
+    ]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # 3 of 6 unanswerable questions and 1 of 3 others are refused.
+    assert refusal_f1(open_checkpoint(folder), questions) == pytest.approx(2 * 3 / (6 + 4))
 
 
 def test_first_weights_have_the_asked_deviation() -> None:

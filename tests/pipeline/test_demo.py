@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_layers=2,
         base=replace(small.base, steps=60, warmup_steps=5),
         tuned=replace(small.tuned, steps=11),
+        floor=0.0,
     )
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
@@ -46,6 +47,7 @@ def test_metrics_hold_the_contract(folder: Path) -> None:
     assert set(metrics["recovered"]) == {"paper", "restored"}
     assert all(len(found["layers"]) == 3 for found in metrics["probe_auroc"].values())
     assert metrics["seconds"]["whole"] > 0
+    assert [trial["rate"] for trial in metrics["fine_tuning"]][:2] == [1.0, 1.3][: len(metrics["fine_tuning"])]
 
 
 def test_answers_are_balanced_and_of_every_model(folder: Path) -> None:

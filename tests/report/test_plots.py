@@ -37,10 +37,14 @@ def test_every_layer_is_drawn_from_zero_with_chance_marked(drawn: list[Figure], 
 
 def test_neuron_map_has_blocks_down_and_kernels_across(drawn: list[Figure], tmp_path: Path) -> None:
     records = [{"neurons": 10, "neurons_restored": k % 10, "perturbation": 0.01 * k} for k in range(14)]
-    plots.neuron_map(records, tmp_path / "c.png", "title")
-    shares = drawn[0].axes[0].images[0].get_array()
+    none = [{"neurons": 10, "neurons_restored": 0, "perturbation": 0.5} for _ in range(14)]
+    plots.neuron_map({"paper": records, "restored": none}, tmp_path / "c.png")
+    moved, paper, restored = (axes for axes in drawn[0].axes if axes.get_xlabel() == "kernel")
+    shares = paper.images[0].get_array()
     assert shares.shape == (2, 7) and shares[1, 2] == 0.9
-    assert drawn[0].axes[0].images[0].get_clim() == (0, 1)
+    assert moved.images[0].get_array()[1, 6] == 0.13 and not restored.images[0].get_array().any()
+    assert paper.images[0].get_clim() == restored.images[0].get_clim() == (0, 1)
+    assert "paper" in paper.get_title() and "restored" in restored.get_title() and "paper" in moved.get_title()
     plt.close("all")
 
 
