@@ -51,7 +51,7 @@ class CompareConfig(ExperimentConfig):
     methods: str = Field("all", description=f"all, or names with commas, of: {', '.join(BASELINES)}")
     reference: str = Field("recommended", description="the method that differences are taken from")
     rates: tuple[float, ...] = Field(
-        (1e-4, 3e-4, 1e-3),
+        (1e-4, 2e-4, 4e-4, 8e-4),
         description="peak learning rates of the training methods; for billions of parameters 1e-6 to 1e-5",
     )
     steps: tuple[int, ...] = Field((30, 120), description="optimiser steps of the training methods")
