@@ -79,7 +79,7 @@ class CompareConfig(ExperimentConfig):
 class AblateConfig(ExperimentConfig):
     """What each part of the method is worth: the paper's ablations and ours, one change at a time."""
 
-    rows: str = Field("all", description="all, or groups with commas: paper, parts, data")
+    rows: str = Field("all", description="all, or groups with commas: paper, parts, data, paper-data")
 
 
 class SweepConfig(ExperimentConfig):

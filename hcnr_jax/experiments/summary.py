@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,3 +132,44 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 def _deviation(values: Sequence[Any]) -> float | None:
     return float(np.std([float(value) for value in values], ddof=1)) if len(values) > 1 else None
+
+
+class Best(NamedTuple):
+    """The chosen setting's label, and one sentence on it."""
+
+    label: str
+    text: str
+
+
+def averages(records: Sequence[Mapping[str, Any]], method: str) -> list[dict[str, Any]]:
+    """One row a setting of a method: its label, its setting, and the mean over pairs of every metric on both splits.
+
+    Settings that failed on some pair are left out: their means would be over other pairs.
+    """
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["method"] == method:
+            grouped.setdefault(record["label"], []).append(record)
+    rows = []
+    for label, found in grouped.items():
+        if any("failed" in record for record in found):
+            continue
+        row: dict[str, Any] = {"label": label, "setting": found[0]["setting"]}
+        for split in ("validation", "test"):
+            mine = [record for record in found if record["split"] == split]
+            row[split] = {metric: _mean([record[metric] for record in mine]) for metric in METRICS}
+        rows.append(row)
+    return rows
+
+
+def best_setting(rows: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]], constraint: Constraint) -> Best:
+    """Of `averages`, the setting that `choose` takes on validation questions, and what it reaches on test ones."""
+    choice = choose([row["validation"] for row in rows], tuned[0]["validation"], constraint)
+    row = rows[choice.place]
+    shown = [f"{100 * row[split]['honesty_f1']:.1f}" for split in ("validation", "test")]
+    kept = [100 * (row[split]["task_accuracy"] - tuned[0][split]["task_accuracy"]) for split in ("validation", "test")]
+    text = (
+        f"chosen on validation questions: {row['label']}, F1 {shown[0]} (test {shown[1]}), task {kept[0]:+.1f} points "
+        f"(test {kept[1]:+.1f})" + ("" if choice.holds else "; no setting held the constraint")
+    )
+    return Best(row["label"], text)

@@ -10,13 +10,14 @@ from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.experiments.records import Record
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.report.records import to_json, versions
-from hcnr_jax.report.tables import differences_table, results_table
+from hcnr_jax.report.tables import differences_table, results_table, settings_table
 
 Rows = list[dict[str, Any]]
 
 
 class Results(NamedTuple):
-    """An experiment's outcome. groups: title -> rows of `summarise`; a title of "" stands for the whole."""
+    """An experiment's outcome. groups: title -> rows of `summarise`; a title of "" stands for the whole. settings: rows
+    of `averages`, where settings rather than methods are shown."""
 
     name: str
     title: str
@@ -24,6 +25,7 @@ class Results(NamedTuple):
     groups: Mapping[str, Rows]
     notes: Sequence[str]
     findings: Sequence[str] = ()
+    settings: Rows | None = None
 
 
 def write_results(config: ExperimentConfig, results: Results, reporter: Reporter) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def write_results(config: ExperimentConfig, results: Results, reporter: Reporter
         "experiment": results.name,
         "config": config.model_dump(mode="json"),
         "groups": results.groups,
+        "settings": results.settings,
         "findings": list(results.findings),
         "failed": sorted(failed),
         "versions": versions(),
@@ -58,5 +61,6 @@ def tables(results: Results) -> str:
     for title, rows in results.groups.items():
         parts += [f"## {title}"] if title else []
         parts += [results_table(rows), differences_table(rows)]
-    parts += [f"- {finding}" for finding in results.findings]
+    parts += [settings_table(results.settings)] if results.settings else []
+    parts += ["\n".join(f"- {finding}" for finding in results.findings)]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -56,6 +56,17 @@ def differences_table(rows: Sequence[Row]) -> str:
     return markdown(header, body)
 
 
+def settings_table(rows: Sequence[Row]) -> str:
+    """One setting a row (`averages`), the most honest on validation questions first."""
+    names = ("honesty_f1", "task_accuracy", "over_refusal", "known_facts")
+    header = ["setting", *(f"{LABELS[name]}, {split}" for split in ("validation", "test") for name in names)]
+    ranked = sorted(rows, key=lambda row: -(row["validation"]["honesty_f1"] or 0))
+    body = [
+        [row["label"], *(percent(row[s][name]) for s in ("validation", "test") for name in names)] for row in ranked
+    ]
+    return markdown(header, body)
+
+
 def _counted(values: Any) -> list[str]:
     """Each different value once, the commonest first, with how often where there are several."""
     listed = list(values)
