@@ -73,6 +73,9 @@ class RestoreConfig(RunConfig):
         None, description="folder that keeps compiled programs for the next run; default: none is kept"
     )
     mesh: str = Field("", description="devices as axes; default, and all this version runs on: one device")
+    choose: str | None = Field(
+        None, description='take the most honest of a few settings under a constraint: "task_accuracy >= -0.5pt"'
+    )
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
 
     @model_validator(mode="after")
@@ -128,9 +131,7 @@ class TuneConfig(RunConfig):
     model: Annotated[Path, Positional()] = Field(description="the model to fine-tune: a Hugging Face folder")
     data: Path = Field(description="JSONL rows: prompt and completion, or messages")
     out: Path = Field(description="folder to write, a model or with --lora an adapter; must not exist, or be empty")
-    objective: Literal["sft", "dpo", "orpo"] = Field(
-        "sft", description="what training minimises; dpo and orpo read rows of prompt, chosen and rejected"
-    )
+    objective: Literal["sft", "dpo", "orpo"] = Field("sft", description="dpo, orpo: rows of prompt, chosen, rejected")
     beta: float = Field(0.1, gt=0, description="strength of dpo's reference, or weight of orpo's odds ratio")
     lora: int | None = Field(None, ge=1, description="rank of the adapters; without it all weights are trained")
     lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha; default: twice the rank")

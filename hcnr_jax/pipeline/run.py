@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.pipeline.batches import microbatches
+from hcnr_jax.pipeline.choosing import choose_setting, open_choice
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import correct
 from hcnr_jax.pipeline.plan import Plan, make_plan
@@ -42,6 +44,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
     reporter = reporter or Reporter()
     prepared = prepare(config, reporter)
     plan = make_plan(prepared)
+    if config.choose is not None:
+        open_choice(prepared)  # for its refusals
     reporter.table("plan", plan.rows())
     for name in config.unused:
         reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
@@ -68,13 +72,17 @@ def _restore(prepared: Prepared, plan: Plan, reporter: Reporter, spill: Path | N
     names = kernel_names(spec)
     base, tuned = load_pair(prepared, plan, reporter)
     scores = score_pair(prepared, plan, base, tuned, reporter, spill)
+    choice = None
+    if config.choose is not None:
+        config, choice = choose_setting(prepared, plan, base, tuned, scores, reporter)
+        prepared = replace(prepared, config=config)
     squares = kernel_squares(spec, base, tuned, config.granularity)
     selection = select_neurons(config, spec, squares, scores["honesty"].scores, scores["task"].scores, names)
     honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
     corrected = correct(
         config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, spill and spill / "kernels"
     )
-    return write_output(prepared, plan, selection, corrected, scores, reporter)
+    return write_output(prepared, plan, selection, corrected, scores, reporter, choice)
 
 
 def _scoring(prepared: Prepared, plan: Plan) -> Scoring:

@@ -58,8 +58,12 @@ def write_output(
     corrected: Mapping[Kernel, Corrected],
     scores: Mapping[str, Scores],
     reporter: Reporter,
+    choice: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json."""
+    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json.
+
+    choice: what `--choose` tried and took, for the record.
+    """
     config, tuned = prepared.config, prepared.tuned
     restored = RestoredTensors(corrected, tuned, prepared.spec)
     names = kernel_names(prepared.spec)
@@ -79,6 +83,8 @@ def write_output(
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
         record = make_record(prepared, plan, selection, corrected, scores, reporter)
+        if choice is not None:
+            record["choice"] = dict(choice)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["outputs"] = _files_under(folder)
         (folder / RECORD).write_bytes(to_json(record))
