@@ -12,7 +12,7 @@ from hcnr_jax.pipeline.compare import constraint_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab
-from hcnr_jax.pipeline.results import Results, write_results
+from hcnr_jax.pipeline.results import Results, heat_picture, write_results
 
 METHOD = "sweep"
 NOTES = (
@@ -31,7 +31,9 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
     records = run_experiment(config, jobs, _make(config), [], reporter)
     found = averages(records, METHOD)
     chosen = best_setting(found, averages(records, TUNED), constraint_of(config.max_task_loss))
-    results = Results("sweep", f"A grid around {config.preset}.yaml", records, {}, NOTES, [chosen.text], found)
+    setting = next(row["setting"] for row in found if row["label"] == chosen.label)
+    drawn = [picture for picture in [heat_picture(config, found, setting)] if picture]
+    results = Results("sweep", f"A grid around {config.preset}.yaml", records, {}, NOTES, [chosen.text], found, drawn)
     return write_results(config, results, reporter)
 
 

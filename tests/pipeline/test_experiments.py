@@ -32,7 +32,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-METHODS = "recommended,paper_knob,wise_ft,dare,safe_delta,rait_mixed,in_context"
+METHODS = "recommended,wise_ft,safe_delta,rait_mixed,in_context"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_method_is_recorded_on_both_splits(compared) -> None:
     by_name = {(r["method"], r["label"]): r for r in records if r["split"] == "test" and "failed" not in r}
     assert by_name["tuned", "as it is"]["touched"] == 0 and by_name["wise_ft", "alpha=0.5"]["touched"] > 0
     assert by_name["wise_ft", "alpha=0"]["bits"] == by_name["base", "as it is"]["bits"]
-    assert by_name["recommended", "as it is"]["samples"] == 16 and by_name["dare", "drop=0.1"]["samples"] == 0
+    assert by_name["recommended", "as it is"]["samples"] == 16 and by_name["wise_ft", "alpha=0"]["samples"] == 0
 
 
 def test_tables_summary_and_answers_are_there(compared) -> None:
