@@ -26,6 +26,8 @@ class ExperimentConfig(RunConfig):
     size: Literal["small", "medium"] = Field("small", description="of the organisms that are built")
     lora: int | None = Field(None, ge=1, description="rank of adapters the built organisms are tuned with")
     samples: int = Field(128, ge=1, description="honesty rows and task rows every method is given")
+    honesty_samples: int | None = Field(None, ge=1, description="honesty rows, instead of --samples")
+    task_samples: int | None = Field(None, ge=1, description="task rows, instead of --samples")
     seed: int = Field(0, ge=0, description="choice of the rows, random draws, order of training rows")
     max_task_loss: float = Field(
         0.005, ge=0, le=1, description="task accuracy on validation questions a setting may cost, a fraction"
@@ -43,6 +45,11 @@ class ExperimentConfig(RunConfig):
         if any(seed < 0 for seed in self.seeds):
             raise ValueError("--seeds: expected 0 or more")
         return self
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows of each role a method is given."""
+        return {"honesty": self.honesty_samples or self.samples, "task": self.task_samples or self.samples}
 
 
 class CompareConfig(ExperimentConfig):
@@ -79,7 +86,7 @@ class CompareConfig(ExperimentConfig):
 class AblateConfig(ExperimentConfig):
     """What each part of the method is worth: the paper's ablations and ours, one change at a time."""
 
-    rows: str = Field("all", description="all, or groups with commas: paper, parts, data, paper-data")
+    groups: str = Field("all", description="all, or groups with commas: paper, parts, data, paper-data")
 
 
 class SweepConfig(ExperimentConfig):

@@ -90,12 +90,12 @@ GROUPS = {
 """Name -> group."""
 
 
-def groups_of(rows: str) -> dict[str, Group]:
+def groups_of(groups: str) -> dict[str, Group]:
     """The groups a user names, `all` or names with commas; InputError for an unknown one."""
-    names = list(GROUPS) if rows == "all" else [name.strip() for name in rows.split(",")]
+    names = list(GROUPS) if groups == "all" else [name.strip() for name in groups.split(",")]
     for name in names:
         if name not in GROUPS:
-            raise InputError(f"--rows: unknown group {name!r}; expected all, or some of: {', '.join(GROUPS)}")
+            raise InputError(f"--groups: unknown group {name!r}; expected all, or some of: {', '.join(GROUPS)}")
     return {name: GROUPS[name] for name in names}
 
 

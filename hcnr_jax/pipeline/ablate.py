@@ -29,9 +29,9 @@ def ablate(config: AblateConfig, reporter: Reporter | None = None) -> dict[str, 
     Raises InputError for what the user can mend, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    groups = groups_of(config.rows)
+    groups = groups_of(config.groups)
     jobs = [
-        Job(row.name, dict(row.changes), 2 * row.changes.get("samples", config.samples))
+        Job(row.name, dict(row.changes), 2 * row.changes.get("samples", 0) or sum(config.rows.values()))
         for group in groups.values()
         for row in group.rows
     ]
@@ -55,8 +55,9 @@ def _make(groups: Mapping[str, Group]) -> Any:
         configs = []
         for job in jobs:
             values = dict(job.setting)
-            asked = values.pop("samples", lab.config.samples)
-            values |= {f"{role}_samples": min(asked, count) for role, count in available.items()}
+            asked = values.pop("samples", None)
+            if asked is not None:
+                values |= {f"{role}_samples": min(asked, count) for role, count in available.items()}
             configs.append(lab.restoration(presets[job.method], values))
         for place, made in lab.restored(configs):
             yield Outcome(place, made)

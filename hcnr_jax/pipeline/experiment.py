@@ -26,7 +26,7 @@ from hcnr_jax.pipeline.pairs import ROLES, SPLITS, Pair, find_pairs
 
 ASKED = ("validation", "test")
 # Fields that decide what a record holds; the others (where, how many draws, which methods) do not.
-MEANING = ("samples", "seed", "max_new_tokens", "max_length", "match")
+MEANING = ("rows", "seed", "max_new_tokens", "max_length", "match")
 
 
 class Job(NamedTuple):

@@ -70,7 +70,8 @@ class Lab:
             "honesty": self.pair.rows("honesty", "train"),
             "task": self.pair.rows("task", "train"),
             "out": config.out / f"unwritten-{self.pair.name}",
-            "samples": config.samples,
+            "honesty_samples": config.rows["honesty"],
+            "task_samples": config.rows["task"],
             "seed": config.seed,
             "max_length": config.max_length,
         }

@@ -40,7 +40,7 @@ def settings_of(name: str, config: CompareConfig) -> tuple[Setting, ...]:
 
 def samples_of(name: str, config: CompareConfig) -> int:
     """How many rows a method reads."""
-    return len(BASELINES[name].rows) * config.samples
+    return sum(config.rows[role] for role in BASELINES[name].rows)
 
 
 class Rivals:

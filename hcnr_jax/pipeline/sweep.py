@@ -27,7 +27,7 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
     Raises InputError for what the user can mend, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    jobs = [Job(METHOD, setting, 2 * config.samples) for setting in settings_of(config)]
+    jobs = [Job(METHOD, setting, sum(config.rows.values())) for setting in settings_of(config)]
     records = run_experiment(config, jobs, _make(config), [], reporter)
     found = averages(records, METHOD)
     chosen = best_setting(found, averages(records, TUNED), constraint_of(config.max_task_loss))

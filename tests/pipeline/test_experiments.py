@@ -91,7 +91,7 @@ def test_ablations_of_the_paper(pair, tmp_path, monkeypatch) -> None:
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert len(summary["groups"]) == 2 and len(summary["findings"]) == 3
     assert all("without it" in finding for finding in summary["findings"])
-    assert call("ablate", *arguments, "--rows", "none", "--out", tmp_path / "b").code == 2
+    assert call("ablate", *arguments, "--groups", "none", "--out", tmp_path / "b").code == 2
 
 
 def test_a_sweep_is_every_combination(pair, tmp_path) -> None:
