@@ -12,29 +12,29 @@ from jaxtyping import PyTree
 
 from hcnr_jax.data import Example, pad_examples
 from hcnr_jax.models import Decoder, ModelSpec
-from hcnr_jax.training.objectives import logits_of
+from hcnr_jax.training.objectives import Pairs, logits_of
 from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference
 from hcnr_jax.training.trainer import Objective, TrainSettings, epoch_batches, train
 
 
 def fit(spec: ModelSpec, params: PyTree, examples: Sequence[Example], settings: TrainSettings) -> tuple[PyTree, PyTree]:
     """Supervised fine-tuning of all weights from `params`; the trained params in their dtypes, and the log."""
-    return _run(spec, params, pad_examples(examples), "sft", 0.0, settings)
+    longest = max(len(example.tokens) for example in examples)
+    # Rounded up, so that pairs whose longest rows differ by a token still share the compiled step.
+    return _run(spec, params, pad_examples(examples, -(-longest // LENGTH_STEP) * LENGTH_STEP), "sft", 0.0, settings)
+
+
+def referenced(
+    spec: ModelSpec, params: PyTree, chosen: Sequence[Example], rejected: Sequence[Example], rows: int = 32
+) -> Pairs:
+    """Preference pairs with their likelihoods under `params`, which any number of runs from there share."""
+    return with_reference(pad_pairs(chosen, rejected), logits_of(Decoder(spec)), params, rows)
 
 
 def fit_preferences(
-    spec: ModelSpec,
-    params: PyTree,
-    chosen: Sequence[Example],
-    rejected: Sequence[Example],
-    objective: str,
-    beta: float,
-    settings: TrainSettings,
+    spec: ModelSpec, params: PyTree, pairs: Pairs, objective: str, beta: float, settings: TrainSettings
 ) -> tuple[PyTree, PyTree]:
-    """The same by `dpo` or `orpo`; dpo's reference is `params`."""
-    pairs = pad_pairs(chosen, rejected)
-    if objective == "dpo":
-        pairs = with_reference(pairs, logits_of(Decoder(spec)), params, settings.batch_size)
+    """The same by `dpo`, whose reference the pairs hold, or `orpo`, which reads none."""
     return _run(spec, params, pairs, objective, beta, settings)
 
 

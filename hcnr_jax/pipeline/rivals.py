@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from hcnr_jax.baselines import BASELINES, Setting
 from hcnr_jax.baselines.data import mixed_rows, preference_rows, refusal_rows
-from hcnr_jax.baselines.fit import fit, fit_preferences
+from hcnr_jax.baselines.fit import fit, fit_preferences, referenced
 from hcnr_jax.baselines.interpolate import task_arithmetic, wise_ft
 from hcnr_jax.baselines.prompting import choose_examples
 from hcnr_jax.baselines.safe_delta import honesty_moments, safe_delta
 from hcnr_jax.baselines.sparsify import dare, ties
 from hcnr_jax.baselines.table import training_grid
-from hcnr_jax.data import Batch, Example, encode_rows, pad_examples
+from hcnr_jax.data import Batch, encode_rows, pad_examples
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.completions import cut_text, generate_ids, text_of
 from hcnr_jax.evaluate.questions import encode_prompts
@@ -26,6 +26,7 @@ from hcnr_jax.method.neurons import Leaves, Params
 from hcnr_jax.models import KERNELS, Decoder
 from hcnr_jax.pipeline.experiment import Outcome
 from hcnr_jax.pipeline.lab import Lab, Made
+from hcnr_jax.training.objectives import Pairs
 from hcnr_jax.training.trainer import TrainSettings
 
 # Share of the steps in which a training rival's learning rate rises.
@@ -49,7 +50,7 @@ class Rivals:
     def __init__(self, lab: Lab, config: CompareConfig) -> None:
         self.lab, self.config = lab, config
         self._moments: Leaves | None = None
-        self._pairs: tuple[list[Example], list[Example]] | None = None
+        self._pairs: Pairs | None = None
 
     def run(self, name: str, settings: Sequence[Setting]) -> Iterator[Outcome]:
         """The settings of one method, each as soon as it is done."""
@@ -96,15 +97,14 @@ class Rivals:
             seed=self.config.seed,
         )
         if name in ("dpo", "orpo"):
-            chosen, rejected = self._preferences()
-            return fit_preferences(lab.spec, lab.tuned, chosen, rejected, name, setting["beta"], settings)[0]
+            return fit_preferences(lab.spec, lab.tuned, self._preferences(), name, setting["beta"], settings)[0]
         start = lab.base if name == "rehearsal" else lab.tuned
         rows = refusal_rows(lab.honesty) if name == "rait" else mixed_rows(lab.honesty, lab.task)
         wanted = {id(row) for row in rows}
         chosen = [item for part in examples.values() for item in part if id(item.row) in wanted]
         return fit(lab.spec, start, chosen, settings)[0]
 
-    def _preferences(self) -> tuple[list[Example], list[Example]]:
+    def _preferences(self) -> Pairs:
         """Chosen and rejected completions; the bluffs are the tuned model's own greedy answers."""
         if self._pairs is None:
             lab, spec = self.lab, self.lab.spec
@@ -118,7 +118,7 @@ class Rivals:
                 encode_rows(side, lab.tokenizer, self.config.max_length, spec.max_positions, spec.vocab_size)
                 for side in sides
             )
-            self._pairs = chosen, rejected
+            self._pairs = referenced(spec, lab.tuned, chosen, rejected, self.config.batch_size)
         return self._pairs
 
     def _second_moments(self) -> Leaves:

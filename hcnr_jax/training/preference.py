@@ -19,8 +19,9 @@ def objective_of(name: str, beta: float = 0.1) -> Callable[[Logits], Objective]:
 
 
 def pad_pairs(chosen: Sequence[Example], rejected: Sequence[Example]) -> Pairs:
-    """One batch of all pairs, both sides padded alike so that they share their compilation; the reference is zero."""
-    length = max(len(example.tokens) for example in [*chosen, *rejected])
+    """One batch of all pairs, both sides padded alike (to a multiple of 8) so that they share their compilation; the
+    reference is zero."""
+    length = -(-max(len(example.tokens) for example in [*chosen, *rejected]) // 8) * 8
     zeros = np.zeros(len(chosen), np.float32)
     return Pairs(pad_examples(chosen, length), pad_examples(rejected, length), zeros, zeros)
 

@@ -6,7 +6,7 @@ import pytest
 
 from hcnr_jax.baselines import BASELINES, label
 from hcnr_jax.baselines.data import mixed_rows, preference_rows, refusal_rows, said
-from hcnr_jax.baselines.fit import fit, fit_preferences
+from hcnr_jax.baselines.fit import fit, fit_preferences, referenced
 from hcnr_jax.baselines.prompting import choose_examples, with_examples
 from hcnr_jax.baselines.table import training_grid
 from hcnr_jax.checkpoints import load_params, open_checkpoint
@@ -81,7 +81,8 @@ def test_training_moves_all_weights_and_leaves_the_start_alone(opened) -> None:
     assert log.losses[-1] < log.losses[0]
     assert all(bool((x != y).any()) for x, y in zip(jax.tree.leaves(trained), jax.tree.leaves(params), strict=True))
     jax.tree.map(np.testing.assert_array_equal, before, params)
-    _, log = fit_preferences(spec, params, encoded["honesty"][:2], encoded["task"], "dpo", 0.1, settings)
+    pairs = referenced(spec, params, encoded["honesty"][:2], encoded["task"], rows=2)
+    _, log = fit_preferences(spec, params, pairs, "dpo", 0.1, settings)
     assert log.losses[0] == pytest.approx(np.log(2), abs=1e-4) and log.losses[-1] < log.losses[0]
 
 
