@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from hcnr_jax.bench import compensate, files, fisher, restore
+from hcnr_jax.bench import compensate, files, fisher, restore, sweep
 from hcnr_jax.bench.floors import measure_rates
 from hcnr_jax.bench.section import Measured, Setting, chosen_dtype, table
 from hcnr_jax.bench.shapes import spec_of
@@ -25,6 +25,7 @@ from hcnr_jax.report.records import to_json, versions
 SECTIONS: dict[str, Callable[[Setting], list[Measured]]] = {
     "restore": restore.measure,
     "files": files.measure,
+    "sweep": sweep.measure,
     "fisher": fisher.measure,
     "compensate": compensate.measure,
 }

@@ -41,11 +41,12 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One kernel done: its new weights (in, out) in the stored dtype of tuned, the form of the solve, what to
-    report."""
+    """One kernel done: its new weights (in, out) in the stored dtype of tuned, whether all of them are finite there,
+    the form of the solve, what to report."""
 
     kernel: Kernel
     weights: Array
+    finite: Array
     form: str
     tokens: int
     info: Info
@@ -97,10 +98,10 @@ def solve_block_kernel(
     old, new = (get_leaves(block, [path])[path] for block in blocks)
     form = form_of(settings, tokens, mask)
     restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
-    weights, info = _solve(
+    weights, finite, info = _solve(
         settings.method, form, old, new, restored, others, honesty, task, settings.task_weight, settings.damping
     )
-    return Result(kernel, weights, form, tokens, info)
+    return Result(kernel, weights, finite, form, tokens, info)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -115,9 +116,10 @@ def _solve(
     task: Any,
     weight: float | Array,
     damping: float | Array,
-) -> tuple[Array, Info]:
+) -> tuple[Array, Array, Info]:
     """One kernel, solved in the statistics' precision; rows that are not restored keep tuned's very bits."""
     dtype = honesty.inputs.dtype
     pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
     rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
-    return tuned.at[restored].set(rows.astype(tuned.dtype)), info
+    stored = rows.astype(tuned.dtype)
+    return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info

@@ -176,7 +176,9 @@ def perturbation_of(squares: Squares, mask: Array, stack: int) -> Array:
 
 
 def rank_kernels(
-    perturbations: Mapping[str, Array], kernels: Mapping[str, Shaped], names: Mapping[Kernel, str] | None = None
+    perturbations: Mapping[str, Array | np.ndarray],
+    kernels: Mapping[str, Shaped],
+    names: Mapping[Kernel, str] | None = None,
 ) -> list[tuple[Kernel, float]]:
     """All kernels with their d_j, the most perturbed first, ties by block and then by the order of `kernels`.
 
@@ -200,7 +202,7 @@ def rank_kernels(
 
 def cross_weight_mask(
     masks: Leaves,
-    perturbations: Mapping[str, Array],
+    perturbations: Mapping[str, Array | np.ndarray],
     kernels: Mapping[str, Shaped],
     ratio: float,
     names: Mapping[Kernel, str] | None = None,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -61,7 +62,7 @@ class Accumulator:
         if self._as_moments:
             if self._moments is None:
                 propagated = reference is not None
-                self._moments = init_moments(now.shape[-1], propagated, wide(now.dtype), self._distances)
+                self._moments = _zeros(now.shape[-1], propagated, wide(now.dtype), self._distances)
             self._moments = add_moments(self._moments, now, reference, jnp.asarray(mask))
         if self._as_tokens:
             self._tokens.append(_rows(now, mask))
@@ -72,11 +73,16 @@ class Accumulator:
         """{True: moments as means, False: the tokens themselves}, as far as they were asked for."""
         found: dict[bool, Moments | Inputs] = {}
         if self._moments is not None:
-            found[True] = mean_moments(self._moments)
+            found[True] = _mean(self._moments)
         if self._tokens:
             shift = jnp.concatenate(self._shifts) if self._shifts else None
             found[False] = Inputs(jnp.concatenate(self._tokens), shift)
         return found
+
+
+# Compiled whole: op by op, each would be a program of its own to compile.
+_zeros = jax.jit(init_moments, static_argnums=(0, 1, 2, 3))
+_mean = jax.jit(mean_moments)
 
 
 def _rows(inputs: Array, mask: np.ndarray) -> Array:

@@ -144,14 +144,9 @@ def checked(
     """A result whose solve went well, its info on the host."""
     mask = np.asarray(selection.masks[result.kernel.path][result.kernel.index])
     _check_rank(config, result, mask, names[result.kernel])
-    info, finite = jax.device_get((result.info, _all_finite(result.weights)))
+    info, finite = jax.device_get((result.info, result.finite))
     _check_solve(info, bool(finite), result.weights.dtype, names[result.kernel])
     return result.kernel, Corrected(result.weights, result.form, info)
-
-
-@jax.jit
-def _all_finite(weights: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(weights))
 
 
 def _check_rank(config: RestoreConfig, result: Result, mask: np.ndarray, tensor: str) -> None:

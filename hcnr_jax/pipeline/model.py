@@ -77,7 +77,13 @@ def block_model(
 def _block_params(params: Any, index: int) -> Params:
     if isinstance(params, StreamedParams):
         return params.block(index)
-    return jax.tree.map(lambda leaf: leaf[index], params["blocks"])
+    return _block_at(params["blocks"], index)
+
+
+@jax.jit
+def _block_at(blocks: Params, index: Any) -> Params:
+    """One layer of every stacked leaf, in one program."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
 
 
 def _outer_params(params: Any) -> Params:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.layerwise import layerwise_losses, layerwise_scores, stack_scores
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
-from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
 from hcnr_jax.pipeline.batches import Part, Shape, halved, microbatches
 from hcnr_jax.pipeline.console import Reporter, Stage
 from hcnr_jax.pipeline.model import block_model, row_loss
@@ -46,7 +47,7 @@ class Scores:
 
 def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> None:
     """Start to compile what `score` will call. params: `checkpoints.describe_params` of the model to be scored."""
-    sums = jax.eval_shape(lambda p: init_scores(p, KERNELS, (how.granularity,)), params)
+    sums = jax.eval_shape(partial(_no_scores, how))
     for length, rows in shapes:
         mask = np.zeros((rows, length), bool)
         batch = Batch(np.zeros((rows, length), np.int32), mask, mask)
@@ -88,11 +89,11 @@ def _score_whole(
     how: Scoring, params: Params, parts: Sequence[Part], examples: Sequence[Example], name: str, stage: Stage
 ) -> Scores:
     """One backward pass a microbatch. Losses are looked at one microbatch late, so that the device never waits."""
-    sums, losses = init_scores(params, KERNELS, (how.granularity,)), _Losses(examples, name, stage)
+    sums, losses = _no_scores(how), _Losses(examples, name, stage)
     for part in parts:
         sums, found = _score_step(how, params, part.batch, part.weights, sums)
         losses.add(part, found)
-    means = streaming.mean(sums)[how.granularity]
+    means = _mean(sums)[how.granularity]
     return Scores({path: means[path] for path in KERNELS}, losses.all())
 
 
@@ -148,6 +149,13 @@ def _loss(spec: ModelSpec, dtype: str, params: Params, batch: Batch) -> jax.Arra
     return jax.vmap(row_loss(spec, dtype=jnp.dtype(dtype), remat=False), in_axes=(None, 0))(params, batch)
 
 
+@partial(jax.jit, static_argnums=0)
+def _no_scores(how: Scoring) -> streaming.Sums:
+    """Zero sums, every leaf in one program."""
+    return init_scores(abstract_params(how.spec), KERNELS, (how.granularity,))
+
+
+_mean = jax.jit(streaming.mean)
 _score_step = Ahead(_score, static=(0,), donate=(4,))
 _loss_step = Ahead(_loss, static=(0, 1))
 
@@ -190,7 +198,7 @@ class _Losses:
 
 def check_scores(scores: Leaves, name: str, names: dict[Kernel, str]) -> None:
     """InputError naming the tensor whose scores hold NaN or Inf."""
-    finite = {path: np.asarray(jnp.isfinite(leaf)) for path, leaf in scores.items()}
+    finite = {path: np.isfinite(leaf) for path, leaf in jax.device_get(scores).items()}
     for kernel, tensor in names.items():
         if not finite[kernel.path][kernel.index].all():
             raise InputError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
@@ -40,13 +41,28 @@ def select_neurons(
     check_scores(honesty, "honesty", names)
     check_scores(task, "task", names)
     kernels = get_leaves(abstract_params(spec), KERNELS)
-    key = jax.random.key(config.seed or 0)
-    axes = 2 if config.granularity == "weight" else 1
-    priorities = select.priorities(config.priority, honesty, task, key, axes)
-    candidates = select.in_weight_mask(priorities, kernels, config.in_weight, config.granularity)
+    candidates = _candidates(
+        spec, config.priority, config.in_weight, config.granularity, config.seed or 0, honesty, task
+    )
     perturbations = _perturbations(spec, squares, candidates)
     masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, config.cross_weight, names)
     return Selection(masks, dict(select.rank_kernels(perturbations, kernels, names)), kept)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _candidates(
+    spec: ModelSpec,
+    priority: select.PriorityName,
+    ratio: float,
+    granularity: Granularity,
+    seed: int | jax.Array,
+    honesty: Leaves,
+    task: Leaves,
+) -> Leaves:
+    """The candidate masks of every kernel, in one program."""
+    axes = 2 if granularity == "weight" else 1
+    priorities = select.priorities(priority, honesty, task, jax.random.key(seed), axes)
+    return select.in_weight_mask(priorities, get_leaves(abstract_params(spec), KERNELS), ratio, granularity)
 
 
 def kernel_squares(
@@ -60,12 +76,15 @@ def kernel_squares(
             yield model.kernel(index, path), _squares(old[path], new[path], granularity)
 
 
-def _perturbations(spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves) -> Leaves:
+def _perturbations(
+    spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves
+) -> dict[str, np.ndarray]:
     """d_j by path, [layers]."""
     rows: dict[str, list[jax.Array]] = {path: [] for path in KERNELS}
+    masks = jax.device_get(candidates)
     for kernel, found in squares:
-        rows[kernel.path].append(_perturbation(found, candidates[kernel.path][kernel.index], 0))
-    return {path: jnp.stack(found) for path, found in rows.items()}
+        rows[kernel.path].append(_perturbation(found, masks[kernel.path][kernel.index], 0))
+    return {path: np.asarray(found) for path, found in jax.device_get(rows).items()}
 
 
 _squares = jax.jit(select.neuron_squares, static_argnums=2)

@@ -370,7 +370,12 @@ def test_unused_options_are_taken_and_said(world, tmp_path) -> None:
 def start(*arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "hcnr_jax.cli", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Tests started in the background of a shell ignore Ctrl-C, and so would the process; a handler is not inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_as_a_process(world, tmp_path) -> None:

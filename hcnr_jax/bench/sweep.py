@@ -1,0 +1,72 @@
+"""Section sweep: many settings from one scoring, against one restoration's own compute.
+
+25 settings (five R_IW by five R_CW, two_sided) with local inputs share the scores and one walk through both models;
+propagated inputs share the scores alone, and are measured with one setting and with two. Loading and writing are left
+out on both sides. Single restorations are compiled before; the 25 pay for the programs of their other sizes of R.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from hcnr_jax.bench.folders import write_pair
+from hcnr_jax.bench.restore import restore_config
+from hcnr_jax.bench.section import Measured, Setting
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.grid import restore_grid
+from hcnr_jax.pipeline.plan import make_plan
+from hcnr_jax.pipeline.prepare import prepare
+from hcnr_jax.pipeline.run import load_pair, score_pair
+
+RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def measure(setting: Setting) -> list[Measured]:
+    """Rows: one restoration with local inputs (scores and corrections), 25 of them from one scoring; the same with
+    propagated inputs, one and two."""
+    config = setting.config
+    folder = setting.scratch / "sweep"
+    folder.mkdir()
+    pair = write_pair(folder, config.shape, setting.dtype, config.rows, config.tokens, config.seed)
+    first = restore_config("recommended", pair, folder / "out", config.rows, config.seed)
+    reporter = Reporter()
+    prepared = prepare(first, reporter)
+    plan = make_plan(prepared)
+    base, tuned = load_pair(prepared, plan, reporter)
+    score_pair(prepared, plan, base, tuned, reporter, None)
+    start = time.perf_counter()
+    scores = score_pair(prepared, plan, base, tuned, reporter, None)
+    scoring = time.perf_counter() - start
+
+    def run(configs: Sequence[RestoreConfig]) -> float:
+        begun = time.perf_counter()
+        for result in restore_grid(prepared, plan, configs, base, tuned, scores, reporter):
+            jax.block_until_ready([item.weights for item in result.corrected.values()])
+        return time.perf_counter() - begun
+
+    for inputs in ("local", "propagated"):
+        run(with_ratios(first, [(0.5, 0.4)], inputs=inputs))
+    one = scoring + run(with_ratios(first, [(0.5, 0.4)], inputs="local"))
+    grid = scoring + run(with_ratios(first, list(itertools.product(RATIOS, RATIOS)), inputs="local"))
+    alone = scoring + run(with_ratios(first, [(0.5, 0.4)], inputs="propagated"))
+    two = scoring + run(with_ratios(first, [(0.5, 0.4), (0.5, 0.6)], inputs="propagated"))
+    shutil.rmtree(folder)
+    return [
+        Measured("scoring alone", scoring),
+        Measured("25 settings, local", grid, "one, local", one),
+        Measured("2 settings, propagated", two, "one, propagated", alone),
+    ]
+
+
+def with_ratios(config: RestoreConfig, ratios: Sequence[tuple[float, float]], **changes: Any) -> list[RestoreConfig]:
+    """The configuration at every (R_IW, R_CW)."""
+    return [
+        config.model_copy(update={"in_weight": part, "cross_weight": kernels, **changes}) for part, kernels in ratios
+    ]
