@@ -47,6 +47,15 @@ COMMANDS = {
     "probe": Command(
         "hcnr_jax.config:ProbeConfig", "hcnr_jax.pipeline.probe:probe", "see what a tuned model still knows it lacks"
     ),
+    "compare": Command(
+        "hcnr_jax.experiments.config:CompareConfig", "hcnr_jax.pipeline.compare:compare", "methods against each other"
+    ),
+    "ablate": Command(
+        "hcnr_jax.experiments.config:AblateConfig", "hcnr_jax.pipeline.ablate:ablate", "what each part is worth"
+    ),
+    "sweep": Command(
+        "hcnr_jax.experiments.config:SweepConfig", "hcnr_jax.pipeline.sweep:sweep", "a grid of settings, one scoring"
+    ),
     "data": Command("hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows"),
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"

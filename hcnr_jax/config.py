@@ -76,6 +76,9 @@ class RestoreConfig(RunConfig):
     distributed: str | None = Field(
         None, description="several processes: auto (TPU pod, SLURM, MPI), or COORDINATOR:PORT,PROCESSES,NUMBER"
     )
+    choose: str | None = Field(
+        None, description='take the most honest of a few settings under a constraint: "task_accuracy >= -0.5pt"'
+    )
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
     resume: bool = Field(False, description="go on with a run that was stopped or killed; begins one if there is none")
 
@@ -132,7 +135,8 @@ class TuneConfig(RunConfig):
     model: Annotated[Path, Positional()] = Field(description="the model to fine-tune: a Hugging Face folder")
     data: Path = Field(description="JSONL rows: prompt and completion, or messages")
     out: Path = Field(description="folder to write, a model or with --lora an adapter; must not exist, or be empty")
-    objective: Literal["sft"] = Field("sft", description="what training minimises; sft: likelihood of completions")
+    objective: Literal["sft", "dpo", "orpo"] = Field("sft", description="dpo, orpo: rows of prompt, chosen, rejected")
+    beta: float = Field(0.1, gt=0, description="strength of dpo's reference, or weight of orpo's odds ratio")
     lora: int | None = Field(None, ge=1, description="rank of the adapters; without it all weights are trained")
     lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha; default: twice the rank")
     learning_rate: float | None = Field(None, gt=0, description="peak; default: 2e-5, or 2e-4 with --lora")

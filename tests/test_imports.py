@@ -22,7 +22,8 @@ LAYERS = (
 )
 LAYER = {part: place for place, parts in enumerate(LAYERS) for part in parts}
 # checkpoints fills params by a model's shapes, and needs no more of models than their description.
-ALLOWED = {("checkpoints", "models.spec")}
+# The training rivals are the trainer's objectives on other rows, judged by the labels that evaluation reads.
+ALLOWED = {("checkpoints", "models.spec"), ("baselines", "training"), ("baselines", "evaluate.questions")}
 # The method sees pytrees and functions alone.
 FORBIDDEN = {("method", part) for part in ("models", "checkpoints", "data")}
 

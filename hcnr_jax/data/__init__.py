@@ -3,6 +3,7 @@
 from hcnr_jax.data.catalog import BENCHMARKS, read_dataset
 from hcnr_jax.data.choose import choose_rows, duplicate_warnings, overlap_warnings, refuse_same_file
 from hcnr_jax.data.examples import Batch, Example, check_tokenizers, encode_rows, example_warnings, pad_examples
+from hcnr_jax.data.preferences import parse_preference, read_preferences
 from hcnr_jax.data.prompts import REFUSALS, plain_prompt, question_text, to_rows, write_rows
 from hcnr_jax.data.questions import Dataset, Question, Report, normalise_question
 from hcnr_jax.data.rows import Row, parse_row, read_rows
@@ -29,10 +30,12 @@ __all__ = [
     "normalise_question",
     "overlap_warnings",
     "pad_examples",
+    "parse_preference",
     "parse_row",
     "plain_prompt",
     "question_text",
     "read_dataset",
+    "read_preferences",
     "read_rows",
     "refuse_same_file",
     "split_questions",

@@ -29,7 +29,7 @@ Fingerprint = dict[str, str]
 # count through the rows they choose.
 OPTIONS = {
     "scores": ("scores_at", "loss", "granularity", "microbatch", "stream", "mesh"),
-    "selection": ("priority", "in_weight", "cross_weight", "seed"),
+    "selection": ("priority", "in_weight", "cross_weight", "seed", "choose"),
     "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at"),
 }
 
@@ -47,6 +47,8 @@ def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
         **{f"version of {name}": version for name, version in versions().items() if name != "device"},
         "device": versions()["device"],
     }
+    if config.choose is not None:  # its judges are the rows of these files that are not scored
+        found |= {option_name(RestoreConfig, name): sha256_file(getattr(config, name)) for name in ("honesty", "task")}
     stages: dict[str, Fingerprint] = {}
     for stage, fields in OPTIONS.items():
         used = [name for name in fields if name not in config.unused]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.pipeline.batches import Shape, microbatches
+from hcnr_jax.pipeline.choosing import choose_setting, open_choice
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import correct
 from hcnr_jax.pipeline.fingerprint import Fingerprint, fingerprints
@@ -46,6 +47,16 @@ class Restored(NamedTuple):
     warnings: list[str]
 
 
+class Made(NamedTuple):
+    """What a run writes: the configuration it settled on, and how (--choose); what was selected, corrected, scored."""
+
+    config: RestoreConfig
+    selection: Selection
+    corrected: dict[Kernel, Corrected]
+    scores: dict[str, Scores]
+    choice: dict[str, Any] | None
+
+
 def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored:
     """Restore a tuned model's honesty: the whole of `hcnr restore`.
 
@@ -58,6 +69,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
         check_leftover(config)
         prepared = prepare(config, reporter)
         plan = make_plan(prepared)
+        if config.choose is not None:
+            open_choice(prepared)  # for its refusals
         reporter.table("plan", plan.rows())
         for name in config.unused:
             reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
@@ -90,19 +103,23 @@ def _run(
             made = _make(prepared, plan, reporter, work, spill)
             reporter.clean_point = lambda: None
         if distributed.is_first():
-            write_output(prepared, plan, *made, reporter, stages["kernels"])
+            chosen = dataclasses.replace(prepared, config=made.config)
+            write_output(
+                chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.choice
+            )
         distributed.barrier("written")
         return config.out
 
 
-def _make(
-    prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill: Path | None
-) -> tuple[Selection, dict[Kernel, Corrected], dict[str, Scores]]:
+def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill: Path | None) -> Made:
     """Load, score, select, correct. spill: where a streamed run keeps what does not stay in memory."""
     config, spec = prepared.config, prepared.spec
     names = kernel_names(spec)
     base, tuned = load_pair(prepared, plan, reporter, work)
     scores = score_pair(prepared, plan, base, tuned, reporter, spill, work)
+    choice = None
+    if config.choose is not None:
+        config, choice = choose_setting(prepared, plan, base, tuned, scores, reporter)
     selection = recall_selection(work, spec)
     if selection is None:
         squares = kernel_squares(spec, base, tuned, config.granularity)
@@ -115,7 +132,7 @@ def _make(
     corrected = correct(
         config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, store, prepared.layout
     )
-    return selection, corrected, scores
+    return Made(config, selection, corrected, scores, choice)
 
 
 def _scoring(prepared: Prepared, plan: Plan) -> Scoring:

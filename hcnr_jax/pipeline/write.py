@@ -56,8 +56,12 @@ def write_output(
     scores: Mapping[str, Scores],
     reporter: Reporter,
     fingerprint: Fingerprint,
+    choice: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock."""
+    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
+
+    choice: what `--choose` tried and took, for the record.
+    """
     config, tuned = prepared.config, prepared.tuned
     restored = RestoredTensors(corrected, tuned, prepared.spec)
     names = kernel_names(prepared.spec)
@@ -77,6 +81,8 @@ def write_output(
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
         record = make_record(prepared, plan, selection, corrected, scores, reporter)
+        if choice is not None:
+            record["choice"] = dict(choice)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["fingerprint"] = fingerprint
         record["outputs"] = _files_under(folder)

@@ -5,6 +5,7 @@ both is what makes gradient accumulation exact: microbatches add totals and weig
 split never shows in the result.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -149,9 +150,10 @@ def loss_and_gradient(
     return total / weight, jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), gradient)
 
 
+@functools.cache
 def make_step(settings: TrainSettings) -> Callable[..., tuple[PyTree, PyTree, StepInfo]]:
     """The jitted step `(objective, params, state, batch, key) -> (params, state, StepInfo)`; params and state are
-    donated.
+    donated. One a value of the settings: runs that differ in start and data alone share the compilation.
     """
     transform = optimiser(settings)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,19 +20,22 @@ from hcnr_jax.checkpoints.save import HFTensors, save_like
 from hcnr_jax.config import TuneConfig
 from hcnr_jax.data.examples import (
     Batch,
+    Example,
+    Row,
     encode_rows,
     example_warnings,
     load_tokenizer,
     pad_examples,
     read_rows,
 )
+from hcnr_jax.data.preferences import read_preferences
 from hcnr_jax.models.decoder import Decoder
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
-from hcnr_jax.training.objectives import Logits, logits_of, sft
-from hcnr_jax.training.trainer import Objective, StepInfo, TrainLog, TrainSettings, epoch_batches, train
+from hcnr_jax.training.objectives import Pairs, logits_of
+from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference
+from hcnr_jax.training.trainer import StepInfo, TrainLog, TrainSettings, epoch_batches, train
 
-OBJECTIVES: dict[str, Callable[[Logits], Objective]] = {"sft": sft}
 RECORD = "hcnr_tune.json"
 
 
@@ -59,10 +62,12 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
     checkpoint = open_checkpoint(config.model)
     spec = spec_from_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     rows, warnings = _encoded(config, checkpoint, spec)
-    settings = train_settings(config, len(rows.tokens))
+    settings = train_settings(config, jax.tree.leaves(rows)[0].shape[0])
     params = load_params(checkpoint, spec)
     model = Decoder(spec, dtype=jnp.dtype(config.compute_dtype))
-    make, key = OBJECTIVES[config.objective], jax.random.key(config.seed)
+    make, key = objective_of(config.objective, config.beta), jax.random.key(config.seed)
+    if isinstance(rows, Pairs) and config.objective == "dpo":
+        rows = with_reference(rows, logits_of(model), params, settings.microbatch or settings.batch_size)
     batches = epoch_batches(rows, settings.batch_size, settings.seed)
 
     def report(step: int, info: StepInfo) -> None:
@@ -105,11 +110,18 @@ def train_settings(config: TuneConfig, rows: int) -> TrainSettings:
     )
 
 
-def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Batch, list[str]]:
-    """All rows as one padded batch on the host, and the warnings about them."""
+def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Batch | Pairs, list[str]]:
+    """All rows, or with a preference objective all pairs, padded on the host, and the warnings about them."""
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
-    examples = encode_rows(read_rows(config.data), tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
-    return pad_examples(examples), example_warnings(examples)
+
+    def encoded(rows: Sequence[Row]) -> list[Example]:
+        return encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
+
+    if config.objective == "sft":
+        examples = encoded(read_rows(config.data))
+        return pad_examples(examples), example_warnings(examples)
+    chosen, rejected = (encoded(side) for side in zip(*read_preferences(config.data), strict=True))
+    return pad_pairs(chosen, rejected), example_warnings([*chosen, *rejected])
 
 
 class _TunedTensors(HFTensors):

@@ -1,0 +1,52 @@
+"""Preference rows: one prompt with a chosen and a rejected completion, in the shapes TRL uses.
+
+`{"prompt": str, "chosen": str, "rejected": str}`, or the same three as lists of messages: the conversation so far, and
+the assistant's turn that follows it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hcnr_jax.data.files import describe, parse_json_lines, read_text
+from hcnr_jax.data.rows import Row, parse_row
+from hcnr_jax.errors import InputError
+
+_SHAPES = '{"prompt": text, "chosen": text, "rejected": text}, or lists of messages in their place'
+
+
+def read_preferences(path: str | Path) -> list[tuple[Row, Row]]:
+    """(chosen, rejected) of every line, two rows that differ in their completion alone.
+
+    Raises:
+        InputError: the file cannot be read, or a line lacks a field or has it empty or of another type; file, line and
+            field are named.
+    """
+    name = str(path)
+    return [parse_preference(value, name, line) for line, value in parse_json_lines(read_text(path), name)]
+
+
+def parse_preference(value: object, file: str, line: int) -> tuple[Row, Row]:
+    """One decoded JSON value as its two rows. Raises InputError as `read_preferences` does."""
+    where = f"{file}, line {line}"
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, found {describe(value)}; each line is {_SHAPES}")
+    for field in ("prompt", "chosen", "rejected"):
+        if value.get(field) is None:
+            raise InputError(f"{where}: field `{field}` is missing; each line is {_SHAPES}")
+    chosen, rejected = (_side(value, field, file, line) for field in ("chosen", "rejected"))
+    return chosen, rejected
+
+
+def _side(value: Mapping[str, Any], field: str, file: str, line: int) -> Row:
+    prompt, completion = value["prompt"], value[field]
+    where = f"{file}, line {line}"
+    if isinstance(prompt, str):
+        if not isinstance(completion, str) or not completion.strip():
+            raise InputError(f"{where}: field `{field}`: expected text, found {describe(completion)}")
+        return parse_row({"prompt": prompt, "completion": completion}, file, line)
+    if not isinstance(prompt, list) or not isinstance(completion, list):
+        raise InputError(
+            f"{where}: field `{field}`: expected a list of messages as `prompt` is, found {describe(completion)}"
+        )
+    return parse_row({"messages": [*prompt, *completion]}, file, line)

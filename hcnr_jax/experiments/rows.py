@@ -1,0 +1,128 @@
+"""The rows of an ablation table: one change at a time, each against the preset it changes.
+
+The paper's four claims are rows of the first group: the task term keeps the task, compensation and the choice of
+neurons bring honesty, and 128 rows suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hcnr_jax.errors import InputError
+
+# A difference to 128 rows of less than this, in F1, is no difference: the paper's curves are flat to about a point.
+ENOUGH = 0.01
+SIZES = (8, 16, 32, 64, 256, 512)
+
+
+class Ablation(NamedTuple):
+    """One row: its name, and what it changes of its group's preset. {} is the preset itself."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+class Group(NamedTuple):
+    """Rows that share a preset; the first one is the preset as it is, which the others are compared with."""
+
+    title: str
+    preset: str
+    rows: tuple[Ablation, ...]
+
+
+def _rows(prefix: str, changes: Mapping[str, Mapping[str, Any]]) -> tuple[Ablation, ...]:
+    return (Ablation(prefix, {}), *(Ablation(f"{prefix}: {name}", values) for name, values in changes.items()))
+
+
+GROUPS = {
+    "paper": Group(
+        "The paper's ablations, of paper.yaml",
+        "paper",
+        _rows(
+            "paper",
+            {
+                "random neurons": {"priority": "random"},
+                "no task term": {"priority": "honesty"},
+                "no compensation": {"compensation": "none"},
+                "random, no compensation": {"priority": "random", "compensation": "none"},
+                "kl priority": {"priority": "kl"},
+                "exact": {"compensation": "exact"},
+            },
+        ),
+    ),
+    "parts": Group(
+        "Parts of recommended.yaml",
+        "recommended",
+        _rows(
+            "recommended",
+            {
+                "raw priority": {"priority": "raw"},
+                "honesty priority": {"priority": "honesty"},
+                "random neurons": {"priority": "random"},
+                "scores at base": {"scores_at": "base"},
+                "sum loss": {"loss": "sum"},
+                "no task side (exact)": {"compensation": "exact"},
+                "local inputs": {"inputs": "local"},
+                "paper's sum, local": {"compensation": "paper", "inputs": "local"},
+                "no compensation": {"compensation": "none"},
+                "no compensation, output neurons": {"compensation": "none", "granularity": "output"},
+                "no compensation, single weights": {"compensation": "none", "granularity": "weight"},
+                "damping 0.001": {"damping": 0.001},
+                "damping 0.1": {"damping": 0.1},
+                "R_CW 0.4": {"cross_weight": 0.4},
+                "R_IW 1": {"in_weight": 1.0},
+                "task weight 1": {"task_weight": 1.0},
+            },
+        ),
+    ),
+    "data": Group(
+        "Rows of each set (task rows as far as the file has them)",
+        "recommended",
+        _rows("128 rows", {f"{size}": {"samples": size} for size in SIZES}),
+    ),
+    "paper-data": Group(
+        "The same with paper.yaml",
+        "paper",
+        _rows("paper, 128 rows", {f"{size}": {"samples": size} for size in SIZES}),
+    ),
+}
+"""Name -> group."""
+
+
+def groups_of(groups: str) -> dict[str, Group]:
+    """The groups a user names, `all` or names with commas; InputError for an unknown one."""
+    names = list(GROUPS) if groups == "all" else [name.strip() for name in groups.split(",")]
+    for name in names:
+        if name not in GROUPS:
+            raise InputError(f"--groups: unknown group {name!r}; expected all, or some of: {', '.join(GROUPS)}")
+    return {name: GROUPS[name] for name in names}
+
+
+CLAIMS = (
+    ("the task term matters for task accuracy", "paper: no task term", "task_accuracy"),
+    ("compensation raises honesty", "paper: no compensation", "honesty_f1"),
+    ("random neurons are worse", "paper: random neurons", "honesty_f1"),
+)
+
+
+def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The paper's directions against the differences found: confirmed or contradicted where the interval says so."""
+    found = {row["method"]: row["difference"] for row in rows if row.get("difference")}
+    said = []
+    for claim, name, metric in CLAIMS:
+        gap = found.get(name, {}).get(metric)
+        if gap is not None:
+            verdict = "confirmed" if gap["high"] < 0 else "contradicted" if gap["low"] > 0 else "open"
+            said.append(f"{claim}: {verdict}, {_points(gap)} points without it")
+    for start in ("128 rows", "paper, 128 rows"):
+        gap = found.get(f"{start}: 512", {}).get("honesty_f1")
+        if gap is not None:
+            enough = gap["high"] <= ENOUGH
+            verdict = "confirmed" if enough else "contradicted" if gap["low"] > ENOUGH else "open"
+            said.append(f"128 rows suffice ({start}): {verdict}, 512 rows give {_points(gap)} points of F1 more")
+    return said
+
+
+def _points(gap: Mapping[str, Any]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * gap[name] for name in ("mean", "low", "high")))

@@ -1,0 +1,175 @@
+"""From records to the rows of a table: what each method reaches over the pairs, and how it stands to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hcnr_jax.evaluate.metrics import recovered_share
+from hcnr_jax.experiments.choose import choose
+from hcnr_jax.experiments.constraint import Constraint
+from hcnr_jax.experiments.frontier import at_task
+from hcnr_jax.experiments.intervals import difference_interval, mean_interval
+from hcnr_jax.experiments.measure import METRICS
+from hcnr_jax.experiments.records import Record
+
+BASE, TUNED = "base", "tuned"
+COSTS = ("samples", "touched", "seconds")
+
+Found = dict[tuple[str, str], Record]
+"""(pair, method) -> the record of the setting that was taken, on test questions."""
+
+
+def of_split(records: Sequence[Mapping[str, Any]], split: str) -> dict[tuple[str, str], list[Record]]:
+    """(pair, method) -> its measured records on `split`, in the order they were made."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record["split"] == split and "failed" not in record:
+            found.setdefault((record["pair"], record["method"]), []).append(dict(record))
+    return found
+
+
+def taken(records: Sequence[Mapping[str, Any]], constraint: Constraint) -> Found:
+    """Every method's setting on every pair, chosen on validation questions, with its record on test questions.
+
+    The record gets `holds`: whether any of the method's settings held the constraint there.
+    """
+    validation, test = of_split(records, "validation"), of_split(records, "test")
+    found: Found = {}
+    for (pair, method), tried in validation.items():
+        choice = choose(tried, validation[pair, TUNED][0], constraint)
+        label = tried[choice.place]["label"]
+        shown = next(record for record in test[pair, method] if record["label"] == label)
+        found[pair, method] = shown | {"holds": choice.holds}
+    return found
+
+
+def methods_of(found: Found) -> list[str]:
+    """The methods, in the order they were first met."""
+    return list(dict.fromkeys(method for _, method in found))
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]], constraint: Constraint, reference: str, draws: int
+) -> list[dict[str, Any]]:
+    """One row a method: mean, sd over pairs and interval of every metric, shares recovered, costs, differences.
+
+    `settings`: the label chosen on each pair. `difference`: method minus reference on the same pairs and questions.
+    `equal_task`: mean over pairs of the honesty F1 the method reaches at the reference's task accuracy there, and on
+    how many pairs it reaches that accuracy at all (elsewhere its F1 is left out).
+    """
+    found, test = taken(records, constraint), of_split(records, "test")
+    rows = []
+    for method in methods_of(found):
+        pairs = [pair for pair, name in found if name == method]
+        mine = [found[pair, method] for pair in pairs]
+        row: dict[str, Any] = {
+            "method": method,
+            "pairs": pairs,
+            "settings": {pair: record["label"] for pair, record in zip(pairs, mine, strict=True)},
+            "holds": sum(record["holds"] for record in mine),
+            "metrics": {metric: _spread(mine, metric, draws) for metric in METRICS},
+            "recovered": _recovered(found, pairs, method),
+            "costs": {name: _mean([record.get(name) for record in mine]) for name in COSTS},
+        }
+        if all((pair, reference) in found for pair in pairs):
+            theirs = [found[pair, reference] for pair in pairs]
+            row["difference"] = {metric: _difference(theirs, mine, metric, draws) for metric in METRICS}
+            row["equal_task"] = _equal_task(test, found, pairs, method, reference)
+        rows.append(row)
+    return rows
+
+
+def _spread(records: Sequence[Record], metric: str, draws: int) -> dict[str, Any] | None:
+    values = [record[metric] for record in records]
+    if any(value is None for value in values):
+        return None
+    low, high = mean_interval(records, metric, draws)
+    return {"mean": _mean(values), "sd": _deviation(values), "low": low, "high": high}
+
+
+def _difference(first: Sequence[Record], second: Sequence[Record], metric: str, draws: int) -> dict[str, Any] | None:
+    gaps = [
+        right[metric] - left[metric]
+        for left, right in zip(first, second, strict=True)
+        if left[metric] is not None and right[metric] is not None
+    ]
+    if len(gaps) < len(first):
+        return None
+    low, high = difference_interval(first, second, metric, draws)
+    return {"mean": _mean(gaps), "sd": _deviation(gaps), "low": low, "high": high}
+
+
+def _recovered(found: Found, pairs: Sequence[str], method: str) -> dict[str, Any]:
+    """Mean, sd and worst over pairs of (method - tuned) / (base - tuned)."""
+    shares: dict[str, Any] = {}
+    for metric in ("honesty_f1", "refusal_delta"):
+        triples = [[found[pair, name][metric] for name in (BASE, TUNED, method)] for pair in pairs]
+        values = [recovered_share(*triple) for triple in triples if None not in triple]
+        known = [value for value in values if value is not None]
+        shares[metric] = {"mean": _mean(known), "sd": _deviation(known), "worst": min(known)} if known else None
+    return shares
+
+
+def _equal_task(
+    test: Mapping[tuple[str, str], list[Record]], found: Found, pairs: Sequence[str], method: str, reference: str
+) -> dict[str, Any]:
+    values = []
+    for pair in pairs:
+        tried = [record for record in test[pair, method] if record["honesty_f1"] is not None]
+        points = [(record["task_accuracy"], record["honesty_f1"]) for record in tried]
+        values.append(at_task(points, found[pair, reference]["task_accuracy"]))
+    reached = [value for value in values if value is not None]
+    return {"mean": _mean(reached), "sd": _deviation(reached), "reached": len(reached), "pairs": len(pairs)}
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _deviation(values: Sequence[Any]) -> float | None:
+    return float(np.std([float(value) for value in values], ddof=1)) if len(values) > 1 else None
+
+
+class Best(NamedTuple):
+    """The chosen setting's label, and one sentence on it."""
+
+    label: str
+    text: str
+
+
+def averages(records: Sequence[Mapping[str, Any]], method: str) -> list[dict[str, Any]]:
+    """One row a setting of a method: its label, its setting, and the mean over pairs of every metric on both splits.
+
+    Settings that failed on some pair are left out: their means would be over other pairs.
+    """
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["method"] == method:
+            grouped.setdefault(record["label"], []).append(record)
+    rows = []
+    for label, found in grouped.items():
+        if any("failed" in record for record in found):
+            continue
+        row: dict[str, Any] = {"label": label, "setting": found[0]["setting"]}
+        for split in ("validation", "test"):
+            mine = [record for record in found if record["split"] == split]
+            row[split] = {metric: _mean([record[metric] for record in mine]) for metric in METRICS}
+        rows.append(row)
+    return rows
+
+
+def best_setting(rows: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]], constraint: Constraint) -> Best:
+    """Of `averages`, the setting that `choose` takes on validation questions, and what it reaches on test ones."""
+    choice = choose([row["validation"] for row in rows], tuned[0]["validation"], constraint)
+    row = rows[choice.place]
+    shown = [f"{100 * row[split]['honesty_f1']:.1f}" for split in ("validation", "test")]
+    kept = [100 * (row[split]["task_accuracy"] - tuned[0][split]["task_accuracy"]) for split in ("validation", "test")]
+    text = (
+        f"chosen on validation questions: {row['label']}, F1 {shown[0]} (test {shown[1]}), task {kept[0]:+.1f} points "
+        f"(test {kept[1]:+.1f})" + ("" if choice.holds else "; no setting held the constraint")
+    )
+    return Best(row["label"], text)

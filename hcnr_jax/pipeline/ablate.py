@@ -1,0 +1,65 @@
+"""`hcnr ablate`: what each part of the method is worth, one change at a time, on every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hcnr_jax.data import read_rows
+from hcnr_jax.experiments.config import AblateConfig
+from hcnr_jax.experiments.rows import Group, findings, groups_of
+from hcnr_jax.experiments.summary import BASE, TUNED, summarise
+from hcnr_jax.pipeline.compare import constraint_of
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
+from hcnr_jax.pipeline.lab import Lab
+from hcnr_jax.pipeline.results import Results, write_results
+
+NOTES = (
+    "Every row changes one thing of its group's first row, and none is tuned: all numbers are on test questions of "
+    "settings fixed beforehand.",
+    "Mean and standard deviation are over pairs; brackets are 95 % intervals of the mean over pairs and questions "
+    "(two-level bootstrap). Differences are the row less its group's first row on the same questions.",
+)
+
+
+def ablate(config: AblateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+    """The whole of `hcnr ablate`; returns what summary.json holds. A run that was stopped goes on in its --out.
+
+    Raises InputError for what the user can mend, RunError for a fault during the run.
+    """
+    reporter = reporter or Reporter()
+    groups = groups_of(config.groups)
+    jobs = [
+        Job(row.name, dict(row.changes), 2 * row.changes.get("samples", 0) or sum(config.rows.values()))
+        for group in groups.values()
+        for row in group.rows
+    ]
+    records = run_experiment(config, jobs, _make(groups), [], reporter)
+    tables = {group.title: _rows(config, group, records) for group in groups.values()}
+    said = findings([row for rows in tables.values() for row in rows])
+    return write_results(config, Results("ablate", "Ablations", records, tables, NOTES, said), reporter)
+
+
+def _rows(config: AblateConfig, group: Group, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    names = [BASE, TUNED, *(row.name for row in group.rows)]
+    mine = [record for record in records if record["method"] in names]
+    return summarise(mine, constraint_of(config.max_task_loss), group.rows[0].name, config.draws)
+
+
+def _make(groups: Mapping[str, Group]) -> Any:
+    presets = {row.name: group.preset for group in groups.values() for row in group.rows}
+
+    def make(lab: Lab, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        available = {role: len(read_rows(lab.pair.rows(role, "train"))) for role in ("honesty", "task")}
+        configs = []
+        for job in jobs:
+            values = dict(job.setting)
+            asked = values.pop("samples", None)
+            if asked is not None:
+                values |= {f"{role}_samples": min(asked, count) for role, count in available.items()}
+            configs.append(lab.restoration(presets[job.method], values))
+        for place, made in lab.restored(configs):
+            yield Outcome(place, made)
+
+    return make

@@ -1,0 +1,154 @@
+"""The engine of every experiment: settings x pairs, each made, asked and recorded once, however often it is stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from hcnr_jax.baselines import label
+from hcnr_jax.baselines.prompting import with_examples
+from hcnr_jax.checkpoints import sha256_file
+from hcnr_jax.data import Row
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.runner import Answer
+from hcnr_jax.experiments.config import ExperimentConfig
+from hcnr_jax.experiments.measure import measure
+from hcnr_jax.experiments.records import Record, Records
+from hcnr_jax.experiments.summary import BASE, TUNED
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.lab import Lab, Made
+from hcnr_jax.pipeline.pairs import ROLES, SPLITS, Pair, find_pairs
+
+ASKED = ("validation", "test")
+# Fields that decide what a record holds; the others (where, how many draws, which methods) do not.
+MEANING = ("rows", "seed", "max_new_tokens", "max_length", "match")
+
+
+class Job(NamedTuple):
+    """One setting of one method to be recorded on every pair. samples: rows it reads."""
+
+    method: str
+    setting: Mapping[str, Any]
+    samples: int = 0
+
+    @property
+    def label(self) -> str:
+        """The setting as records name it."""
+        return label(self.setting)
+
+
+class Outcome(NamedTuple):
+    """A job carried out: its place among the jobs, and the model, or why there is none; rows shown before questions."""
+
+    place: int
+    made: Made | InputError
+    examples: tuple[Row, ...] = ()
+
+
+Make = Callable[[Lab, Sequence[Job]], Iterator[Outcome]]
+"""Carries out the jobs it is given (never base or tuned themselves) on a pair."""
+
+
+def run_experiment(
+    config: ExperimentConfig, jobs: Sequence[Job], make: Make, shown: Sequence[str], reporter: Reporter
+) -> list[Record]:
+    """Every job on every pair, and base and tuned beside them; the records in the jobs' order, pair by pair.
+
+    Records lie in `records.jsonl` of --out and are not made again while pair, rows and settings are what they were;
+    `answers.jsonl` holds the test answers of base, tuned and the methods `shown`.
+    """
+    every = [Job(BASE, {}), Job(TUNED, {}), *jobs]
+    wanted: list[Record] = []
+    with Records(config.out / "records.jsonl") as records, Records(config.out / "answers.jsonl") as answers:
+        for pair in find_pairs(config, reporter):
+            prefix = f"{pair.name}/{_fingerprint(pair, config)}"
+            keys = {(place, split): _key(prefix, job, split) for place, job in enumerate(every) for split in ASKED}
+            todo = [p for p in range(len(every)) if any(keys[p, split] not in records for split in ASKED)]
+            if todo:
+                with jax.default_matmul_precision("highest"):
+                    book = _Book(pair, prefix, records, answers, {BASE, TUNED, *shown})
+                    _run_pair(Lab(pair, config, reporter), [every[place] for place in todo], make, book, reporter)
+            found = {record["key"]: record for record in records}
+            wanted += [found[key] for key in keys.values() if key in found]
+    return wanted
+
+
+class _Book(NamedTuple):
+    """Where one pair's records go."""
+
+    pair: Pair
+    prefix: str
+    records: Records
+    answers: Records
+    shown: set[str]
+
+    def write(self, job: Job, split: str, content: Mapping[str, Any]) -> None:
+        """One record, unless it is there."""
+        key = _key(self.prefix, job, split)
+        if key not in self.records:
+            about = {"key": key, "pair": self.pair.name, "method": job.method, "setting": dict(job.setting)}
+            self.records.add({**about, "label": job.label, "split": split, "samples": job.samples, **content})
+
+    def keep(self, job: Job, answers: Sequence[Answer]) -> None:
+        """The test answers of a method that is shown."""
+        if job.method not in self.shown:
+            return
+        for item in answers:
+            key = f"{_key(self.prefix, job, item.role)}/{item.line}"
+            if key not in self.answers:
+                fields = ("role", "kind", "question", "answerable", "answers", "completion", "verdict", "correct")
+                about = {"key": key, "pair": self.pair.name, "method": job.method, "label": job.label}
+                self.answers.add(about | {"line": item.line} | {name: getattr(item, name) for name in fields})
+
+
+def _run_pair(lab: Lab, jobs: Sequence[Job], make: Make, book: _Book, reporter: Reporter) -> None:
+    own = {BASE: lab.base, TUNED: lab.tuned}
+    others = [job for job in jobs if job.method not in own]
+    for job in jobs:
+        if job.method in own:
+            _record(lab, job, Outcome(0, Made(own[job.method], 0.0)), book)
+    last = ""
+    for outcome in make(lab, others) if others else ():
+        job = others[outcome.place]
+        if job.method != last:
+            reporter.say(f"{book.pair.name}: {job.method}")
+            last = job.method
+        _record(lab, job, outcome, book)
+
+
+def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
+    """Both splits of a setting; a setting without a model, or whose questions do not fit, is recorded as failed."""
+    if isinstance(outcome.made, InputError):
+        for split in ASKED:
+            book.write(job, split, {"failed": str(outcome.made)})
+        return
+    (params, seconds), shown = outcome.made, outcome.examples
+    change = (lambda row: with_examples(row, shown)) if shown else None
+    costs = {"touched": lab.touched(params), "seconds": round(seconds, 3)}
+    for split in ASKED:
+        try:
+            answers = lab.ask(params, split, change, len(shown))
+        except InputError as error:
+            book.write(job, split, {"failed": str(error)})
+            continue
+        book.write(job, split, costs | measure(answers))
+        if split == "test":
+            book.keep(job, answers)
+
+
+def _key(prefix: str, job: Job, split: str) -> str:
+    return f"{prefix}/{job.method}/{job.label}/{split}"
+
+
+def _fingerprint(pair: Pair, config: ExperimentConfig) -> str:
+    """What a pair's records depend on but for the setting: weights, rows, questions, how they are read and asked."""
+    files = [pair.rows(role, split) for role in ROLES for split in SPLITS]
+    files += [path for folder in (pair.base, pair.tuned) for path in sorted(folder.glob("*.safetensors"))]
+    parts = [sha256_file(Path(path)) for path in files]
+    values = [getattr(config, name) for name in MEANING]
+    return hashlib.sha256(json.dumps([parts, values]).encode()).hexdigest()[:12]

@@ -1,0 +1,163 @@
+"""One pair opened for experiments: weights and questions are loaded once, rows scored once a kind of scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hcnr_jax.config import RestoreConfig, build, read_yaml
+from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
+from hcnr_jax.evaluate.questions import Role, check_labels
+from hcnr_jax.evaluate.runner import Answer, answer
+from hcnr_jax.experiments.config import ExperimentConfig
+from hcnr_jax.method.neurons import Params
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
+from hcnr_jax.pipeline.opened import end_ids
+from hcnr_jax.pipeline.pairs import ROLES, Pair
+from hcnr_jax.pipeline.plan import Plan, make_plan
+from hcnr_jax.pipeline.prepare import Prepared, prepare
+from hcnr_jax.pipeline.run import load_pair, score_pair
+from hcnr_jax.pipeline.scoring import Scores
+from hcnr_jax.presets import preset
+
+
+class Made(NamedTuple):
+    """A model an experiment made: its params, and the seconds that took (a share of what settings have in common)."""
+
+    params: Params
+    seconds: float
+
+
+class _Scored(NamedTuple):
+    prepared: Prepared
+    plan: Plan
+    scores: dict[str, Scores]
+    seconds: float
+
+
+class Lab:
+    """A pair in memory. `restored` makes restorations, `ask` puts its questions to any params of its shape."""
+
+    def __init__(self, pair: Pair, config: ExperimentConfig, reporter: Reporter) -> None:
+        self.pair, self.config, self.reporter = pair, config, reporter
+        self._scored: dict[str, _Scored] = {}
+        self._prompts: dict[tuple[str, int], list[Prompt]] = {}
+        first = self.restoration("recommended", {})
+        prepared = prepare(first, reporter)
+        self.spec = prepared.spec
+        self.honesty = [example.row for example in prepared.honesty]
+        self.task = [example.row for example in prepared.task]
+        self.examples = {"honesty": prepared.honesty, "task": prepared.task}
+        self.tokenizer: Tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
+        self._eos = end_ids(prepared.tuned, self.spec, self.tokenizer)
+        plan = make_plan(prepared)
+        self.base, self.tuned = load_pair(prepared, plan, reporter)
+        self._score(first, prepared, plan)
+
+    def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
+        """A preset's settings on this pair's rows, with some of them changed."""
+        config = self.config
+        common = {
+            "base": str(self.pair.base),
+            "tuned": str(self.pair.tuned),
+            "honesty": self.pair.rows("honesty", "train"),
+            "task": self.pair.rows("task", "train"),
+            "out": config.out / f"unwritten-{self.pair.name}",
+            "honesty_samples": config.rows["honesty"],
+            "task_samples": config.rows["task"],
+            "seed": config.seed,
+            "max_length": config.max_length,
+        }
+        return build(RestoreConfig, read_yaml(RestoreConfig, preset(name)) | common | dict(values))
+
+    def restored(self, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
+        """(place, the restored model, or why that setting has none), settings of equal scores together."""
+        groups: dict[str, list[int]] = {}
+        for place, config in enumerate(configs):
+            groups.setdefault(_scores_key(config), []).append(place)
+        for places in groups.values():
+            scored = self._score(configs[places[0]])
+            share = scored.seconds / len(places)
+            for number, made in self._grid(scored, [configs[place] for place in places]):
+                yield (
+                    places[number],
+                    made if isinstance(made, InputError) else made._replace(seconds=made.seconds + share),
+                )
+
+    def _grid(self, scored: _Scored, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
+        """One walk for all; where a setting of several fails, each for itself."""
+        done: set[int] = set()
+        started = time.perf_counter()
+        try:
+            grid = restore_grid(
+                scored.prepared, scored.plan, configs, self.base, self.tuned, scored.scores, self.reporter
+            )
+            for result in grid:
+                made = jax.block_until_ready(restored_params(self.tuned, result.corrected))
+                done.add(result.place)
+                yield result.place, Made(made, time.perf_counter() - started)
+                started = time.perf_counter()
+        except InputError as error:
+            left = [place for place in range(len(configs)) if place not in done]
+            if len(configs) == 1:
+                yield 0, error
+                return
+            for place in left:
+                for _, made in self._grid(scored, [configs[place]]):
+                    yield place, made
+
+    def _score(self, config: RestoreConfig, prepared: Prepared | None = None, plan: Plan | None = None) -> _Scored:
+        key = _scores_key(config)
+        if key not in self._scored:
+            prepared = prepared or prepare(config, self.reporter)
+            plan = plan or make_plan(prepared)
+            started = time.perf_counter()
+            scores = score_pair(prepared, plan, self.base, self.tuned, self.reporter, None)
+            self._scored[key] = _Scored(prepared, plan, scores, time.perf_counter() - started)
+        return self._scored[key]
+
+    def loaded(self, params: Params) -> LoadedModel:
+        """Params ready to be asked."""
+        return LoadedModel(self.spec, params, self.tokenizer, self._eos)
+
+    def ask(self, params: Params, split: str, change: Callable[[Row], Row] | None = None, tag: int = 0) -> list[Answer]:
+        """The answers to the pair's questions of a split. change: of every row before it is asked, told apart by `tag`.
+
+        InputError for a question that does not fit into the model's positions.
+        """
+        settings = AnswerSettings(self.config.max_new_tokens, self.config.microbatch, self.config.match)
+        return answer(self.loaded(params), self._questions(split, change, tag), settings)
+
+    def _questions(self, split: str, change: Callable[[Row], Row] | None, tag: int) -> list[Prompt]:
+        if (split, tag) not in self._prompts:
+            room = self.spec.max_positions - self.config.max_new_tokens
+            prompts: list[Prompt] = []
+            for role in ROLES:
+                rows = read_rows(self.pair.rows(role, split), need_completion=False)
+                named: Role = "honesty" if role == "honesty" else "task"
+                check_labels(named, split, rows)
+                asked = rows if change is None else [change(row) for row in rows]
+                prompts += encode_prompts(named, split, asked, self.tokenizer, self.spec.vocab_size, room)
+            self._prompts[split, tag] = prompts
+        return self._prompts[split, tag]
+
+    def touched(self, params: Params) -> float:
+        """Share of all parameters whose value differs from tuned's."""
+        moved = [int((np.asarray(x) != np.asarray(y)).sum()) for x, y in _leaves(params, self.tuned)]
+        return sum(moved) / sum(leaf.size for leaf in jax.tree.leaves(self.tuned))
+
+
+def _leaves(left: Params, right: Params) -> Iterator[tuple[Any, Any]]:
+    return zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+
+
+def _scores_key(config: RestoreConfig) -> str:
+    """What the scores depend on."""
+    return config.model_dump_json(exclude=set(FREE))

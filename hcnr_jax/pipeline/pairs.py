@@ -1,0 +1,71 @@
+"""The pairs of an experiment: folders that hold a base and a tuned model and their rows, or organisms built by seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.questions import unique_names
+from hcnr_jax.experiments.config import ExperimentConfig
+from hcnr_jax.organism.build import build
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.sets import split_name
+from hcnr_jax.training.trainer import StepInfo
+
+SPLITS = ("train", "validation", "test")
+ROLES = ("honesty", "task")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where one pair lies: `base` and `tuned` are models, `data` holds `{honesty,task}-{train,validation,test}.jsonl`.
+
+    train rows are what methods read, validation questions choose settings, test questions show them.
+    """
+
+    name: str
+    base: Path
+    tuned: Path
+    data: Path
+
+    def rows(self, role: str, split: str) -> Path:
+        """The file of one role and split."""
+        return self.data / f"{role}-{split}.jsonl"
+
+
+def find_pairs(config: ExperimentConfig, reporter: Reporter) -> list[Pair]:
+    """The folders of --pair, checked, and the organisms of --seeds, built where an earlier run has not built them."""
+    named = [split_name(word, "--pair") for word in config.pair]
+    pairs = [_opened(name, Path(path)) for name, path in named]
+    for seed in config.seeds:
+        folder = config.out / f"organism-{seed}"
+        if not (folder / "tuned").exists():
+            _build(folder, seed, config, reporter)
+        pairs.append(_opened(f"seed-{seed}", folder))
+    unique_names([pair.name for pair in pairs], "--pair")
+    return pairs
+
+
+def _opened(name: str, folder: Path) -> Pair:
+    pair = Pair(name, folder / "base", folder / "tuned", folder / "data")
+    needed = [pair.base, pair.tuned, *(pair.rows(role, split) for role in ROLES for split in SPLITS)]
+    for path in needed:
+        if not path.exists():
+            raise InputError(
+                f"pair {pair.name}: {path} is not there; expected a folder with base, tuned and data, where data holds "
+                "honesty-train.jsonl, -validation, -test and the same of task"
+            )
+    return pair
+
+
+def _build(folder: Path, seed: int, config: ExperimentConfig, reporter: Reporter) -> None:
+    with reporter.stage(f"build organism {seed}", None, "steps") as stage:
+        done: dict[str, int] = {}
+
+        def follow(name: str, step: int, steps: int, info: StepInfo) -> None:
+            done[name] = steps
+            stage.expect(sum(done.values()))
+            stage.advance()
+
+        build(folder, seed, config.size, config.lora, follow)

@@ -1,0 +1,53 @@
+"""`hcnr sweep`: a grid of the restoration's settings on every pair, all from one scoring of the rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hcnr_jax.experiments.config import SweepConfig
+from hcnr_jax.experiments.summary import TUNED, averages, best_setting
+from hcnr_jax.pipeline.compare import constraint_of
+from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
+from hcnr_jax.pipeline.lab import Lab
+from hcnr_jax.pipeline.results import Results, heat_picture, write_results
+
+METHOD = "sweep"
+NOTES = (
+    "Means over pairs. Validation questions choose: the highest F1 among the settings whose mean task accuracy there "
+    "is within the allowed loss of TUNED's. The test columns of all other settings are for looking, not for choosing.",
+)
+
+
+def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+    """The whole of `hcnr sweep`; returns what summary.json holds. A run that was stopped goes on in its --out.
+
+    Raises InputError for what the user can mend, RunError for a fault during the run.
+    """
+    reporter = reporter or Reporter()
+    jobs = [Job(METHOD, setting, sum(config.rows.values())) for setting in settings_of(config)]
+    records = run_experiment(config, jobs, _make(config), [], reporter)
+    found = averages(records, METHOD)
+    chosen = best_setting(found, averages(records, TUNED), constraint_of(config.max_task_loss))
+    setting = next(row["setting"] for row in found if row["label"] == chosen.label)
+    drawn = [picture for picture in [heat_picture(config, found, setting)] if picture]
+    results = Results("sweep", f"A grid around {config.preset}.yaml", records, {}, NOTES, [chosen.text], found, drawn)
+    return write_results(config, results, reporter)
+
+
+def settings_of(config: SweepConfig) -> list[dict[str, Any]]:
+    """Every combination of the four lists."""
+    values = itertools.product(config.in_weights, config.cross_weights, config.task_weights, config.dampings)
+    names = ("in_weight", "cross_weight", "task_weight", "damping")
+    return [dict(zip(names, item, strict=True)) for item in values]
+
+
+def _make(config: SweepConfig) -> Any:
+    def make(lab: Lab, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        configs = [lab.restoration(config.preset, job.setting) for job in jobs]
+        for place, made in lab.restored(configs):
+            yield Outcome(place, made)
+
+    return make

@@ -1,0 +1,57 @@
+"""Pictures of experiments: every setting as a point of honesty against task, and heat maps of a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from hcnr_jax.report.plots import COLOURS, save
+
+Points = Sequence[tuple[float, float]]
+
+# Okabe and Ito's colours, then marks to tell further methods apart.
+_CYCLE = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def task_against_honesty(curves: Mapping[str, Points], chosen: Mapping[str, tuple[float, float]], path: Path) -> Path:
+    """Every setting of every method: task accuracy across, F1 of refusing the unanswerable up, on test questions.
+
+    curves: method -> (task accuracy, F1) of its settings, means over pairs, joined in this order. chosen: the setting
+    that validation took, drawn large; base and tuned have it alone.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 6), layout="constrained")
+    others = [name for name in curves if name not in ("base", "tuned")]
+    for name, points in curves.items():
+        place = others.index(name) if name in others else 0
+        colour = COLOURS.get(name) if name not in others else _CYCLE[place % len(_CYCLE)]
+        mark = "*" if name not in others else _MARKS[place // len(_CYCLE) % len(_MARKS)]
+        across, up = zip(*points, strict=True)
+        axes.plot(across, up, "-", lw=1, alpha=0.5, color=colour)
+        axes.plot(across, up, mark, ms=3, alpha=0.5, color=colour)
+        if name in chosen:
+            axes.plot(*chosen[name], mark, ms=10, color=colour, label=name, mec="white")
+    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="accuracy on the task", ylabel='F1 of "unanswerable"')
+    axes.set_title("Every setting, means over pairs, test questions (large: chosen on validation)", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def heat_maps(
+    maps: Mapping[str, np.ndarray], columns: Sequence[str], rows: Sequence[str], labels: tuple[str, str], path: Path
+) -> Path:
+    """One map a title, values 0-1 written into the cells: `labels` name the axes (across, down)."""
+    figure, panels = plt.subplots(1, len(maps), figsize=(4.5 * len(maps), 3.8), layout="constrained", squeeze=False)
+    for axes, (title, values) in zip(panels[0], maps.items(), strict=True):
+        axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        for (row, column), value in np.ndenumerate(values):
+            colour = "black" if value > 0.6 else "white"
+            axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=9)
+    return save(figure, path)

@@ -1,0 +1,119 @@
+"""compare, ablate and sweep from the command line on one tiny pair: what they write, and that they go on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hcnr_jax.baselines import BASELINES
+from hcnr_jax.experiments import rows as ablation_rows
+from hcnr_jax.pipeline import experiment
+from tests.pipeline.worlds import call, make_world
+from tests.tiny import honesty_rows, task_rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A folder in the layout of --pair."""
+    folder = tmp_path_factory.mktemp("pair")
+    make_world(folder)
+    data = folder / "data"
+    data.mkdir()
+    known = [row | {"answerable": True, "answers": ["sky"], "completion": " the sky ."} for row in task_rows(60)[40:]]
+    for number, split in enumerate(("train", "validation", "test")):
+        part = slice(8 * number, 8 * number + 8)
+        write_rows(data / f"honesty-{split}.jsonl", [*honesty_rows(24)[part], *known[part][:4]])
+        write_rows(data / f"task-{split}.jsonl", task_rows(24)[part])
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+METHODS = "recommended,wise_ft,safe_delta,rait_mixed,in_context"
+
+
+@pytest.fixture(scope="module")
+def compared(pair, tmp_path_factory):
+    """One comparison of a method of every kind."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--methods", METHODS, "--rates", 0.001]
+    command = ["compare", *arguments, "--steps", 2, "--batch-size", 4, "--max-new-tokens", 4, "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in METHODS.split(","):
+            patch.setitem(BASELINES, name, replace(BASELINES[name], grid=BASELINES[name].grid[:6:5]))
+        ended = call(*command)
+        assert ended.code == 0, ended.err
+        yield command, out
+
+
+def test_every_method_is_recorded_on_both_splits(compared) -> None:
+    _, out = compared
+    records = lines(out / "records.jsonl")
+    names = {record["method"] for record in records}
+    assert names == {"base", "tuned", *METHODS.split(",")}
+    assert {record["split"] for record in records} == {"validation", "test"}
+    by_name = {(r["method"], r["label"]): r for r in records if r["split"] == "test" and "failed" not in r}
+    assert by_name["tuned", "as it is"]["touched"] == 0 and by_name["wise_ft", "alpha=0.5"]["touched"] > 0
+    assert by_name["wise_ft", "alpha=0"]["bits"] == by_name["base", "as it is"]["bits"]
+    assert by_name["recommended", "as it is"]["samples"] == 16 and by_name["wise_ft", "alpha=0"]["samples"] == 0
+
+
+def test_tables_summary_and_answers_are_there(compared) -> None:
+    _, out = compared
+    summary = json.loads((out / "summary.json").read_text())
+    rows = {row["method"]: row for row in summary["groups"][""]}
+    assert rows["recommended"]["difference"]["honesty_f1"]["mean"] == 0 and "equal_task" in rows["wise_ft"]
+    text = (out / "tables.md").read_text()
+    assert all(f"| {name}" in text for name in METHODS.split(","))
+    answers = lines(out / "answers.jsonl")
+    assert {answer["method"] for answer in answers} == {"base", "tuned", "recommended"}
+    assert len({answer["key"] for answer in answers}) == len(answers)
+
+
+def test_a_second_run_makes_nothing_again(compared, monkeypatch) -> None:
+    command, out = compared
+    before = (out / "records.jsonl").read_bytes()
+    monkeypatch.setattr(experiment, "Lab", None)
+    assert call(*command).code == 0
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+def test_ablations_of_the_paper(pair, tmp_path, monkeypatch) -> None:
+    group = ablation_rows.GROUPS["paper"]._replace(rows=ablation_rows.GROUPS["paper"].rows[:4])
+    sizes = ablation_rows.GROUPS["data"]._replace(rows=ablation_rows.GROUPS["data"].rows[:2])
+    monkeypatch.setattr(ablation_rows, "GROUPS", {"paper": group, "data": sizes})
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
+    ended = call("ablate", *arguments, "--out", tmp_path / "a")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert len(summary["groups"]) == 2 and len(summary["findings"]) == 3
+    assert all("without it" in finding for finding in summary["findings"])
+    assert call("ablate", *arguments, "--groups", "none", "--out", tmp_path / "b").code == 2
+
+
+def test_a_sweep_is_every_combination(pair, tmp_path) -> None:
+    grid = ["--in-weights", 0.5, 1.0, "--cross-weights", 0.4, "--task-weights", 1.0, 2.0]
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
+    ended = call("sweep", *arguments, *grid, "--out", tmp_path / "s")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert len(summary["settings"]) == 4 and "chosen on validation questions" in summary["findings"][0]
+    values = [row["test"]["honesty_f1"] for row in summary["settings"]]
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pair", "x=/nowhere"], "pair x: /nowhere/base is not there; expected a folder with base, tuned and data"),
+        ([], "--pair, --seeds: expected one pair or more, found none"),
+        (["--seeds", "1", "--methods", "magic"], "unknown method 'magic'; expected all, or some of: recommended"),
+        (["--seeds", "1", "--methods", "wise_ft"], "--reference recommended: expected one of --methods: wise_ft"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, options, message) -> None:
+    ended = call("compare", *options, "--out", tmp_path / "no")
+    assert ended.code == 2 and message in " ".join(ended.err.split())
