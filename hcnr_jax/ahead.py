@@ -34,6 +34,10 @@ class Ahead:
             lowered = self._jitted.lower(*arguments)
             self._programs[key] = _POOL.submit(lowered.compile)
 
+    def lower(self, *arguments: Any) -> Any:
+        """What jit lowers these arguments to."""
+        return self._jitted.lower(*arguments)
+
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
         program = self._programs.get(self._key(arguments)) if self._programs else None

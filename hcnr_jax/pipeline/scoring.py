@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from hcnr_jax import streaming
 from hcnr_jax.ahead import Ahead
@@ -59,6 +60,27 @@ def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> No
         mask = np.zeros((rows, length), bool)
         batch = Batch(np.zeros((rows, length), np.int32), mask, mask)
         _score_step.prepare(how, params, batch, np.zeros(rows, np.float32), sums)
+
+
+def scoring_memory(how: Scoring, shape: Shape, params: Params) -> tuple[int, int]:
+    """Bytes on each device of the mesh of `how`, as compiled: what the scoring program is given, and what it uses
+    beside. params: a tree of jax.ShapeDtypeStruct; no array is made."""
+    layout = how.layout
+    if layout is None:
+        raise ValueError("scoring_memory: expected a Scoring with a layout")
+    shardings = unflatten_dict(layout.params(), sep="/")
+    placed = jax.tree.map(lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, shardings)
+
+    def rows(dtype: Any, *axes: int) -> Any:
+        return jax.ShapeDtypeStruct((shape.rows, *axes), dtype, sharding=layout.rows)
+
+    sums = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.replicated),
+        jax.eval_shape(partial(_no_scores, how)),
+    )
+    batch = Batch(rows(jnp.int32, shape.length), rows(bool, shape.length), rows(bool, shape.length))
+    used = _score_step.lower(how, placed, batch, rows(jnp.float32), sums).compile().memory_analysis()
+    return used.argument_size_in_bytes, used.temp_size_in_bytes
 
 
 def score(

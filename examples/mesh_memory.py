@@ -1,0 +1,58 @@
+"""How much of each device the scores of a model take, by mesh: compiled for simulated devices, without a weight.
+
+    python examples/mesh_memory.py [SHAPE] [ROWS] [TOKENS]
+
+SHAPE is one of `hcnr bench --shape`. `computed` is what the split says a device holds of the weights; `arguments` and
+`temporaries` are XLA's own count of the compiled program. Temporaries on a CPU are no accelerator's, but fall alike.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from hcnr_jax.bench.shapes import spec_of
+from hcnr_jax.models import abstract_params
+from hcnr_jax.pipeline.batches import Shape
+from hcnr_jax.pipeline.model import layout_of
+from hcnr_jax.pipeline.scoring import Scoring, scoring_memory
+from hcnr_jax.sharding import Layout, make_mesh
+
+MESHES = ("data=2", "data=8", "fsdp=8", "model=8", "fsdp=4,model=2", "data=2,fsdp=2,model=2")
+
+
+def weight_bytes(layout: Layout, itemsize: int) -> int:
+    """Bytes of the weights that one device holds, by the split alone."""
+    shardings = layout.params()
+    return sum(itemsize * math.prod(shardings[path].shard_shape(shape)) for path, _, shape in layout.axes)
+
+
+def row(shape: str, mesh: str, rows: int, tokens: int) -> tuple[int, int, int]:
+    """(computed, arguments, temporaries) of one device."""
+    spec, devices = spec_of(shape), make_mesh(mesh)
+    if devices is None:
+        raise ValueError(f"mesh {mesh}: expected more than one device")
+    layout = layout_of(devices, spec)
+    how = Scoring(spec, dtype="float32", layout=layout)
+    found = scoring_memory(how, Shape(tokens, rows), abstract_params(spec, jnp.bfloat16))
+    return weight_bytes(layout, 2), *found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """A table to standard output."""
+    shape = arguments[0] if arguments else "llama-3.2-1b"
+    rows, tokens = (int(text) for text in (*arguments[1:], "16", "256")[:2])
+    spec = spec_of(shape)
+    total = 2 * sum(leaf.size for leaf in jax.tree.leaves(abstract_params(spec)))
+    print(f"{shape}: {total / 1e9:.3f} GB of bfloat16 weights; {rows} rows of {tokens} tokens; GB on each device\n")
+    print("| mesh | weights, computed | arguments, compiled | temporaries, compiled |\n|---|---|---|---|")
+    for mesh in MESHES:
+        computed, given, beside = row(shape, mesh, rows, tokens)
+        print(f"| `{mesh}` | {computed / 1e9:.3f} | {given / 1e9:.3f} | {beside / 1e9:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    main(sys.argv[1:])
