@@ -16,6 +16,8 @@ from hcnr_jax.training.objectives import Pairs, logits_of
 from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference
 from hcnr_jax.training.trainer import Objective, TrainSettings, epoch_batches, train
 
+LENGTH_STEP = 8
+
 
 def fit(spec: ModelSpec, params: PyTree, examples: Sequence[Example], settings: TrainSettings) -> tuple[PyTree, PyTree]:
     """Supervised fine-tuning of all weights from `params`; the trained params in their dtypes, and the log."""
