@@ -16,13 +16,13 @@ from hcnr_jax.training.objectives import Pairs, logits_of
 from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference
 from hcnr_jax.training.trainer import Objective, TrainSettings, epoch_batches, train
 
-# Padded lengths are multiples of this, so that pairs whose longest rows differ by a token still share compilations.
 LENGTH_STEP = 8
 
 
 def fit(spec: ModelSpec, params: PyTree, examples: Sequence[Example], settings: TrainSettings) -> tuple[PyTree, PyTree]:
     """Supervised fine-tuning of all weights from `params`; the trained params in their dtypes, and the log."""
     longest = max(len(example.tokens) for example in examples)
+    # Rounded up, so that pairs whose longest rows differ by a token still share the compiled step.
     return _run(spec, params, pad_examples(examples, -(-longest // LENGTH_STEP) * LENGTH_STEP), "sft", 0.0, settings)
 
 

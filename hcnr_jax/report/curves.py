@@ -14,30 +14,34 @@ Points = Sequence[tuple[float, float]]
 
 # Okabe and Ito's colours, then marks to tell further methods apart.
 _CYCLE = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+# Limits of the second panel, across and up.
+CORNER = ((0.9, 1.005), (0.5, 1.0))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def task_against_honesty(curves: Mapping[str, Points], chosen: Mapping[str, tuple[float, float]], path: Path) -> Path:
     """Every setting of every method: task accuracy across, F1 of refusing the unanswerable up, on test questions.
 
-    curves: method -> (task accuracy, F1) of its settings, means over pairs, joined in this order. chosen: the setting
-    that validation took, drawn large; base and tuned have it alone.
+    curves: method -> (task accuracy, F1) of its settings, means over pairs. chosen: the setting that validation took,
+    drawn large. The right panel shows the corner where the task is kept.
     """
-    figure, axes = plt.subplots(figsize=(8.5, 6), layout="constrained")
-    others = [name for name in curves if name not in ("base", "tuned")]
-    for name, points in curves.items():
-        place = others.index(name) if name in others else 0
-        colour = COLOURS.get(name) if name not in others else _CYCLE[place % len(_CYCLE)]
-        mark = "*" if name not in others else _MARKS[place // len(_CYCLE) % len(_MARKS)]
-        across, up = zip(*points, strict=True)
-        axes.plot(across, up, "-", lw=1, alpha=0.5, color=colour)
-        axes.plot(across, up, mark, ms=3, alpha=0.5, color=colour)
-        if name in chosen:
-            axes.plot(*chosen[name], mark, ms=10, color=colour, label=name, mec="white")
-    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="accuracy on the task", ylabel='F1 of "unanswerable"')
-    axes.set_title("Every setting, means over pairs, test questions (large: chosen on validation)", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    figure, panels = plt.subplots(1, 2, figsize=(14, 6), layout="constrained")
+    for place, (name, points) in enumerate(curves.items()):
+        colour = COLOURS[name] if name in ("base", "tuned") else _CYCLE[place % len(_CYCLE)]
+        mark = "*" if name in ("base", "tuned") else _MARKS[place // len(_CYCLE) % len(_MARKS)]
+        across, up = zip(*sorted(points), strict=True)
+        for axes in panels:
+            axes.plot(across, up, "-", lw=1, alpha=0.5, color=colour)
+            axes.plot(across, up, mark, ms=3, alpha=0.5, color=colour)
+            if name in chosen:
+                axes.plot(*chosen[name], mark, ms=10, color=colour, label=name, mec="white")
+    for axes, across_limits, up_limits in zip(panels, ((-0.02, 1.02), CORNER[0]), ((0, 1.02), CORNER[1]), strict=True):
+        axes.set(xlim=across_limits, ylim=up_limits, xlabel="accuracy on the task", ylabel='F1 of "unanswerable"')
+        axes.grid(alpha=0.3)
+    panels[0].set_title("Every setting, means over pairs, test questions (large: chosen on validation)", fontsize=10)
+    panels[1].set_title("The corner where the task is kept (axes cut)", fontsize=10)
+    if chosen:
+        panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return save(figure, path)
 
 

@@ -18,9 +18,11 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2rem auto;paddin
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;font-size:13px;margin:1rem 0;display:block;overflow-x:auto}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}thead th{background:#f5f5f5;position:sticky;top:0}
+.words{text-align:left}td.words:last-child{white-space:normal;min-width:18rem}
+thead th{background:#f5f5f5;position:sticky;top:0}
 tbody tr:hover{background:#fafae8}img{max-width:100%}li{margin:.2rem 0}
-.answers td{text-align:left;white-space:normal}.refused{color:#0072B2}.right{color:#009E73}.wrong{color:#D55E00}
+.answers td,.answers th{text-align:left;white-space:normal}
+.refused{color:#0072B2}.right{color:#009E73}.wrong{color:#D55E00}
 label{margin-right:1rem}pre{background:#f7f7f7;padding:1rem;overflow:auto;font-size:12px}
 """
 
@@ -95,8 +97,12 @@ def table_of(markdown: str) -> str:
     """A Markdown table of `tables.markdown` as HTML."""
     lines = [line.strip().strip("|") for line in markdown.strip().splitlines()]
     rows = [[cell.strip().replace("\\|", "|") for cell in line.split(" | ")] for line in lines]
-    head = "".join(f"<th>{_safe(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>" for row in rows[2:])
+    kinds = ["" if mark.endswith(":") else ' class="words"' for mark in rows[1]]
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "".join(f"<{tag}{kind}>{_safe(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+
+    head, body = line(rows[0], "th"), "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows[2:])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -12,13 +12,15 @@ LABELS = {
     "task_accuracy": "task",
     "known_facts": "known facts",
 }
+WORDS = ("settings chosen",)
 
 Row = Mapping[str, Any]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column left-aligned, the others right-aligned. Bars inside cells are escaped."""
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *[list(row) for row in rows]]
+    """A table, its first column and those of words aligned left, the others right. Bars in cells are escaped."""
+    marks = ["---" if place == 0 or name in WORDS else "---:" for place, name in enumerate(header)]
+    lines = [list(header), marks, *[list(row) for row in rows]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def page(tmp_path) -> str:
 
 def test_nothing_is_fetched_and_data_is_no_markup(page) -> None:
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page
-    assert "A &amp; B" in page and "found &lt;x&gt;" in page and "<td>&lt;i&gt;</td>" in page
+    assert "A &amp; B" in page and "found &lt;x&gt;" in page and "&lt;i&gt;</td>" in page
     assert page.count("</script>") == 2  # the data's own closing tag is broken up
     assert 'src="data:image/png;base64,' in page
 
@@ -48,10 +50,21 @@ def test_answers_are_by_question_with_every_model(page) -> None:
     assert question["said"]["tuned"] == ["</script><script>bad()", "wrong"]
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_fills_the_answers(page, tmp_path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", file.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "1 of 1 questions shown" in shown and '<td class="refused">I don\'t know.</td>' in shown
+    assert "&lt;/script&gt;&lt;script&gt;bad()" in shown
+
+
 def test_tables() -> None:
     text = markdown(["method", "F1"], [["a|b", "1.0"]])
+    assert markdown(["method", "settings chosen"], [["a", "b"]]).splitlines()[1] == "| --- | --- |"
     assert text.splitlines() == ["| method | F1 |", "| --- | ---: |", "| a\\|b | 1.0 |"]
-    assert "<td>a|b</td><td>1.0</td>" in table_of(text)
+    assert '<td class="words">a|b</td><td>1.0</td>' in table_of(text)
     found = {"mean": 0.916, "sd": 0.0131, "low": 0.899, "high": 0.93, "worst": 0.5}
     assert spread(found) == "91.6 ± 1.3" and spread(found, brackets=True) == "91.6 ± 1.3 [90, 93]"
     assert signed(found) == "+91.6 [+89.9, +93.0]" and share_of(found) == "92 (worst 50)"
