@@ -69,6 +69,6 @@ def test_halving_stops_at_one_row():
 def test_an_accelerators_microbatch_follows_its_memory(monkeypatch):
     free = 10 * batches.row_bytes(SPEC, 32)
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": free + 7, "bytes_in_use": 7})
-    monkeypatch.setattr(batches.jax, "devices", lambda: [device])
+    monkeypatch.setattr(batches.jax, "local_devices", lambda: [device])
     assert batches.choose_microbatch(SPEC, 32, 100) == 5 and batches.choose_microbatch(SPEC, 32, 3) == 3
     assert batches.row_bytes(SPEC, 32, streamed=True) < batches.row_bytes(SPEC, 32)
