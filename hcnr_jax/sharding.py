@@ -134,7 +134,9 @@ class Layout:
         return jax.make_array_from_callback(values.shape, self.rows, lambda index: values[index])
 
     def put(self, array: Any, sharding: NamedSharding) -> jax.Array:
-        """A host array laid out as `sharding` says; the same on every process."""
+        """An array that every process holds, laid out as `sharding` says."""
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
         values = np.asarray(array)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
@@ -155,8 +157,10 @@ def make_layout(mesh: Mesh, axes: Mapping[str, tuple[str, ...]], shapes: Mapping
 def _local(leaf: Any, replicated: NamedSharding, number: int) -> Any:
     if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding):
         return leaf
-    whole = jax.device_put(leaf, replicated) if leaf.is_fully_addressable else _gather(replicated)(leaf)
-    shards = whole.addressable_shards
+    if leaf.is_fully_addressable:  # straight to the one device that needs it
+        devices = replicated.mesh.devices.flat
+        return jax.device_put(leaf, devices[number % replicated.mesh.size])
+    shards = _gather(replicated)(leaf).addressable_shards
     return shards[number % len(shards)].data
 
 

@@ -11,7 +11,16 @@ from hcnr_jax.checkpoints.names import Placement, hf_name_of, leaf_shapes, tenso
 from hcnr_jax.checkpoints.orbax import load_params as load_orbax
 from hcnr_jax.checkpoints.orbax import save_params as save_orbax
 from hcnr_jax.checkpoints.patch import apply_patch, write_patch
-from hcnr_jax.checkpoints.save import HFTensors, save_like, save_new, to_hf, write_like
+from hcnr_jax.checkpoints.save import (
+    HFTensors,
+    divide_shards,
+    save_like,
+    save_new,
+    to_hf,
+    write_companions,
+    write_like,
+    write_shards,
+)
 from hcnr_jax.checkpoints.stream import StreamedParams
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "check_tensors",
     "delta_lost",
     "describe_params",
+    "divide_shards",
     "hf_name_of",
     "is_adapter",
     "leaf_shapes",
@@ -49,6 +59,8 @@ __all__ = [
     "tensor_digests",
     "tensor_names",
     "to_hf",
+    "write_companions",
     "write_like",
     "write_patch",
+    "write_shards",
 ]

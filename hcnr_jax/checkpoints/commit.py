@@ -45,6 +45,12 @@ def check_output(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
     return path
 
 
+def partial_path(out: str | Path) -> Path:
+    """Where an output is written before it appears."""
+    path = Path(out).expanduser().resolve()
+    return path.parent / f".{path.name}.hcnr-partial"
+
+
 @contextlib.contextmanager
 def staged_folder(
     out: str | Path, inputs: Iterable[str | Path] = (), needed_bytes: int = 0, lock: bool = True
@@ -62,7 +68,7 @@ def staged_folder(
             filled up while writing (another place is the remedy). Nothing is left behind in any of these cases.
     """
     path = check_output(out, inputs)
-    partial = path.parent / f".{path.name}.hcnr-partial"
+    partial = partial_path(path)
     with contextlib.ExitStack() as stack:
         with explained(out):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ out byte for byte; tensors go from the mapped input to the output without being 
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,18 +65,41 @@ def save_like(
 
 def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, Any]) -> None:
     """The files of `save_like` into a folder that the caller commits."""
+    write_companions(template, stage)
+    write_shards(template, stage, changed, [shard.name for shard in template.shards])
+
+
+def write_companions(template: Checkpoint, stage: Path) -> None:
+    """Every file of the template's folder that is not weights, and the index."""
+    for name, path in template.companions().items():
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, stage / name)
+    if not (stage / INDEX).exists():
+        _write_index(stage, {info.name: shard.name for shard in template.shards for info in shard.tensors}, template)
+
+
+def write_shards(template: Checkpoint, stage: Path, changed: Mapping[str, Any], names: Collection[str]) -> None:
+    """The weight files called `names`, with the tensors of `changed`; several processes may each write some."""
     replaced = set(changed)  # asking a lazy mapping whether it holds a name would make the tensor
     unknown = sorted(replaced - set(template.tensors))
     if unknown:
         raise InputError(f"{template.folder} has no tensor {unknown[0]}, which was to be replaced")
-    for name, path in template.companions().items():
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, stage / name)
     for shard in template.shards:
-        with (stage / shard.name).open("wb") as file:
-            _write_shard(file, template, shard, changed, replaced)
-    if not (stage / INDEX).exists():
-        _write_index(stage, {info.name: shard.name for shard in template.shards for info in shard.tensors}, template)
+        if shard.name in names:
+            with (stage / shard.name).open("wb") as file:
+                _write_shard(file, template, shard, changed, replaced)
+
+
+def divide_shards(template: Checkpoint, count: int) -> list[list[str]]:
+    """The names of the weight files in `count` lists of about the same bytes, the largest files dealt out first."""
+    parts: list[list[str]] = [[] for _ in range(count)]
+    filled = [0] * count
+    sizes = {shard.name: sum(info.nbytes for info in shard.tensors) for shard in template.shards}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        place = filled.index(min(filled))
+        parts[place].append(name)
+        filled[place] += sizes[name]
+    return parts
 
 
 def save_new(

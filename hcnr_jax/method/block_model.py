@@ -8,13 +8,13 @@ disk when it is asked.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float
 
-from hcnr_jax.method.curvature import Moments, capture_inputs, update_moments
+from hcnr_jax.method.curvature import capture_inputs
 from hcnr_jax.method.neurons import Kernel, Params
 
 Hidden = Any
@@ -55,13 +55,17 @@ class BlockModel(NamedTuple):
 class Steps(NamedTuple):
     """The compiled pieces of a walk.
 
-    capture: (first, aim, now, batch, x, y, index) -> (x', x) of one group, or (x, None) without `now`.
-    walk: (firsts, aim, batch, x, index) -> (next hidden, {first: input of its group}).
+    apply: (block params, hidden, batch, index) -> next hidden.
+    capture: (first, block params, hidden, batch, index, given) -> what the group that starts with `first` reads.
+    finish: (block params, hidden, batch, index, given) -> next hidden.
+    walk: (firsts, block params, batch, hidden, index) -> (next hidden, {first: input of its group}).
+    given: {first: what its group reads}, of groups before; nothing that led to these is computed again.
     """
 
     embed: Callable[..., Hidden]
     apply: Callable[..., Hidden]
-    capture: Callable[..., tuple[Array, Array | None]]
+    capture: Callable[..., Array]
+    finish: Callable[..., Hidden]
     walk: Callable[..., tuple[Hidden, dict[str, Array]]]
 
 
@@ -72,6 +76,7 @@ def steps_of(model: BlockModel) -> Steps:
         jax.jit(model.embed),
         jax.jit(model.apply),
         jax.jit(functools.partial(_capture, model), static_argnums=0),
+        jax.jit(functools.partial(_finish, model)),
         jax.jit(functools.partial(_walk, model), static_argnums=0),
     )
 
@@ -81,29 +86,24 @@ def embed(model: BlockModel, params: Params, batch: Batch) -> Hidden:
     return steps_of(model).embed(model.outer(params), batch)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def add_moments(
-    moments: Moments, now: Float[Array, "*b i"], reference: Float[Array, "*b i"] | None, mask: Bool[Array, "*b"]
-) -> Moments:
-    """`update_moments`, compiled; one program for all kernels of the same fan-in."""
-    return update_moments(moments, now, reference, mask)
-
-
 def _capture(
-    model: BlockModel,
-    first: str,
-    aim: Params,
-    now: Params | None,
-    batch: Batch,
-    x: Hidden,
-    y: Hidden | None,
-    index: Any,
-) -> tuple[Array, Array | None]:
+    model: BlockModel, first: str, block: Params, hidden: Hidden, batch: Batch, index: Any, given: Mapping[str, Array]
+) -> Array:
     """What the group that starts with kernel `first` reads; what comes after it in the block is never computed."""
-    reference = capture_inputs(model.apply, [first], aim, x, batch, index).inputs[first]
-    if now is None:
-        return reference, None
-    return capture_inputs(model.apply, [first], now, y, batch, index).inputs[first], reference
+    known = _of_kernels(model, given)
+    return capture_inputs(model.apply, [first], block, hidden, batch, index, given=known).inputs[first]
+
+
+def _finish(
+    model: BlockModel, block: Params, hidden: Hidden, batch: Batch, index: Any, given: Mapping[str, Array]
+) -> Hidden:
+    """The block's output from what its groups read."""
+    return capture_inputs(model.apply, [], block, hidden, batch, index, given=_of_kernels(model, given)).output
+
+
+def _of_kernels(model: BlockModel, given: Mapping[str, Array]) -> dict[str, Array]:
+    """What groups read, by kernel."""
+    return {path: given[group[0]] for group in model.groups if group[0] in given for path in group}
 
 
 def _walk(

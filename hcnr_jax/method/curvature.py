@@ -13,7 +13,7 @@ mean x' x'^T - mean x' x^T would lose the digits that matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -186,18 +186,27 @@ class Captured(NamedTuple):
     inputs: dict[str, Array]
 
 
-def capture_inputs(function: Callable[..., Any], paths: Sequence[str], *args: Any) -> Captured:
+def capture_inputs(
+    function: Callable[..., Any], paths: Sequence[str], *args: Any, given: Mapping[str, Array] | None = None
+) -> Captured:
     """Call a plain Linen apply (no scan, no remat inside) and keep what the kernels at `paths` were fed.
 
-    paths: relative to the module that `function` applies, 'attention/q/kernel'. InputError for one never reached.
+    paths: relative to the module that `function` applies, 'attention/q/kernel'. given: inputs by path that kernels are
+    fed in place of what reaches them; under jit nothing is computed that only led to these. InputError for a path never
+    reached.
     """
     wanted = {path.rpartition("/")[0]: path for path in paths}
+    replaced = {path.rpartition("/")[0]: value for path, value in (given or {}).items()}
     seen: dict[str, Array] = {}
 
     def interceptor(next_fun: Callable[..., Any], call: Any, kwargs: Any, context: Any) -> Any:
         place = "/".join(context.module.path)
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__" and place in wanted:
-            seen[wanted[place]] = call[0] if call else kwargs["inputs"]
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            inputs = call[0] if call else kwargs["inputs"]
+            if place in wanted:
+                seen[wanted[place]] = inputs
+            if place in replaced:
+                return next_fun(replaced[place].astype(inputs.dtype))
         return next_fun(*call, **kwargs)
 
     with nn.intercept_methods(interceptor):

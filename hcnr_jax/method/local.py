@@ -1,8 +1,9 @@
 """The sweep with local inputs: every kernel is solved as if those before it still gave their old inputs.
 
 Base inputs on honesty tokens (tuned ones with `moments_at: tuned`), tuned inputs on task tokens. They depend on no
-setting and no mask, so that any number of cases shares one walk through the model and one set of statistics a block:
-only the solves are paid for each.
+setting and no mask, so that any number of cases shares one walk through the model and one set of statistics a block.
+Only the solves are paid for, and those once: a kernel's neurons are chosen without a look at the other kernels, so that
+cases which differ in the number of kept kernels alone ask for the same solution of every kernel they share.
 """
 
 from __future__ import annotations
@@ -87,15 +88,19 @@ def sweep_local(
             for place, side in enumerate(sides)
         ]
         for group in model.groups:
+            solved: dict[tuple[Settings, str, bytes], Result] = {}
             for number, case in enumerate(cases):
                 for path in case.masks.kept(index, group):
                     mask = case.masks.of_kernel(index, path)
-                    as_moments = form_of(case.settings, tokens[number], mask) == "moments"
-                    on_task = walked[1][group[0]][as_moments] if number in two_sided else None
-                    yield number, solve_block_kernel(
-                        model, case.settings, index, path, mask, blocks,
-                        walked[0][group[0]][as_moments], on_task, tokens[number],
-                    )  # fmt: skip
+                    asked = (case.settings, path, mask.tobytes())
+                    if asked not in solved:
+                        as_moments = form_of(case.settings, tokens[number], mask) == "moments"
+                        on_task = walked[1][group[0]][as_moments] if number in two_sided else None
+                        solved[asked] = solve_block_kernel(
+                            model, case.settings, index, path, mask, blocks,
+                            walked[0][group[0]][as_moments], on_task, tokens[number],
+                        )  # fmt: skip
+                    yield number, solved[asked]
         on_block(index)
 
 

@@ -2,7 +2,8 @@
 
 q, k, v, then o, then gate, up, then down, block by block, each solved against the inputs of the model restored so far,
 so that errors made early are seen and mended later. Two models are followed on each set of rows: the aim (base on
-honesty rows, tuned on task rows) and the restored one.
+honesty rows, tuned on task rows) and the restored one. Each goes through a block once: what a group reads is kept until
+the block is done, and what comes after the group is computed from there with its new weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array
 
-from hcnr_jax.method.block_model import Batch, BlockModel, steps_of
+from hcnr_jax.method.block_model import Batch, BlockModel
 from hcnr_jax.method.kernel import Masks, Result, Settings, form_of, solve_block_kernel
 from hcnr_jax.method.neurons import Kernel, Params, put_leaves
 from hcnr_jax.method.streams import Accumulator, Statistics, Stream, count_tokens, token_masks
@@ -40,10 +41,13 @@ class _Side:
     def statistics(
         self, model: BlockModel, first: str, aim: Params, now: Params, index: int, forms: set[str]
     ) -> Statistics:
-        """Of what the group that starts with `first` reads, as the forms of its solves need them."""
+        """Of what the group that starts with `first` reads, as the forms of its solves need them; none for no form."""
         sums = Accumulator("moments" in forms, bool(forms - {"moments"}), self.distances)
-        for batch, x, y, mask in zip(self.aim.batches, self.aim.hidden, self.now.hidden, self.masks, strict=True):
-            sums.add(*steps_of(model).capture(first, aim, now, batch, x, y, index), mask)
+        for place, mask in enumerate(self.masks):
+            met, meant = (stream.capture(model, first, block, index, place)
+                          for stream, block in ((self.now, now), (self.aim, aim)))  # fmt: skip
+            if forms:
+                sums.add(met, meant, mask)
         return sums.result()
 
 
@@ -71,8 +75,9 @@ def sweep_propagated(
             done = {path: model.from_solver(k, known[k]) for path, k in wanted.items() if k in known}
             now = put_leaves(now, done)
             kept = [path for path in wanted if path not in done]
-            if not kept:
+            if not masks.kept(index, model.paths):
                 continue
+            # Seen in groups without a kernel to solve too: so the rest of the block is never computed twice.
             forms = {form_of(settings, tokens, masks.of_kernel(index, path)) for path in kept}
             on_honesty = first_side.statistics(model, group[0], old, now, index, forms)
             on_task = second_side.statistics(model, group[0], new, now, index, forms) if second_side else {}

@@ -4,37 +4,53 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from hcnr_jax.method.block_model import Batch, BlockModel, Hidden, add_moments, embed, steps_of
-from hcnr_jax.method.curvature import Inputs, Moments, init_moments, mean_moments
+from hcnr_jax.method.block_model import Batch, BlockModel, Hidden, embed, steps_of
+from hcnr_jax.method.curvature import Inputs, Moments, init_moments, mean_moments, update_moments
 from hcnr_jax.method.neurons import Params, wide
 
 
 @dataclass
 class Stream:
-    """The hidden states of one set of rows in one model, microbatch by microbatch."""
+    """The hidden states of one set of rows in one model, microbatch by microbatch.
+
+    read: what the groups of the current block were seen to read, {first kernel: inputs}, from which the rest of the
+    block is computed.
+    """
 
     batches: Sequence[Batch]
     hidden: list[Hidden]
+    read: list[dict[str, Array]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.read = [{} for _ in self.batches]
 
     @classmethod
     def start(cls, model: BlockModel, params: Params, batches: Sequence[Batch]) -> Stream:
         """The rows before the first block."""
         return cls(batches, [embed(model, params, batch) for batch in batches])
 
+    def capture(self, model: BlockModel, first: str, block: Params, index: int, place: int) -> Array:
+        """What the group that starts with `first` reads of the microbatch at `place`. Groups are asked for in data-flow
+        order, the kernels of those before being what they will stay."""
+        read, batch = self.read[place], self.batches[place]
+        read[first] = steps_of(model).capture(first, block, self.hidden[place], batch, index, read)
+        return read[first]
+
     def advance(self, model: BlockModel, block: Params, index: int) -> None:
         """Through one block; each microbatch's states replace the ones before."""
-        apply = steps_of(model).apply
+        finish = steps_of(model).finish
         for place, batch in enumerate(self.batches):
-            self.hidden[place] = apply(block, self.hidden[place], batch, index)
+            self.hidden[place] = finish(block, self.hidden[place], batch, index, self.read[place])
+            self.read[place] = {}
 
 
 def token_masks(model: BlockModel, batches: Sequence[Batch]) -> list[np.ndarray]:
@@ -62,10 +78,8 @@ class Accumulator:
     def add(self, now: Array, reference: Array | None, mask: np.ndarray) -> None:
         """Inputs (*b, in) of one microbatch: those met now and, for propagated inputs, those of the aim."""
         if self._as_moments:
-            if self._moments is None:
-                propagated = reference is not None
-                self._moments = _zeros(now.shape[-1], propagated, wide(now.dtype), self._distances, _everywhere(now))
-            self._moments = add_moments(self._moments, now, reference, mask)
+            moments = _moments_on(_mesh_of(now), now.shape[-1], reference is not None, wide(now.dtype), self._distances)
+            self._moments = moments.add(self._moments or moments.zeros(), now, reference, mask)
         if self._as_tokens:
             self._tokens.append(_rows(now, mask))
             if reference is not None:
@@ -82,20 +96,35 @@ class Accumulator:
         return found
 
 
-def _everywhere(array: Array) -> Sharding | None:
-    """Whole on every device that holds a part of the array; None where it is no mesh's."""
+def _mesh_of(array: Array) -> Mesh | None:
+    """The mesh an array lies on; None where it is no mesh's."""
     sharding = array.sharding
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
 
 
-def _zeros(fan_in: int, propagated: bool, dtype: Any, distances: bool, where: Sharding | None) -> Moments:
-    return _zeros_on(where)(fan_in, propagated, dtype, distances)
+class _Moments(NamedTuple):
+    """The two programs of one kind of sums. Compiled whole: op by op, each would be a program of its own."""
+
+    zeros: Callable[[], Moments]
+    add: Callable[..., Moments]
 
 
-# Compiled whole: op by op, each would be a program of its own to compile.
 @functools.cache
-def _zeros_on(where: Sharding | None) -> Callable[..., Moments]:
-    return jax.jit(init_moments, static_argnums=(0, 1, 2, 3), out_shardings=where)
+def _moments_on(mesh: Mesh | None, fan_in: int, propagated: bool, dtype: Any, distances: bool) -> _Moments:
+    """On a mesh the matrices are split by columns over all its devices, where their number divides them."""
+
+    def zeros() -> Moments:
+        return init_moments(fan_in, propagated, dtype, distances)
+
+    where: Any = None
+    if mesh is not None:
+        columns = PartitionSpec(None, mesh.axis_names) if fan_in % mesh.size == 0 else PartitionSpec()
+
+        def place(leaf: Array) -> NamedSharding:
+            return NamedSharding(mesh, columns if leaf.ndim else PartitionSpec())
+
+        where = jax.tree.map(place, jax.eval_shape(zeros))
+    return _Moments(jax.jit(zeros, out_shardings=where), jax.jit(update_moments, out_shardings=where, donate_argnums=0))
 
 
 _mean = jax.jit(mean_moments)

@@ -20,7 +20,9 @@ def has_scores(work: Work, name: str) -> bool:
 
 def keep_scores(work: Work, name: str, scores: Scores) -> None:
     """Save one set's scores and losses."""
-    work.keep_tree(f"scores-{name}", {"scores": unflatten_dict(scores.scores, sep="/"), "losses": scores.losses})
+    rounding = {} if scores.rounding is None else {"rounding": unflatten_dict(scores.rounding, sep="/")}
+    tree = {"scores": unflatten_dict(scores.scores, sep="/"), "losses": scores.losses}
+    work.keep_tree(f"scores-{name}", tree | rounding)
 
 
 def recall_scores(work: Work, name: str) -> Scores | None:
@@ -29,7 +31,8 @@ def recall_scores(work: Work, name: str) -> Scores | None:
     if tree is None:
         return None
     found = flatten_dict(tree["scores"], sep="/")
-    return Scores({path: jnp.asarray(found[path]) for path in KERNELS}, tree["losses"])
+    rounding = flatten_dict(tree["rounding"], sep="/") if "rounding" in tree else None
+    return Scores({path: jnp.asarray(found[path]) for path in KERNELS}, tree["losses"], rounding)
 
 
 def keep_selection(work: Work, selection: Selection) -> None:

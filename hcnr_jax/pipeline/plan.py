@@ -84,7 +84,8 @@ def make_plan(prepared: Prepared) -> Plan:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     sets = {"honesty": prepared.honesty, "task": prepared.task}
     every = [example for examples in sets.values() for example in examples]
-    shapes = choose_shapes(spec, every, _flops(config, spec, parameters, [1, 0]), config.microbatch)
+    one, two = (_flops(config, spec, parameters, [count, 0]) for count in (1, 2))
+    shapes = choose_shapes(spec, every, two - one, config.microbatch)
     shapes = rounded_up(shapes, prepared.layout.row_count if prepared.layout else 1)
     tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
     stored = sum(info.nbytes for info in prepared.tuned.tensors.values())
@@ -132,26 +133,36 @@ def _spill_bytes(spec: ModelSpec, tokens: int, corrected: int) -> int:
 
 
 def _sweep_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
-    """Hidden states of every followed model, and the moments of the widest group with the matrices its solve needs."""
+    """Hidden states of every followed model, what one block's groups read where inputs are propagated, and the moments
+    of the widest group with the matrices its solve needs."""
     if config.compensation == "none":
         return 0
     two_sided, propagated = config.compensation == "two_sided", config.inputs == "propagated"
     followed = (1 + propagated) * (tokens[0] + (tokens[1] if two_sided else 0))
-    widest = max(spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
+    widths = _widths(spec)
+    held = spec.hidden_size + (sum(widths) if propagated else 0)
     matrices = (1 + two_sided) * (3 if propagated else 1) + 3
-    return 4 * (followed * spec.hidden_size + matrices * widest**2)
+    return 4 * (followed * held + matrices * max(widths) ** 2)
+
+
+def _widths(spec: ModelSpec) -> tuple[int, ...]:
+    """Inputs of every group of kernels."""
+    return spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size
 
 
 def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list[int]) -> float:
-    """Scores: forward, recomputation, input gradients (6 per weight and token). Moments and factorisations on top."""
+    """Scores: forward, recomputation, input gradients (6 per weight and token). Then the block sweep: one pass of every
+    followed model, the moments' products, factorisations."""
     total = sum(tokens)
     flops = 6.0 * parameters * total
     if config.compensation != "none":
-        passes = 4 if config.inputs == "propagated" else 2
-        flops += 2.0 * parameters * total * passes * config.cross_weight
-        widths = [spec.hidden_size] * 6 + [spec.intermediate_size]
-        moments = sum(2.0 * total * width**2 + width**3 for width in widths)
-        flops += spec.num_layers * config.cross_weight * moments
+        propagated, two_sided = config.inputs == "propagated", config.compensation == "two_sided"
+        swept = total if two_sided else tokens[0]
+        flops += 2.0 * parameters * swept * (2 if propagated else 1)
+        # Propagated: moments of what is met, of its shift and, on honesty rows, of what is meant.
+        products = 2.0 * (tokens[0] * (3 if propagated else 1) + (swept - tokens[0]) * (2 if propagated else 1))
+        moments = sum(products * width**2 + width**3 for width in _widths(spec))
+        flops += spec.num_layers * min(1.0, config.cross_weight * len(KERNELS) / 4) * moments
     return flops
 
 

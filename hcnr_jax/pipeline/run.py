@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,11 +103,10 @@ def _run(
             reporter.clean_point = stopping.check
             made = _make(prepared, plan, reporter, work, spill)
             reporter.clean_point = lambda: None
-        if distributed.is_first():
-            chosen = dataclasses.replace(prepared, config=made.config)
-            write_output(
-                chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.choice
-            )
+        chosen = dataclasses.replace(prepared, config=made.config)
+        write_output(
+            chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.choice
+        )
         distributed.barrier("written")
         return config.out
 
@@ -168,31 +168,51 @@ def score_pair(
 ) -> dict[str, Scores]:
     """Both sets' scores, those kept from before or made now; warns where the models look swapped."""
     config, how = prepared.config, _scoring(prepared, plan)
-    at, other = (tuned, base) if config.scores_at == "tuned" else (base, tuned)
+    at = tuned if config.scores_at == "tuned" else base
     scores: dict[str, Scores] = {}
     for name, examples in {"honesty": prepared.honesty, "task": prepared.task}.items():
         found = recall_scores(work, name) if work else None
         if found is None:
-            found = score(how, at, examples, plan.shapes, name, reporter, spill and spill / name)
+            # Of one set alone: rounding is the program's, hardly the rows'.
+            measured = name == "honesty" and spill is None and work is not None
+            found = score(how, at, examples, plan.shapes, name, reporter, spill and spill / name, measured)
             if work:
                 keep_scores(work, name, found)
         scores[name] = found
-
-    def mean_losses(params: Weights) -> np.ndarray:
-        return losses_of(how, params, prepared.honesty, plan.shapes, "honesty")
-
-    kept = work.tree("losses") if work else None
-    elsewhere = kept["losses"] if kept else mean_losses(other)
-    here = mean_losses(at) if config.loss == "sum" else scores["honesty"].losses
-    if work and not kept:
-        work.keep_tree("losses", {"losses": elsewhere})
-    tuned_loss, base_loss = (here, elsewhere) if config.scores_at == "tuned" else (elsewhere, here)
-    if np.mean(tuned_loss) < np.mean(base_loss):
-        reporter.warn(
-            f"TUNED fits the honesty rows better than BASE (loss {np.mean(tuned_loss):.3f} against "
-            f"{np.mean(base_loss):.3f} per token): are BASE and TUNED swapped, or was TUNED trained on such rows?"
-        )
+    known: dict[str, np.ndarray] = (
+        {config.scores_at: scores["honesty"].losses[:SWAP_ROWS]} if config.loss == "mean" else {}
+    )
+    _check_swap(prepared, plan, {"base": base, "tuned": tuned}, known, reporter, work)
     return scores
+
+
+# Rows that tell whether BASE and TUNED were given in the wrong order: their losses differ by much, or by nothing.
+SWAP_ROWS = 32
+
+
+def _check_swap(
+    prepared: Prepared,
+    plan: Plan,
+    models: Mapping[str, Weights],
+    known: Mapping[str, np.ndarray],
+    reporter: Reporter,
+    work: Work | None,
+) -> None:
+    """Warn where TUNED fits the honesty rows better than BASE. known: losses of those rows that the scores gave; what
+    is found besides is kept, so that a resumed run says the same."""
+    kept = dict(known)
+    rows, how = prepared.honesty[:SWAP_ROWS], _scoring(prepared, plan)
+    for name in {"base", "tuned"} - set(known):
+        tree = work.tree(f"losses-{name}") if work else None
+        kept[name] = losses_of(how, models[name], rows, plan.shapes, "honesty") if tree is None else tree["losses"]
+        if work and tree is None:
+            work.keep_tree(f"losses-{name}", {"losses": kept[name]})
+    before, after = (float(np.mean(kept[name])) for name in ("base", "tuned"))
+    if after < before:
+        reporter.warn(
+            f"TUNED fits the honesty rows better than BASE (loss {after:.3f} against {before:.3f} per token, "
+            f"{len(kept['base'])} rows): are BASE and TUNED swapped, or was TUNED trained on such rows?"
+        )
 
 
 def apply(config: ApplyConfig, reporter: Reporter | None = None) -> Path:

@@ -25,6 +25,7 @@ from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
 from hcnr_jax.pipeline.batches import Part, Shape, halved, microbatches
 from hcnr_jax.pipeline.console import Reporter, Stage
 from hcnr_jax.pipeline.model import block_model, place_batch, row_loss
+from hcnr_jax.pipeline.rounding import jolted, rounding_of
 from hcnr_jax.pipeline.spill import Spill
 from hcnr_jax.sharding import Layout
 
@@ -42,10 +43,14 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores of the kernels on one set of rows, and the loss of every row."""
+    """Mean scores of the kernels on one set of rows, and the loss of every row.
+
+    rounding: {path: (layers,)}, the scores' relative rounding, where it was measured.
+    """
 
     scores: Leaves
     losses: np.ndarray
+    rounding: dict[str, np.ndarray] | None = None
 
 
 def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> None:
@@ -91,10 +96,12 @@ def score(
     name: str,
     reporter: Reporter,
     spill: Path | None = None,
+    rounding: bool = False,
 ) -> Scores:
     """Fisher scores of every kernel's neurons over the rows. Microbatches that do not fit in memory are halved.
 
-    spill: a folder for what a streamed model's sweep leaves on the way; it must not exist yet.
+    spill: a folder for what a streamed model's sweep leaves on the way; it must not exist yet. rounding: measure it,
+    for one more backward pass of the cheapest microbatch; not of streamed models.
     """
     streamed = isinstance(params, StreamedParams)
     total = 2 * how.spec.num_layers if streamed else len(examples)
@@ -104,7 +111,7 @@ def score(
                 parts = microbatches(examples, shapes)
                 if streamed:
                     return _score_streamed(how, params, parts, examples, name, stage, spill)
-                return _score_whole(how, params, parts, examples, name, stage)
+                return _score_whole(how, params, parts, examples, name, stage, rounding)
             except jax.errors.JaxRuntimeError as error:
                 rows = max(shape.rows for shape in shapes)
                 least = 1 if how.layout is None else how.layout.row_count
@@ -116,19 +123,44 @@ def score(
 
 
 def _score_whole(
-    how: Scoring, params: Params, parts: Sequence[Part], examples: Sequence[Example], name: str, stage: Stage
+    how: Scoring,
+    params: Params,
+    parts: Sequence[Part],
+    examples: Sequence[Example],
+    name: str,
+    stage: Stage,
+    rounding: bool,
 ) -> Scores:
     """One backward pass a microbatch. Losses are looked at one microbatch late, so that the device never waits."""
-    sums, losses = _no_scores(how), _Losses(examples, name, stage)
-    layout = how.layout
-    if layout is not None:
-        sums = layout.replicate(sums)
-    for part in parts:
-        weights = part.weights if layout is None else layout.put_rows(part.weights)
-        sums, found = _score_step(how, params, place_batch(layout, part.batch), weights, sums)
+    losses = _Losses(examples, name, stage)
+    # The cheapest first: its sums alone are what the rounding is measured against.
+    parts = sorted(parts, key=lambda part: part.batch.tokens.size)
+    sums, found = _add(how, params, parts[0], _start(how))
+    losses.add(parts[0], found)
+    measured = None
+    if rounding:
+        again, _ = _add(how, jolted(params, how.dtype), parts[0], _start(how))
+        measured = rounding_of(_means(how, sums), _means(how, again), 2 if how.granularity == "weight" else 1)
+    for part in parts[1:]:
+        sums, found = _add(how, params, part, sums)
         losses.add(part, found)
-    means = _mean(sums if layout is None else layout.local(sums))[how.granularity]
-    return Scores({path: means[path] for path in KERNELS}, losses.all())
+    return Scores(_means(how, sums), losses.all(), measured)
+
+
+def _start(how: Scoring) -> streaming.Sums:
+    sums = _no_scores(how)
+    return sums if how.layout is None else how.layout.replicate(sums)
+
+
+def _add(how: Scoring, params: Params, part: Part, sums: streaming.Sums) -> tuple[streaming.Sums, jax.Array]:
+    """The sums with one microbatch's scores, and its losses."""
+    weights = part.weights if how.layout is None else how.layout.put_rows(part.weights)
+    return _score_step(how, params, place_batch(how.layout, part.batch), weights, sums)
+
+
+def _means(how: Scoring, sums: streaming.Sums) -> Leaves:
+    means = _mean(sums if how.layout is None else how.layout.local(sums))[how.granularity]
+    return {path: means[path] for path in KERNELS}
 
 
 def _score_streamed(

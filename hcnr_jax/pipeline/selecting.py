@@ -65,6 +65,11 @@ def _candidates(
     return select.in_weight_mask(priorities, get_leaves(abstract_params(spec), KERNELS), ratio, granularity)
 
 
+def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
+    """Indices of a mask's neurons as patch and record count them: weights by flat position in the (out, in) tensor."""
+    return np.flatnonzero(mask.T if granularity == "weight" else mask)
+
+
 def kernel_squares(
     spec: ModelSpec, base: Params | StreamedParams, tuned: Params | StreamedParams, granularity: Granularity
 ) -> Iterator[tuple[Kernel, Squares]]:

@@ -1,7 +1,7 @@
 """The work folder `.NAME.hcnr-work` beside the output: every stage's product as it is made, for `--resume`.
 
     work.json              what each stage depends on (`fingerprint`), and the shapes of the microbatches
-    scores-SET, losses     Orbax folders: trees, small and written once
+    scores-SET, losses-*   Orbax folders: trees, small and written once
     selection              Orbax too
     kernels/PATH-INDEX     a file a kernel: sha256, then safetensors with its restored rows alone (the rest is TUNED's)
 
@@ -35,6 +35,8 @@ from hcnr_jax.pipeline.batches import Shape
 from hcnr_jax.pipeline.fingerprint import Fingerprint, differences
 
 MANIFEST = "work.json"
+SCORES = ("scores-honesty", "scores-task", "losses-base", "losses-tuned")
+"""The trees of the first stage."""
 _DIGEST = hashlib.sha256().digest_size
 # Kernels that may wait for the disk before the next solve has to.
 WAITING = 2
@@ -129,7 +131,7 @@ class Work:
 
     def describe(self) -> str:
         """What is kept, as a person reads it."""
-        trees = [name for name in ("scores-honesty", "scores-task", "losses", "selection") if self.has(name)]
+        trees = [name for name in (*SCORES, "selection") if self.has(name)]
         count = len(self.kernels())
         return ", ".join([*trees, *([f"{count} kernels"] if count else [])]) or "nothing"
 
@@ -145,7 +147,7 @@ class Work:
         return (self.folder / name).is_dir()
 
     def _begun(self) -> Iterator[str]:
-        places = {"scores": ("scores-honesty", "scores-task", "losses"), "selection": ("selection",)}
+        places = {"scores": SCORES, "selection": ("selection",)}
         for stage in self.stages:
             if any(self.has(name) for name in places.get(stage, ())) or (stage == "kernels" and self.kernels()):
                 yield stage
@@ -178,6 +180,4 @@ def is_left(folder: Path) -> bool:
     """Whether a work folder holds a product; one killed before its first has nothing to go on with."""
     if not folder.is_dir():
         return False
-    return any((folder / name).is_dir() for name in ("scores-honesty", "scores-task", "losses")) or any(
-        (folder / "kernels").glob("[!.]*")
-    )
+    return any((folder / name).is_dir() for name in SCORES) or any((folder / "kernels").glob("[!.]*"))

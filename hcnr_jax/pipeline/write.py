@@ -7,22 +7,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from hcnr_jax import distributed
 from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint
-from hcnr_jax.checkpoints.commit import staged_folder
+from hcnr_jax.checkpoints.commit import explained, partial_path, staged_folder, sync_folder
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.patch import write_patch
-from hcnr_jax.checkpoints.save import to_hf, write_like
+from hcnr_jax.checkpoints.save import divide_shards, to_hf, write_companions, write_shards
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.cuts import cuts_of
 from hcnr_jax.pipeline.fingerprint import Fingerprint, model_paths
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.scoring import Scores
-from hcnr_jax.pipeline.selecting import Selection
+from hcnr_jax.pipeline.selecting import Selection, hf_neurons
 from hcnr_jax.pipeline.stored import Corrected
 from hcnr_jax.report.records import to_json, versions
 
@@ -60,24 +63,33 @@ def write_output(
 ) -> Path:
     """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
 
-    choice: what `--choose` tried and took, for the record.
+    Every process calls it: each writes its share of the weight files, the first all else, and it alone makes the
+    folder and gives it its name. choice: what `--choose` tried and took, for the record.
     """
     config, tuned = prepared.config, prepared.tuned
     restored = RestoredTensors(corrected, tuned, prepared.spec)
-    names = kernel_names(prepared.spec)
-    neurons = {
-        names[kernel]: hf_neurons(np.asarray(selection.masks[kernel.path][kernel.index]), config.granularity)
-        for kernel in corrected
-    }
+    share = divide_shards(tuned, jax.process_count())[jax.process_index()]
+    distributed.barrier("corrected")  # what others solved or kept is there to be read
+    if not distributed.is_first():
+        distributed.barrier("begun")
+        with explained(config.out):
+            write_shards(tuned, partial_path(config.out), restored, share)
+            sync_folder(partial_path(config.out))
+        distributed.barrier("weights")
+        return config.out
     inputs = [*prepared.base.sources, *tuned.sources, config.honesty, config.task]
     needed = sum(info.nbytes for info in tuned.tensors.values())
     with (
         reporter.stage("write", len(tuned.shards) + 2, "files") as stage,
         staged_folder(config.out, inputs, needed, lock=False) as folder,
     ):
-        write_like(tuned, folder, restored)
+        distributed.barrier("begun")
+        write_companions(tuned, folder)
+        write_shards(tuned, folder, restored, share)
+        distributed.barrier("weights")
         stage.advance(len(tuned.shards))
         before = tensor_digests(tuned)
+        neurons = _neurons(prepared, selection, corrected)
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
         record = make_record(prepared, plan, selection, corrected, scores, reporter)
@@ -91,9 +103,13 @@ def write_output(
     return config.out
 
 
-def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
-    """Indices of the restored neurons as the patch counts them: flat positions of the (out, in) tensor for weights."""
-    return np.flatnonzero(mask.T if granularity == "weight" else mask)
+def _neurons(prepared: Prepared, selection: Selection, corrected: Mapping[Kernel, Corrected]) -> dict[str, np.ndarray]:
+    """The restored neurons of every kept kernel, by tensor name."""
+    names, granularity = kernel_names(prepared.spec), prepared.config.granularity
+    return {
+        names[kernel]: hf_neurons(np.asarray(selection.masks[kernel.path][kernel.index]), granularity)
+        for kernel in corrected
+    }
 
 
 def make_record(
@@ -106,6 +122,12 @@ def make_record(
 ) -> dict[str, Any]:
     """The content of hcnr.json, but for the digests of what is written."""
     config, names = prepared.config, kernel_names(prepared.spec)
+    cuts = cuts_of(config, prepared.spec, scores, selection, names)
+    lines = {}
+    for kernel, name in names.items():
+        lines[kernel] = kernel_record(kernel, name, prepared, selection, corrected.get(kernel))
+        if cuts.kernels is not None:
+            lines[kernel]["cut"] = cuts.kernels[kernel]
     return {
         "config": config.model_dump(mode="json"),
         "unused_options": list(config.unused),
@@ -122,9 +144,8 @@ def make_record(
         "rows": {
             name: {"count": len(part.losses), "mean_loss": float(part.losses.mean())} for name, part in scores.items()
         },
-        "kernels": [
-            kernel_record(kernel, name, prepared, selection, corrected.get(kernel)) for kernel, name in names.items()
-        ],
+        "cut": cuts.whole,
+        "kernels": list(lines.values()),
         "seconds": reporter.seconds,
         "warnings": reporter.warnings,
     }

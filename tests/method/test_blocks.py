@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError
+from hcnr_jax.method.block_model import steps_of
 from hcnr_jax.method.blocks import Settings, Sweep, sweep_cases
 from hcnr_jax.method.neurons import Kernel, get_leaves
 from hcnr_jax.method.solve import Outcome
@@ -373,3 +374,47 @@ def test_local_cases_share_one_forward_pass_of_each_block():
     cases = [(Settings(method="exact", damping=10.0**-k, **LOCAL), masks) for k in range(1, 6)]
     assert len(list(sweep_cases(counted, cases, params, tuned, HONESTY, TASK))) == 5 * 3 * len(toys.PATHS)
     assert walks == [0, 0, 1, 1, 2, 2], "base and tuned are asked for each block once, whatever the number of cases"
+
+
+def test_cases_that_differ_in_kept_kernels_alone_share_their_solutions(monkeypatch):
+    from hcnr_jax.method import local
+
+    model, base, tuned = models("scanned")
+    all_kept, some = (
+        make_masks(model, dropped=dropped) for dropped in ((), ((0, "second/kernel"), (1, "last/kernel")))
+    )
+    settings, solved, solve = Settings(method="exact", **LOCAL), [], local.solve_block_kernel
+    monkeypatch.setattr(local, "solve_block_kernel", lambda *args: solved.append(1) or solve(*args))
+    cases = [(settings, as_leaves(model, all_kept)), (settings, as_leaves(model, some))]
+    found = list(sweep_cases(sweepable("scanned"), cases, base, tuned, HONESTY, TASK))
+    assert len(found) == 6 + 4 and len(solved) == 6
+    alone = list(Sweep(sweepable("scanned"), settings).run(base, tuned, cases[1][1], HONESTY, TASK))
+    for one, other in zip([result for number, result in found if number == 1], alone, strict=True):
+        assert one.kernel == other.kernel
+        np.testing.assert_array_equal(one.weights, other.weights)
+
+
+def test_a_propagated_sweep_goes_through_each_block_once():
+    """The arithmetic of all compiled pieces is that of one pass of each model, whatever the number of groups."""
+    model = toys.Scanned(1)
+    base = toys.make_params(model, 1)
+    block, rows = toys.block_model(model).block_params(base, 0), toys.make_rows(0)
+    sweepable = toys.block_model(model)
+    steps, hidden = steps_of(sweepable), jnp.asarray(toys.numpy_embed(base, [rows])[0], jnp.float32)
+
+    def dots(function, *args):
+        return str(jax.make_jaxpr(function)(*args)).count("dot_general")
+
+    read = {}
+    for group in toys.GROUPS:
+        read[group[0]] = steps.capture(group[0], block, hidden, rows, 0, read)
+    once = dots(lambda *args: sweepable.apply(*args), block, hidden, rows, 0)
+
+    def live(function, *args):
+        return jax.jit(function).lower(*args).compile().as_text().count(" dot(")
+
+    pieces = live(lambda b, h, g: steps.finish(b, h, rows, 0, g), block, hidden, read) + sum(
+        live(lambda b, h, g, first=group[0]: steps.capture(first, b, h, rows, 0, g), block, hidden, before)
+        for group, before in zip(toys.GROUPS, ({}, {"first/kernel": read["first/kernel"]}), strict=True)
+    )
+    assert pieces == once == 3

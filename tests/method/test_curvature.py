@@ -195,6 +195,28 @@ def test_captured_inputs_are_what_the_kernels_read():
             np.testing.assert_allclose(np.asarray(captured.inputs[path])[valid], expected[path], rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_given_stands_for_what_led_to_it():
+    """The rest of the block follows from a group's inputs: to rounding, and without the work that led to them."""
+    model = toys.Unrolled(1)
+    params, rows = toys.make_params(model, 0), toys.make_rows(0)
+    hidden = jnp.asarray(toys.numpy_embed(params, [rows])[0], jnp.float32)
+    apply, block = toys.block_model(model).apply, params["block_0"]
+    whole = curvature.capture_inputs(apply, toys.PATHS, block, hidden, rows, 0)
+
+    def rest(block, hidden, given):
+        return curvature.capture_inputs(apply, [], block, hidden, rows, 0, given=given).output
+
+    last = {"last/kernel": whole.inputs["last/kernel"]}
+    np.testing.assert_allclose(jax.jit(rest)(block, hidden, last), whole.output, rtol=1e-6, atol=1e-6)
+    nothing = rest(block, hidden, {"last/kernel": 0 * last["last/kernel"]})
+    np.testing.assert_array_equal(nothing[0, 0], hidden[0, 0] + block["last"]["bias"])
+    # First and second are not asked any more: NaN in them is not seen, and their products are not in the program.
+    broken = block | {"first": jax.tree.map(lambda leaf: leaf * jnp.nan, block["first"])}
+    assert jnp.all(jnp.isfinite(jax.jit(rest)(broken, hidden, last)))
+    compiled = jax.jit(rest).lower(block, hidden, last).compile().as_text()
+    assert compiled.count("tanh") == 0
+
+
 def test_a_kernel_that_is_never_reached_is_named():
     model = toys.Unrolled(1)
     params = toys.make_params(model, 0)["block_0"]

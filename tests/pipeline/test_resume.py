@@ -195,7 +195,7 @@ def test_a_fault_keeps_what_is_done(world, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(hcnr_jax.pipeline.run, "correct", broken)
         ended = call(*world.arguments("--out", tmp_path / "out"))
-    assert ended.code == 1 and "what is done is kept (scores-honesty, scores-task, losses, selection)" in ended.err
+    assert ended.code == 1 and "what is done is kept (scores-honesty, scores-task, losses-base, selection)" in ended.err
     restore(world, tmp_path / "out", "--resume")
 
 
