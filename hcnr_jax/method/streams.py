@@ -120,7 +120,7 @@ def _moments_on(mesh: Mesh | None, fan_in: int, propagated: bool, dtype: Any, di
     if mesh is not None:
         columns = PartitionSpec(None, mesh.axis_names) if fan_in % mesh.size == 0 else PartitionSpec()
 
-        def place(leaf: Array) -> NamedSharding:
+        def place(leaf: Any) -> NamedSharding:
             return NamedSharding(mesh, columns if leaf.ndim else PartitionSpec())
 
         where = jax.tree.map(place, jax.eval_shape(zeros))
