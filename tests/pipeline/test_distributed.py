@@ -16,7 +16,7 @@ from tests.pipeline.worlds import World, make_world, restore
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
-    return make_world(tmp_path_factory.mktemp("distributed"))
+    return make_world(tmp_path_factory.mktemp("distributed"), shards=3)  # so that each process writes some
 
 
 def launch(world: World, out: Path, processes: int, devices: int, *options: object) -> list[subprocess.Popen]:
