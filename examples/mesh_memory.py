@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from hcnr_jax.bench.fisher import window_of
 from hcnr_jax.bench.shapes import spec_of
 from hcnr_jax.models import abstract_params
 from hcnr_jax.pipeline.batches import Shape
@@ -35,7 +36,7 @@ def row(shape: str, mesh: str, rows: int, tokens: int) -> tuple[int, int, int]:
     if devices is None:
         raise ValueError(f"mesh {mesh}: expected more than one device")
     layout = layout_of(devices, spec)
-    how = Scoring(spec, dtype="float32", layout=layout)
+    how = Scoring(spec, dtype="float32", layout=layout, window=window_of(tokens))
     found = scoring_memory(how, Shape(tokens, rows), abstract_params(spec, jnp.bfloat16))
     return weight_bytes(layout, 2), *found
 

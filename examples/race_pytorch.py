@@ -33,7 +33,7 @@ from safetensors import safe_open
 
 from hcnr_jax import streaming
 from hcnr_jax.bench.child import run_process, run_restore
-from hcnr_jax.bench.fisher import default_microbatch, random_batch
+from hcnr_jax.bench.fisher import default_microbatch, random_batch, window_of
 from hcnr_jax.bench.folders import Pair, write_pair
 from hcnr_jax.bench.restore import restore_config
 from hcnr_jax.bench.section import chosen_dtype
@@ -153,7 +153,7 @@ def ours(pair: Pair, options: argparse.Namespace, batch: Any) -> Callable[[], Sc
     """Scores summed over the rows, by Hugging Face name."""
     spec = spec_of(options.shape)
     params = load_params(open_checkpoint(pair.tuned), spec)
-    loss = row_loss(spec, "mean", options.dtype, remat=False)
+    loss = row_loss(spec, "mean", options.dtype, remat=False, window=window_of(options.tokens))
     count = int(batch.tokens.shape[0])
 
     def step(params: Any, batch: Any, weights: jax.Array, sums: streaming.Sums) -> Any:

@@ -22,8 +22,8 @@ from hcnr_jax.bench.timing import Program, Seconds, compile_program, race
 from hcnr_jax.data import Batch
 from hcnr_jax.method.fisher import init_scores, materialised_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Leaves, Params, get_leaves, put_leaves
-from hcnr_jax.models import KERNELS, Decoder, ModelSpec, completion_nll, init_params
-from hcnr_jax.pipeline.model import row_loss
+from hcnr_jax.models import KERNELS, Decoder, ModelSpec, init_params
+from hcnr_jax.pipeline.model import head_nll, row_loss
 
 GRANULARITIES: tuple[Granularity, ...] = ("input", "output")
 # Tokens of one microbatch where none is given: a host's caches are small, an accelerator wants large products.
@@ -63,13 +63,21 @@ def random_batch(spec: ModelSpec, rows: int, tokens: int, seed: int) -> Batch:
     return Batch(*map(jnp.asarray, (ids, np.ones(ids.shape, bool), completion)))
 
 
-def plain_loss(spec: ModelSpec, dtype: Any, remat: bool) -> Callable[[Params, Batch], jax.Array]:
-    """The mean over rows of their losses, the batch going through the decoder at once: what training differentiates."""
+def window_of(tokens: int) -> int:
+    """Positions whose logits the loss of `random_batch` reads, a restoration's rounding to 8 included."""
+    return -(-(max(1, tokens // COMPLETION_SHARE) + 1) // 8) * 8
+
+
+def plain_loss(spec: ModelSpec, dtype: Any, remat: bool, window: int) -> Callable[[Params, Batch], jax.Array]:
+    """The mean over rows of their losses, the batch going through the decoder at once: what training differentiates.
+
+    Logits are made where the loss reads them alone, as for the scores.
+    """
     decoder = Decoder(spec, dtype, remat)
 
     def loss(params: Params, batch: Batch) -> jax.Array:
-        logits: Any = decoder.apply({"params": params}, batch.tokens, batch.attention_mask)
-        return jnp.mean(completion_nll(logits, jnp.asarray(batch.tokens), jnp.asarray(batch.completion_mask)))
+        hidden: Any = decoder.apply({"params": params}, batch.tokens, batch.attention_mask, method="hidden")
+        return jnp.mean(head_nll(spec, params, hidden, batch, dtype, "mean", window))
 
     return loss
 
@@ -83,7 +91,7 @@ def _plain(remat: bool) -> str:
 
 
 def _scores(setting: Setting, granularity: Granularity, remat: bool, params: Params, batch: Batch) -> Program:
-    loss = row_loss(setting.spec, "mean", setting.dtype, remat)
+    loss = row_loss(setting.spec, "mean", setting.dtype, remat, window_of(setting.config.tokens))
     sums = init_scores(params, KERNELS, (granularity,))
     weights = jnp.ones(batch.tokens.shape[0], jnp.float32)
 
@@ -94,7 +102,7 @@ def _scores(setting: Setting, granularity: Granularity, remat: bool, params: Par
 
 
 def _backward(setting: Setting, remat: bool, params: Params, batch: Batch) -> Program:
-    loss = plain_loss(setting.spec, setting.dtype, remat)
+    loss = plain_loss(setting.spec, setting.dtype, remat, window_of(setting.config.tokens))
 
     def gradients(params: Params, batch: Batch) -> tuple[jax.Array, Leaves]:
         return jax.value_and_grad(lambda kernels: loss(put_leaves(params, kernels), batch))(get_leaves(params, KERNELS))
@@ -104,7 +112,7 @@ def _backward(setting: Setting, remat: bool, params: Params, batch: Batch) -> Pr
 
 def _scanned(setting: Setting) -> Callable[[Params, Batch], Leaves]:
     """Input scores from one example's gradients at a time; without rematerialisation, which one row does not need."""
-    loss = row_loss(setting.spec, "mean", setting.dtype, remat=False)
+    loss = row_loss(setting.spec, "mean", setting.dtype, False, window_of(setting.config.tokens))
 
     def scores(params: Params, batch: Batch) -> Leaves:
         kernels = get_leaves(params, KERNELS)
@@ -125,7 +133,7 @@ def _scanned(setting: Setting) -> Callable[[Params, Batch], Leaves]:
 
 def _materialised(setting: Setting, params: Params, batch: Batch) -> tuple[Program, int]:
     """`vmap(grad)` on as many of the rows as memory holds, halved until they fit: the program, and how many."""
-    loss = row_loss(setting.spec, "mean", setting.dtype)
+    loss = row_loss(setting.spec, "mean", setting.dtype, True, window_of(setting.config.tokens))
     rows = int(batch.tokens.shape[0])
     while True:
         part = jax.tree.map(lambda leaf, rows=rows: leaf[:rows], batch)
@@ -149,7 +157,7 @@ def _rows(
     times = {name: seconds[name].median * scale[name] for name in programs}
 
     def row(granularity: Granularity, name: str, other: str) -> Measured:
-        flops = fisher_flops(setting.spec, rows, setting.config.tokens, granularity)
+        flops = fisher_flops(setting.spec, rows, setting.config.tokens, granularity, window_of(setting.config.tokens))
         notes: dict[str, Any] = {"rows": rows, "other_rows": vmapped_rows} if scale[other] != 1 else {"rows": rows}
         return Measured(
             name,

@@ -69,20 +69,21 @@ def kernel_sizes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     return sizes  # type: ignore[return-value]
 
 
-def forward_flops(spec: ModelSpec, rows: int, tokens: int) -> float:
-    """A forward pass: the kernels, the attention's two products over all pairs of tokens, the head."""
+def forward_flops(spec: ModelSpec, rows: int, tokens: int, logits: int | None = None) -> float:
+    """A forward pass: the kernels, the attention's two products over all pairs of tokens, the head at the last
+    `logits` positions (all without it)."""
     weights = sum(fan_in * fan_out for fan_in, fan_out in kernel_sizes(spec).values())
     attention = 2 * tokens * spec.num_heads * spec.head_dim
-    head = spec.hidden_size * spec.vocab_size
-    return 2.0 * rows * tokens * (spec.num_layers * (weights + attention) + head)
+    head = spec.hidden_size * spec.vocab_size * (tokens if logits is None else min(logits, tokens))
+    return 2.0 * rows * (tokens * spec.num_layers * (weights + attention) + head)
 
 
-def backward_flops(spec: ModelSpec, rows: int, tokens: int, weight_gradients: bool) -> float:
+def backward_flops(spec: ModelSpec, rows: int, tokens: int, weight_gradients: bool, logits: int | None = None) -> float:
     """Forward and backward: the inputs' cotangents cost a forward pass (attention two), the kernels' gradients one
     more. The head and the embedding are not differentiated."""
-    forward = forward_flops(spec, rows, tokens)
+    forward = forward_flops(spec, rows, tokens, logits)
     attention = 4.0 * rows * tokens**2 * spec.num_layers * spec.num_heads * spec.head_dim
-    head = 2.0 * rows * tokens * spec.hidden_size * spec.vocab_size
+    head = forward_flops(spec, rows, tokens, logits) - forward_flops(spec, rows, tokens, 0)
     gradients = forward - attention - head if weight_gradients else 0.0
     return 2 * forward + attention + gradients
 
@@ -96,9 +97,9 @@ def score_flops(spec: ModelSpec, rows: int, tokens: int, granularity: Granularit
     return rows * spec.num_layers * one
 
 
-def fisher_flops(spec: ModelSpec, rows: int, tokens: int, granularity: Granularity) -> float:
+def fisher_flops(spec: ModelSpec, rows: int, tokens: int, granularity: Granularity, logits: int | None = None) -> float:
     """Scoring: forward, the inputs' cotangents, the scores."""
-    return backward_flops(spec, rows, tokens, False) + score_flops(spec, rows, tokens, granularity)
+    return backward_flops(spec, rows, tokens, False, logits) + score_flops(spec, rows, tokens, granularity)
 
 
 def solve_flops(method: str, form: str, fan_in: int, fan_out: int, restored: int, tokens: int) -> float:

@@ -18,7 +18,7 @@ from hcnr_jax.models.decoder import (
     init_params,
     logical_axes,
 )
-from hcnr_jax.models.likelihood import completion_nll, token_log_probs
+from hcnr_jax.models.likelihood import completion_nll, completion_window, token_log_probs
 from hcnr_jax.models.spec import ModelSpec, RopeScaling, spec_from_config
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "apply_head",
     "block_windows",
     "completion_nll",
+    "completion_window",
     "embed_tokens",
     "init_params",
     "logical_axes",

@@ -82,9 +82,14 @@ class Decoder(nn.Module):
         self, tokens: Int[Array, "b t"], attention_mask: Bool[Array, "b t"] | None = None
     ) -> Float[Array, "b t v"]:
         """Logits [b t v] in at least float32; rows at padding mean nothing. Padding may be on either side."""
+        return self.head(self.hidden(tokens, attention_mask))
+
+    def hidden(
+        self, tokens: Int[Array, "b t"], attention_mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """The residual stream after the last block, which `head` reads."""
         mask = _real_tokens(tokens, attention_mask)
-        hidden, _ = self.run_blocks(self.embed_tokens(tokens), geometry_of(self.spec, mask, self.dtype), None)
-        return self.head(hidden)
+        return self.run_blocks(self.embed_tokens(tokens), geometry_of(self.spec, mask, self.dtype), None)[0]
 
     def embed_tokens(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """The residual stream before the first block."""

@@ -20,6 +20,26 @@ def token_log_probs(logits: Float[Array, "*n t v"], tokens: Int[Array, "*n t"]) 
     return jnp.pad(log_probs, [(0, 0)] * (log_probs.ndim - 1) + [(1, 0)])
 
 
+def completion_window(
+    hidden: Float[Array, "n t d"], tokens: Int[Array, "n t"], completion_mask: Bool[Array, "n t"], width: int
+) -> tuple[Float[Array, "n w d"], Int[Array, "n w"], Bool[Array, "n w"]]:
+    """Of each row the `width` positions (or all) that hold its completion and the token before it.
+
+    `completion_nll` of their logits is that of the whole row, and the head, whose logits are the largest array of a
+    loss, meets no other. A completion must be contiguous and shorter than `width`.
+    """
+    length = tokens.shape[1]
+    if width >= length:
+        return hidden, tokens, completion_mask
+    first = jnp.argmax(completion_mask, axis=1)
+    start = jnp.clip(first - 1, 0, length - width)
+
+    def cut(leaf: Array) -> Array:
+        return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(leaf, start)
+
+    return cut(hidden), cut(tokens), cut(completion_mask)
+
+
 def completion_nll(
     logits: Float[Array, "*n t v"],
     tokens: Int[Array, "*n t"],

@@ -55,11 +55,19 @@ def choose_shapes(
     lengths = [len(example.tokens) for example in examples]
     platform = jax.default_backend()
     worth = SHAPE_FLOPS.get(platform, ACCELERATOR_SHAPE_FLOPS) / flops_per_token
+    window = loss_window(examples)
     shapes = tuple(Shape(length, 0) for length in choose_lengths(lengths, worth))
     return tuple(
-        Shape(length, microbatch or choose_microbatch(spec, length, count))
+        Shape(length, microbatch or choose_microbatch(spec, length, count, window))
         for (length, _), count in zip(shapes, count_rows(examples, shapes), strict=True)
     )
+
+
+def loss_window(examples: Sequence[Example]) -> int:
+    """Positions that hold any row's completion and the token before it: where the head is needed. A multiple of 8, so
+    that like data compile alike."""
+    longest = max(len(example.tokens) - example.completion_start + 1 for example in examples)
+    return -(-longest // LENGTH_STEP) * LENGTH_STEP
 
 
 def count_rows(examples: Sequence[Example], shapes: Sequence[Shape]) -> tuple[int, ...]:
@@ -91,22 +99,22 @@ def choose_lengths(lengths: Sequence[int], worth: float) -> tuple[int, ...]:
     return min(value for (j, _), value in best.items() if j == len(distinct))[1]
 
 
-def choose_microbatch(spec: ModelSpec, length: int, rows: int) -> int:
+def choose_microbatch(spec: ModelSpec, length: int, rows: int, window: int) -> int:
     """Rows per step: on a host a few cache-friendly ones, on an accelerator what half its free memory takes."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-        return max(1, min(rows, int(MEMORY_SHARE * free / row_bytes(spec, length))))
+        return max(1, min(rows, int(MEMORY_SHARE * free / row_bytes(spec, length, window))))
     return max(1, min(rows, HOST_TOKENS // length))
 
 
-def row_bytes(spec: ModelSpec, length: int, streamed: bool = False) -> int:
+def row_bytes(spec: ModelSpec, length: int, window: int, streamed: bool = False) -> int:
     """Float32 bytes one row needs in a rematerialised backward pass: block inputs (on the disk where streamed), one
-    block's activations, logits."""
+    block's activations, logits where the loss reads them."""
     width = 8 * spec.hidden_size + 4 * spec.intermediate_size + 2 * spec.num_heads * length
     kept = 1 if streamed else spec.num_layers
-    return 4 * length * (kept * spec.hidden_size + width + 3 * spec.vocab_size)
+    return 4 * (length * (kept * spec.hidden_size + width) + 3 * min(window, length) * spec.vocab_size)
 
 
 def halved(shapes: Sequence[Shape], multiple: int = 1) -> tuple[Shape, ...]:

@@ -32,7 +32,7 @@ from hcnr_jax.evaluate import (
 from hcnr_jax.evaluate.questions import Role, check_labels
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.models import ModelSpec
-from hcnr_jax.pipeline.batches import Shape, microbatches
+from hcnr_jax.pipeline.batches import Shape, loss_window, microbatches
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.evaluate import ask_and_judge
 from hcnr_jax.pipeline.model import block_model
@@ -164,7 +164,7 @@ def split_half(
     Every other row, so that a file in some order is cut fairly. Over all neurons it is higher, since kernels differ in
     scale; selection ranks within kernels.
     """
-    how = Scoring(spec, config.loss, config.granularity)
+    how = Scoring(spec, config.loss, config.granularity, window=loss_window(examples))
     halves = [
         score(how, params, examples[start::2], shapes, f"{name} half {start + 1}", reporter).scores
         for start in range(2)

@@ -28,6 +28,7 @@ from hcnr_jax.models import (
     apply_head,
     block_windows,
     completion_nll,
+    completion_window,
     embed_tokens,
     logical_axes,
 )
@@ -35,18 +36,40 @@ from hcnr_jax.sharding import Layout, make_layout
 
 
 def row_loss(
-    spec: ModelSpec, reduction: Literal["mean", "sum"] = "mean", dtype: DTypeLike = jnp.float32, remat: bool = True
+    spec: ModelSpec,
+    reduction: Literal["mean", "sum"] = "mean",
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = True,
+    window: int | None = None,
 ) -> Loss:
-    """The loss whose gradients are scored: NLL of ONE row's completion, (params, Batch without its row axis) ->
-    scalar."""
+    """The loss whose gradients are scored: NLL of ONE row's completion, (params, Batch without its row axis) -> scalar.
+
+    window: positions whose logits are made, of `batches.loss_window`; all without it.
+    """
     decoder = Decoder(spec, dtype, remat)
 
     def loss(params: Params, example: Batch) -> Float[Array, ""]:
         row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], example)
-        logits: Any = decoder.apply({"params": params}, row.tokens, row.attention_mask)
-        return completion_nll(logits, row.tokens, row.completion_mask, reduction)[0]
+        hidden: Any = decoder.apply({"params": params}, row.tokens, row.attention_mask, method="hidden")
+        return head_nll(spec, params, hidden, row, dtype, reduction, window)[0]
 
     return loss
+
+
+def head_nll(
+    spec: ModelSpec,
+    outer: Params,
+    hidden: Float[Array, "b t d"],
+    batch: Batch,
+    dtype: DTypeLike,
+    reduction: Literal["mean", "sum"],
+    window: int | None,
+) -> Float[Array, " b"]:
+    """Every row's loss from the residual stream after the last block; `window` as in `row_loss`."""
+    tokens, completion = jnp.asarray(batch.tokens), jnp.asarray(batch.completion_mask)
+    if window is not None:
+        hidden, tokens, completion = completion_window(hidden, tokens, completion, window)
+    return completion_nll(apply_head(spec, outer, hidden, dtype), tokens, completion, reduction)
 
 
 @functools.cache
@@ -70,12 +93,14 @@ def block_model(
     dtype: DTypeLike = jnp.float32,
     reduction: Literal["mean", "sum"] = "mean",
     layout: Layout | None = None,
+    window: int | None = None,
 ) -> BlockModel:
     """The Decoder as blocks, for sweeps and layer-wise scores; its batches are `Batch` values.
 
     Params are the tree of `load_params`, or anything with `outer` and `block` such as `StreamedParams`. One value per
     spec: compilations are shared. layout: of params on a mesh; the kernels of a block are then solved on one device
     each, side by side, every process alike: a Cholesky factor does not split, and what it says is the same everywhere.
+    window: of `row_loss`.
     """
 
     def apply(block_params: Params, hidden: Any, batch: Batch, index: Any) -> Any:
@@ -84,8 +109,7 @@ def block_model(
         )
 
     def loss(outer: Params, hidden: Any, batch: Batch) -> Float[Array, " b"]:
-        tokens, completion = jnp.asarray(batch.tokens), jnp.asarray(batch.completion_mask)
-        return completion_nll(apply_head(spec, outer, hidden, dtype), tokens, completion, reduction)
+        return head_nll(spec, outer, hidden, batch, dtype, reduction, window)
 
     return BlockModel(
         num_blocks=spec.num_layers,

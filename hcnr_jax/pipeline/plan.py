@@ -16,7 +16,15 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
-from hcnr_jax.pipeline.batches import Shape, choose_shapes, count_rows, padded_tokens, rounded_up, row_bytes
+from hcnr_jax.pipeline.batches import (
+    Shape,
+    choose_shapes,
+    count_rows,
+    loss_window,
+    padded_tokens,
+    rounded_up,
+    row_bytes,
+)
 from hcnr_jax.pipeline.prepare import Prepared
 
 # How often a streamed run reads a model: forward and back for each set's scores, once for the other model's losses, for
@@ -28,8 +36,9 @@ STREAM_PASSES = 4
 class Plan:
     """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
 
-    shapes: of the microbatches. rows_by_shape: how many honesty and task rows go into each. dtype: compute dtype of the
-    scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
+    shapes: of the microbatches. window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go into
+    each shape. dtype: compute dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and
+    reads from it; 0 otherwise.
     """
 
     kernels: int
@@ -37,6 +46,7 @@ class Plan:
     neurons: dict[str, tuple[int, int]]
     restored_share: float
     shapes: tuple[Shape, ...]
+    window: int
     rows_by_shape: dict[str, tuple[int, ...]]
     dtype: str
     weight_bytes: int
@@ -84,6 +94,7 @@ def make_plan(prepared: Prepared) -> Plan:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     sets = {"honesty": prepared.honesty, "task": prepared.task}
     every = [example for examples in sets.values() for example in examples]
+    window = loss_window(every)
     one, two = (_flops(config, spec, parameters, [count, 0]) for count in (1, 2))
     shapes = choose_shapes(spec, every, two - one, config.microbatch)
     shapes = rounded_up(shapes, prepared.layout.row_count if prepared.layout else 1)
@@ -98,10 +109,11 @@ def make_plan(prepared: Prepared) -> Plan:
         neurons=neurons,
         restored_share=restored_share,
         shapes=shapes,
+        window=window,
         rows_by_shape={name: count_rows(examples, shapes) for name, examples in sets.items()},
         dtype=compute_dtype(config.dtype, prepared.tuned),
         weight_bytes=int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both,
-        score_bytes=max(rows * row_bytes(spec, length, config.stream) for length, rows in shapes),
+        score_bytes=max(rows * row_bytes(spec, length, window, config.stream) for length, rows in shapes),
         sweep_bytes=_sweep_bytes(config, spec, tokens),
         output_bytes=stored,
         spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,

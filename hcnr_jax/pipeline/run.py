@@ -137,7 +137,7 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
 
 def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
     config = prepared.config
-    return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype, prepared.layout)
+    return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype, prepared.layout, plan.window)
 
 
 def load_pair(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work | None = None) -> tuple[Weights, Weights]:

@@ -32,13 +32,14 @@ from hcnr_jax.sharding import Layout
 
 @dataclass(frozen=True)
 class Scoring:
-    """How rows are scored, and on which mesh; a static argument of the compiled step."""
+    """How rows are scored, and on which mesh; a static argument of the compiled step. window: of `model.row_loss`."""
 
     spec: ModelSpec
     loss: Literal["mean", "sum"] = "mean"
     granularity: Granularity = "input"
     dtype: str = "float32"
     layout: Layout | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _score_streamed(
     spill: Path | None,
 ) -> Scores:
     """A sweep forward and one backward; block inputs wait in `spill`, or in memory without one."""
-    model = block_model(how.spec, jnp.dtype(how.dtype), how.loss)
+    model = block_model(how.spec, jnp.dtype(how.dtype), how.loss, window=how.window)
     kernels, found = layerwise_scores(
         model,
         params,
@@ -195,7 +196,7 @@ def losses_of(
     """Mean completion NLL of every row, forward passes only. InputError names a row whose loss is not finite."""
     parts, losses = microbatches(examples, shapes), _Losses(examples, name)
     if isinstance(params, StreamedParams):
-        model = block_model(how.spec, jnp.dtype(how.dtype))
+        model = block_model(how.spec, jnp.dtype(how.dtype), window=how.window)
         for part, found in zip(parts, layerwise_losses(model, params, [p.batch for p in parts]), strict=True):
             losses.add(part, found)
         return losses.all()
@@ -207,13 +208,13 @@ def losses_of(
 def _score(
     how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: streaming.Sums
 ) -> tuple[streaming.Sums, jax.Array]:
-    loss = row_loss(how.spec, how.loss, jnp.dtype(how.dtype))
+    loss = row_loss(how.spec, how.loss, jnp.dtype(how.dtype), window=how.window)
     found = score_batch(loss, params, KERNELS, batch, jnp.asarray(weights), sums, (how.granularity,))
     return _everywhere(how, found)
 
 
 def _loss(how: Scoring, params: Params, batch: Batch) -> jax.Array:
-    loss = row_loss(how.spec, dtype=jnp.dtype(how.dtype), remat=False)
+    loss = row_loss(how.spec, dtype=jnp.dtype(how.dtype), remat=False, window=how.window)
     return _everywhere(how, jax.vmap(loss, in_axes=(None, 0))(params, batch))
 
 

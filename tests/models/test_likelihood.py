@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hcnr_jax.models import completion_nll, token_log_probs
+from hcnr_jax.models import completion_nll, completion_window, token_log_probs
 
 RNG = np.random.default_rng(0)
 LOGITS = jnp.asarray(RNG.normal(size=(3, 5, 7)).astype(np.float32) * 4)
@@ -72,3 +72,23 @@ def test_certainty_and_single_tokens():
 def test_unknown_reduction():
     with pytest.raises((ValueError, TypeError), match="median"):
         completion_nll(LOGITS, TOKENS, MASK, "median")
+
+
+@pytest.mark.parametrize("width", [3, 4, 5, 9])
+def test_a_window_around_the_completion_loses_nothing(width):
+    hidden = jnp.asarray(RNG.normal(size=(5, 6, 4)).astype(np.float32))
+    head = jnp.asarray(RNG.normal(size=(4, 7)).astype(np.float32))
+    tokens = jnp.asarray(RNG.integers(0, 7, (5, 6)), jnp.int32)
+    # At the end, before padding, from the first position on, one token, a padding row.
+    mask = jnp.asarray([[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0] * 6], bool)
+
+    def windowed(hidden):
+        cut, ids, counted = completion_window(hidden, tokens, mask, width)
+        assert cut.shape == (5, min(width, 6), 4)
+        return completion_nll(cut @ head, ids, counted)
+
+    whole = lambda hidden: completion_nll(hidden @ head, tokens, mask)  # noqa: E731
+    np.testing.assert_allclose(windowed(hidden), whole(hidden), rtol=1e-6)
+    gradients = [jax.grad(lambda h, f=f: jnp.sum(f(h)))(hidden) for f in (windowed, whole)]
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(jax.jit(windowed)(hidden), whole(hidden), rtol=1e-6)

@@ -67,8 +67,15 @@ def test_halving_stops_at_one_row():
 
 
 def test_an_accelerators_microbatch_follows_its_memory(monkeypatch):
-    free = 10 * batches.row_bytes(SPEC, 32)
+    free = 10 * batches.row_bytes(SPEC, 32, 16)
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": free + 7, "bytes_in_use": 7})
     monkeypatch.setattr(batches.jax, "local_devices", lambda: [device])
-    assert batches.choose_microbatch(SPEC, 32, 100) == 5 and batches.choose_microbatch(SPEC, 32, 3) == 3
-    assert batches.row_bytes(SPEC, 32, streamed=True) < batches.row_bytes(SPEC, 32)
+    assert batches.choose_microbatch(SPEC, 32, 100, 16) == 5 and batches.choose_microbatch(SPEC, 32, 3, 16) == 3
+    assert batches.row_bytes(SPEC, 32, 16, streamed=True) < batches.row_bytes(SPEC, 32, 16)
+    assert batches.row_bytes(SPEC, 32, 16) < batches.row_bytes(SPEC, 32, 32) == batches.row_bytes(SPEC, 32, 40)
+
+
+def test_the_loss_window_holds_every_completion_and_the_token_before_it():
+    rows = examples(5, 30, 17)
+    assert rows[1].completion_start == 15
+    assert batches.loss_window(rows) == 16 and batches.loss_window(examples(5)) == 8
