@@ -10,7 +10,7 @@ import hcnr_jax
 ROOT = Path(hcnr_jax.__file__).parent
 # What stands on one line does not import each other; `ALLOWED` names the exceptions.
 LAYERS = (
-    ("errors",),
+    ("errors", "peers"),
     ("ahead", "config", "distributed", "presets", "streaming", "sharding"),
     ("models", "checkpoints", "data"),
     ("method",),

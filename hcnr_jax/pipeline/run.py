@@ -135,7 +135,8 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
     return Made(config, selection, corrected, scores, choice)
 
 
-def _scoring(prepared: Prepared, plan: Plan) -> Scoring:
+def scoring_of(prepared: Prepared, plan: Plan) -> Scoring:
+    """How this run scores its rows."""
     config = prepared.config
     return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype, prepared.layout, plan.window)
 
@@ -147,7 +148,7 @@ def load_pair(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work | N
         return StreamedParams(prepared.base, spec), StreamedParams(prepared.tuned, spec)
     scored = prepared.tuned if prepared.config.scores_at == "tuned" else prepared.base
     if work is None or not all(has_scores(work, name) for name in ("honesty", "task")):
-        prepare_scoring(_scoring(prepared, plan), plan.shapes, describe_params(scored, spec))
+        prepare_scoring(scoring_of(prepared, plan), plan.shapes, describe_params(scored, spec))
     shardings = unflatten_dict(prepared.layout.params(), sep="/") if prepared.layout else None
     with reporter.stage("load", 2, "models") as stage:
         loaded = []
@@ -167,7 +168,7 @@ def score_pair(
     work: Work | None = None,
 ) -> dict[str, Scores]:
     """Both sets' scores, those kept from before or made now; warns where the models look swapped."""
-    config, how = prepared.config, _scoring(prepared, plan)
+    config, how = prepared.config, scoring_of(prepared, plan)
     at = tuned if config.scores_at == "tuned" else base
     scores: dict[str, Scores] = {}
     for name, examples in {"honesty": prepared.honesty, "task": prepared.task}.items():
@@ -201,7 +202,7 @@ def _check_swap(
     """Warn where TUNED fits the honesty rows better than BASE. known: losses of those rows that the scores gave; what
     is found besides is kept, so that a resumed run says the same."""
     kept = dict(known)
-    rows, how = prepared.honesty[:SWAP_ROWS], _scoring(prepared, plan)
+    rows, how = prepared.honesty[:SWAP_ROWS], scoring_of(prepared, plan)
     for name in {"base", "tuned"} - set(known):
         tree = work.tree(f"losses-{name}") if work else None
         kept[name] = losses_of(how, models[name], rows, plan.shapes, "honesty") if tree is None else tree["losses"]

@@ -39,16 +39,17 @@ def test_a_forward_pass(spec, params) -> None:
     assert floors.forward_flops(spec, ROWS, TOKENS) == pytest.approx(program.flops, rel=0.1)
 
 
-def test_a_plain_backward_pass(spec, params) -> None:
-    batch, loss = random_batch(spec, ROWS, TOKENS, 0), plain_loss(spec, jnp.float32, False)
+@pytest.mark.parametrize("window", [TOKENS, 8])
+def test_a_plain_backward_pass(spec, params, window) -> None:
+    batch, loss = random_batch(spec, ROWS, TOKENS, 0), plain_loss(spec, jnp.float32, False, window)
 
     def gradients(p, b):
         return jax.grad(lambda kernels: loss(put_leaves(p, kernels), b))(get_leaves(p, KERNELS))
 
     program = compile_program(gradients, params, batch)
-    counted = floors.backward_flops(spec, ROWS, TOKENS, True)
+    counted = floors.backward_flops(spec, ROWS, TOKENS, True, window)
     assert counted == pytest.approx(program.flops, rel=0.1)
-    assert floors.backward_flops(spec, ROWS, TOKENS, False) < counted
+    assert floors.backward_flops(spec, ROWS, TOKENS, False, window) < counted
 
 
 def test_the_scores_of_a_kernel() -> None:
