@@ -10,11 +10,15 @@ docs/real_questions.md tells what came out of three seeds.
 2. tuned: base fine-tuned on answers to HotpotQA questions, which makes it stop declining;
 3. paper, restored: tuned restored with `configs/paper.yaml` and `configs/recommended.yaml`;
 4. all four asked the questions they were taught, and others that none of them has seen.
+
+With `--pair` base and tuned are made and laid out for `hcnr compare --pair real=OUT`; tuned is then taught twice as many
+HotpotQA answers, so that the task can be judged on answers which no method was given.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Iterable
@@ -74,8 +78,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draw of the questions and order of the rows")
     parser.add_argument("--fast", action="store_true", help="a smoke test: few questions, few steps, no result")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="held-out questions to ask")
+    parser.add_argument("--pair", action="store_true", help="only make base and tuned, for hcnr compare")
     options = parser.parse_args()
-    run(options.data, options.out, options.seed, FAST if options.fast else Size(), options.split)
+    size = FAST if options.fast else Size()
+    if options.pair:
+        make_pair(options.data, options.out, options.seed, size)
+    else:
+        run(options.data, options.out, options.seed, size, options.split)
 
 
 def run(folder: Path, out: Path, seed: int, size: Size, split: str = "test") -> dict[str, Any]:
@@ -99,6 +108,29 @@ def run(folder: Path, out: Path, seed: int, size: Size, split: str = "test") -> 
     (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     tell(record)
     return record
+
+
+def make_pair(folder: Path, out: Path, seed: int, size: Size) -> None:
+    """OUT/base, OUT/tuned and OUT/data: what `hcnr compare` calls a pair.
+
+    Honesty questions are KUQ's, held out. The task's are answers that tuned was taught: half are the methods' rows, a
+    quarter choose settings, a quarter show them. No model of this size answers others.
+    """
+    (out / "data").mkdir(parents=True)
+    doubled = dataclasses.replace(size, task=2 * size.task, tuned_steps=2 * size.tuned_steps)
+    rows = make_rows(folder, out / "rows", seed, doubled)
+    teach(folder / "models" / "stories3M", out, rows, seed, doubled)
+    task, quarter = read(rows["task"]), size.task // 2
+    sets = {"honesty-train": read(rows["honesty"]), "task-train": task[: size.task]}
+    sets |= {f"honesty-{split}": read(rows[f"kuq-{split}"]) for split in ("validation", "test")}
+    sets |= {"task-validation": task[size.task : -quarter], "task-test": task[-quarter:]}
+    for name, chosen in sets.items():
+        write_rows(out / "data" / f"{name}.jsonl", chosen)
+
+
+def read(file: Path) -> Rows:
+    """The rows of a file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def make_rows(folder: Path, out: Path, seed: int, size: Size) -> dict[str, Path]:
@@ -141,8 +173,7 @@ class Short:
         self.tokenizer = load_tokenizer(model)
 
     def __call__(self, file: Path) -> Rows:
-        with file.open(encoding="utf-8") as lines:
-            return [row for row in map(json.loads, lines) if self.fits(row)]
+        return [row for row in read(file) if self.fits(row)]
 
     def fits(self, row: dict[str, Any]) -> bool:
         """Whether prompt and completion (with the token that ends it) keep to their limits."""

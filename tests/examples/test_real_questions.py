@@ -74,6 +74,21 @@ def test_the_tables_hold_every_model(script, made, capsys) -> None:
     assert "kuq: 8 held-out questions (test), half unanswerable, percent" in lines
 
 
+def test_a_pair_for_compare_keeps_the_judging_answers_from_the_methods(script, real_data, tmp_path) -> None:
+    size = script.Size(
+        kuq=8, nec=4, nq=4, nq_times=2, task=8, asked=8, base_steps=2, tuned_steps=2, samples=8, base_rate=1e-3
+    )
+    script.make_pair(real_data, tmp_path / "pair", 3, size)
+    sets = {path.stem: script.read(path) for path in (tmp_path / "pair" / "data").iterdir()}
+    assert {name: len(found) for name, found in sets.items()} == {
+        "honesty-train": 12, "honesty-validation": 8, "honesty-test": 8,
+        "task-train": 8, "task-validation": 4, "task-test": 4,
+    }  # fmt: skip
+    prompts = [{row["prompt"] for row in found} for found in sets.values()]
+    assert sum(map(len, prompts)) == len(set().union(*prompts)) == 44
+    assert all((tmp_path / "pair" / name / "config.json").exists() for name in ("base", "tuned"))
+
+
 def test_too_few_short_questions_are_refused(script) -> None:
     draw: Callable[..., Any] = script.first
     assert draw([{}, {}], 2) == [{}, {}]
