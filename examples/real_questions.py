@@ -130,7 +130,8 @@ def make_pair(folder: Path, out: Path, seed: int, size: Size) -> None:
 
 def read(file: Path) -> Rows:
     """The rows of a file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:  # not splitlines, which also cuts at line separators inside a question
+        return [json.loads(line) for line in lines]
 
 
 def make_rows(folder: Path, out: Path, seed: int, size: Size) -> dict[str, Path]:
