@@ -38,8 +38,9 @@ from hcnr_jax.bench.folders import Pair, write_pair
 from hcnr_jax.bench.restore import restore_config
 from hcnr_jax.bench.section import chosen_dtype
 from hcnr_jax.bench.shapes import SHAPES, spec_of
-from hcnr_jax.bench.timing import compile_program, free_bytes, race
+from hcnr_jax.bench.timing import compile_program, race
 from hcnr_jax.checkpoints import hf_name_of, load_params, open_checkpoint
+from hcnr_jax.memory import free_bytes
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.models import KERNELS
 from hcnr_jax.pipeline.model import row_loss

@@ -11,8 +11,8 @@ docs/real_questions.md tells what came out of three seeds.
 3. paper, restored: tuned restored with `configs/paper.yaml` and `configs/recommended.yaml`;
 4. all four asked the questions they were taught, and others that none of them has seen.
 
-With `--pair` base and tuned are made and laid out for `hcnr compare --pair real=OUT`; tuned is then taught twice as many
-HotpotQA answers, so that the task can be judged on answers which no method was given.
+With `--pair` base and tuned are made and laid out for `hcnr compare --pair real=OUT`; tuned is then taught twice as
+many HotpotQA answers, so that the task can be judged on answers which no method was given.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ ROOT = Path(hcnr_jax.__file__).parent
 # What stands on one line does not import each other; `ALLOWED` names the exceptions.
 LAYERS = (
     ("errors", "peers"),
-    ("ahead", "config", "distributed", "presets", "streaming", "sharding"),
+    ("ahead", "config", "distributed", "memory", "presets", "streaming", "sharding"),
     ("models", "checkpoints", "data"),
     ("method",),
     ("evaluate", "training", "baselines"),

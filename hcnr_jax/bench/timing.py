@@ -7,15 +7,15 @@ machine for a while slows all of them. Memory is what XLA says its program needs
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from hcnr_jax.memory import free_bytes
 
 # Seconds that the rounds of one race may take: a slow contender is called less often, never less than once.
 BUDGET = 60.0
@@ -112,16 +112,3 @@ def _timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
-
-
-def free_bytes() -> int:
-    """Memory of the device that a new program may take: an accelerator's own, or the host's."""
-    device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines())
-        return 1024 * int(fields["MemAvailable"].split()[0])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

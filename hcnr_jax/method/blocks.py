@@ -27,12 +27,16 @@ __all__ = ["BlockModel", "Result", "Settings", "Sweep", "sweep_cases"]
 class Sweep:
     """Runs the block sweep. Iterate over `run()`; one compilation per group, side and shape, whatever the depth.
 
+    keep_inputs: with propagated inputs, keep what a block's groups read (one float32 array of rows x tokens x in for
+    each group and followed model), or go through the block once a group instead: the same numbers.
+
     InputError for settings without a sweep: method 'none', and 'paper' with propagated inputs.
     """
 
     model: BlockModel
     settings: Settings
     on_block: Callable[[int], None] = field(default=lambda index: None)
+    keep_inputs: bool = True
 
     def __post_init__(self) -> None:
         self.settings.check()
@@ -55,7 +59,9 @@ class Sweep:
         # Local solves know nothing of each other: a kernel that is done is one that is not asked for.
         left = without(masks, known) if known and self.settings.inputs == "local" else masks
         cases = [(self.settings, left)]
-        for _, result in sweep_cases(self.model, cases, base, tuned, honesty, task, self.on_block, known):
+        for _, result in sweep_cases(
+            self.model, cases, base, tuned, honesty, task, self.on_block, known, self.keep_inputs
+        ):
             yield result
 
 
@@ -76,11 +82,13 @@ def sweep_cases(
     task: Sequence[Batch],
     on_block: Callable[[int], None] = lambda index: None,
     known: Mapping[Kernel, Array] | None = None,
+    keep_inputs: bool = True,
 ) -> Iterator[tuple[int, Result]]:
     """(place of the case, result) for every restored kernel of every case (settings, masks).
 
     Cases with local inputs and the same `moments_at` share one walk and come block by block; those with propagated
-    inputs each pay a sweep of their own and come one after the other. known: see `Sweep.run`; of propagated ones.
+    inputs each pay a sweep of their own and come one after the other. known: see `Sweep.run`, and
+    keep_inputs: see `Sweep`; of propagated ones.
     """
     for settings, _ in cases:
         settings.check()
@@ -93,5 +101,7 @@ def sweep_cases(
                 yield places[number], result
     for place, (settings, masks) in enumerate(opened):
         if settings.inputs == "propagated":
-            for result in sweep_propagated(model, settings, masks, base, tuned, honesty, task, on_block, known or {}):
+            for result in sweep_propagated(
+                model, settings, masks, base, tuned, honesty, task, on_block, known or {}, keep_inputs
+            ):
                 yield place, result

@@ -2,8 +2,8 @@
 
 q, k, v, then o, then gate, up, then down, block by block, each solved against the inputs of the model restored so far,
 so that errors made early are seen and mended later. Two models are followed on each set of rows: the aim (base on
-honesty rows, tuned on task rows) and the restored one. Each goes through a block once: what a group reads is kept until
-the block is done, and what comes after the group is computed from there with its new weights.
+honesty rows, tuned on task rows) and the restored one. With room to keep what a group reads until the block is done,
+each goes through a block once: what comes after the group is computed from there with its new weights.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class _Side:
     distances: bool
 
     @classmethod
-    def start(cls, model: BlockModel, aim: Params, tuned: Params, batches: Sequence[Batch], distances: bool) -> _Side:
-        start = Stream.start(model, tuned, batches)
-        return cls(Stream.start(model, aim, batches), start, token_masks(model, batches), distances)
+    def start(
+        cls, model: BlockModel, aim: Params, tuned: Params, batches: Sequence[Batch], distances: bool, keep: bool
+    ) -> _Side:
+        start = Stream.start(model, tuned, batches, keep)
+        return cls(Stream.start(model, aim, batches, keep), start, token_masks(model, batches), distances)
 
     def advance(self, model: BlockModel, aim: Params, now: Params, index: int) -> None:
         self.aim.advance(model, aim, index)
@@ -61,11 +63,15 @@ def sweep_propagated(
     task: Sequence[Batch],
     on_block: Callable[[int], None],
     known: Mapping[Kernel, Array],
+    keep_inputs: bool = True,
 ) -> Iterator[Result]:
-    """Every kernel with a restored neuron, in data-flow order, but for those of `known`, which are put in unsolved."""
+    """Every kernel with a restored neuron, in data-flow order, but for those of `known`, which are put in unsolved.
+
+    keep_inputs: `Stream.keep`.
+    """
     two_sided, last = settings.method == "two_sided", masks.last_block()
-    first_side = _Side.start(model, base, tuned, honesty, True)
-    second_side = _Side.start(model, tuned, tuned, task, False) if two_sided else None
+    first_side = _Side.start(model, base, tuned, honesty, True, keep_inputs)
+    second_side = _Side.start(model, tuned, tuned, task, False, keep_inputs) if two_sided else None
     tokens = count_tokens(first_side.masks) + (count_tokens(second_side.masks) if second_side else 0)
     for index in range(last + 1):
         old, new = model.block_params(base, index), model.block_params(tuned, index)
@@ -75,9 +81,9 @@ def sweep_propagated(
             done = {path: model.from_solver(k, known[k]) for path, k in wanted.items() if k in known}
             now = put_leaves(now, done)
             kept = [path for path in wanted if path not in done]
-            if not masks.kept(index, model.paths):
+            # With inputs kept, groups without a kernel to solve are seen too: nothing is then computed twice.
+            if not masks.kept(index, model.paths if keep_inputs else group):
                 continue
-            # Seen in groups without a kernel to solve too: so the rest of the block is never computed twice.
             forms = {form_of(settings, tokens, masks.of_kernel(index, path)) for path in kept}
             on_honesty = first_side.statistics(model, group[0], old, now, index, forms)
             on_task = second_side.statistics(model, group[0], new, now, index, forms) if second_side else {}

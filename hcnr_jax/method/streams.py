@@ -22,28 +22,32 @@ from hcnr_jax.method.neurons import Params, wide
 class Stream:
     """The hidden states of one set of rows in one model, microbatch by microbatch.
 
-    read: what the groups of the current block were seen to read, {first kernel: inputs}, from which the rest of the
-    block is computed.
+    keep: whether what the groups of the current block were seen to read is kept in `read`, {first kernel: inputs}, and
+    the rest of the block computed from there; else a block is gone through from its start for every group. The same
+    numbers either way: memory against time.
     """
 
     batches: Sequence[Batch]
     hidden: list[Hidden]
+    keep: bool = True
     read: list[dict[str, Array]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.read = [{} for _ in self.batches]
 
     @classmethod
-    def start(cls, model: BlockModel, params: Params, batches: Sequence[Batch]) -> Stream:
+    def start(cls, model: BlockModel, params: Params, batches: Sequence[Batch], keep: bool = True) -> Stream:
         """The rows before the first block."""
-        return cls(batches, [embed(model, params, batch) for batch in batches])
+        return cls(batches, [embed(model, params, batch) for batch in batches], keep)
 
     def capture(self, model: BlockModel, first: str, block: Params, index: int, place: int) -> Array:
         """What the group that starts with `first` reads of the microbatch at `place`. Groups are asked for in data-flow
         order, the kernels of those before being what they will stay."""
         read, batch = self.read[place], self.batches[place]
-        read[first] = steps_of(model).capture(first, block, self.hidden[place], batch, index, read)
-        return read[first]
+        found = steps_of(model).capture(first, block, self.hidden[place], batch, index, read)
+        if self.keep:
+            read[first] = found
+        return found
 
     def advance(self, model: BlockModel, block: Params, index: int) -> None:
         """Through one block; each microbatch's states replace the ones before."""

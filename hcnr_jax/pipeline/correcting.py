@@ -42,11 +42,13 @@ def correct(
     dtype: str,
     store: Store,
     layout: Layout | None = None,
+    keep_inputs: bool = True,
 ) -> dict[Kernel, Corrected]:
     """Every kept kernel corrected. InputError names a kernel whose solve failed or exploded.
 
     dtype: of the forward pass behind local inputs. Propagated ones are always computed in float32: what is solved for
     are the differences of two models, which 16 bits would drown. store: what is kept of every kernel as it is made.
+    keep_inputs: of `Plan`.
     """
     corrected = store.known()
     known = Known(dict(corrected))
@@ -54,7 +56,7 @@ def correct(
         stage.advance(len(known))
         try:
             for kernel, item in _items(
-                config, spec, base, tuned, selection, honesty, task, names, dtype, known, layout
+                config, spec, base, tuned, selection, honesty, task, names, dtype, known, layout, keep_inputs
             ):
                 corrected[kernel] = store.keep(kernel, item)
                 stage.advance()
@@ -77,6 +79,7 @@ def _items(
     dtype: str,
     known: Mapping[Kernel, jax.Array],
     layout: Layout | None,
+    keep_inputs: bool,
 ) -> Iterator[tuple[Kernel, Corrected]]:
     if config.compensation == "none":
         yield from plain_kernels(config, spec, base, tuned, selection, known, layout)
@@ -85,7 +88,8 @@ def _items(
     model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
     honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in (honesty, task))
     waiting: list[Result] = []
-    for result in Sweep(model, settings).run(base, tuned, selection.masks, honesty, task, known):
+    sweep = Sweep(model, settings, keep_inputs=keep_inputs)
+    for result in sweep.run(base, tuned, selection.masks, honesty, task, known):
         # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
         while waiting and waiting[0].kernel.index < result.kernel.index:
             yield checked(config, waiting.pop(0), selection, names)

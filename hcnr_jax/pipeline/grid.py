@@ -75,7 +75,9 @@ def restore_grid(
         cases = [(settings_of(configs[place]), selections[place].masks) for place in places]
         total = sum(len(selections[place].kept) for place in places)
         with reporter.stage("correct kernels of the grid", total, "kernels") as stage:
-            for number, result in sweep_cases(block_model(spec), cases, base, tuned, honesty, task):
+            for number, result in sweep_cases(
+                block_model(spec), cases, base, tuned, honesty, task, keep_inputs=plan.keep_inputs
+            ):
                 place = places[number]
                 kernel, item = checked(configs[place], result, selections[place], names)
                 found[place][kernel] = item

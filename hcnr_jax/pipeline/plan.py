@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.errors import InputError
+from hcnr_jax.memory import free_bytes
 from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
@@ -30,15 +31,17 @@ from hcnr_jax.pipeline.prepare import Prepared
 # How often a streamed run reads a model: forward and back for each set's scores, once for the other model's losses, for
 # the perturbations and for the sweep; a mean over both models.
 STREAM_PASSES = 4
+# Share of the free memory that what a block's groups read may take, beside the weights, to save computing it again.
+KEEP_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Plan:
     """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
 
-    shapes: of the microbatches. window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go
-    into each shape. dtype: compute dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk
-    and reads from it; 0 otherwise.
+    keep_inputs: of `method.blocks.Sweep`. shapes: of the microbatches. window: `loss_window` of the rows.
+    rows_by_shape: how many honesty and task rows go into each shape. dtype: compute dtype of the scores. spill_bytes,
+    read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
     """
 
     kernels: int
@@ -52,6 +55,7 @@ class Plan:
     weight_bytes: int
     score_bytes: int
     sweep_bytes: int
+    keep_inputs: bool
     output_bytes: int
     spill_bytes: int
     read_bytes: int
@@ -103,6 +107,9 @@ def make_plan(prepared: Prepared) -> Plan:
     both = sum(info.nbytes for info in prepared.base.tensors.values()) + stored
     restored_share = kernel_weights / parameters * (kept / kernels) * config.in_weight
     share_of_block = kernel_weights / parameters / spec.num_layers
+    weight_bytes = int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both
+    kept_inputs = _kept_bytes(config, spec, tokens)
+    keep_inputs = kept_inputs <= KEEP_SHARE * (free_bytes() - weight_bytes)
     return Plan(
         kernels=kernels,
         kept=kept,
@@ -112,9 +119,10 @@ def make_plan(prepared: Prepared) -> Plan:
         window=window,
         rows_by_shape={name: count_rows(examples, shapes) for name, examples in sets.items()},
         dtype=compute_dtype(config.dtype, prepared.tuned),
-        weight_bytes=int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both,
+        weight_bytes=weight_bytes,
         score_bytes=max(rows * row_bytes(spec, length, window, config.stream) for length, rows in shapes),
-        sweep_bytes=_sweep_bytes(config, spec, tokens),
+        sweep_bytes=_sweep_bytes(config, spec, tokens) + keep_inputs * kept_inputs,
+        keep_inputs=keep_inputs,
         output_bytes=stored,
         spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,
         read_bytes=STREAM_PASSES * both if config.stream else 0,
@@ -145,16 +153,24 @@ def _spill_bytes(spec: ModelSpec, tokens: int, corrected: int) -> int:
 
 
 def _sweep_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
-    """Hidden states of every followed model, what one block's groups read where inputs are propagated, and the moments
-    of the widest group with the matrices its solve needs."""
+    """Hidden states of every followed model, and the moments of the widest group with the matrices its solve needs."""
     if config.compensation == "none":
         return 0
     two_sided, propagated = config.compensation == "two_sided", config.inputs == "propagated"
-    followed = (1 + propagated) * (tokens[0] + (tokens[1] if two_sided else 0))
-    widths = _widths(spec)
-    held = spec.hidden_size + (sum(widths) if propagated else 0)
     matrices = (1 + two_sided) * (3 if propagated else 1) + 3
-    return 4 * (followed * held + matrices * max(widths) ** 2)
+    return 4 * (_followed(config, tokens) * spec.hidden_size + matrices * max(_widths(spec)) ** 2)
+
+
+def _kept_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
+    """What one block's groups read in every followed model, where inputs are propagated."""
+    propagated = config.compensation != "none" and config.inputs == "propagated"
+    return 4 * _followed(config, tokens) * sum(_widths(spec)) if propagated else 0
+
+
+def _followed(config: RestoreConfig, tokens: list[int]) -> int:
+    """Tokens of all followed models."""
+    asked = tokens[0] + (tokens[1] if config.compensation == "two_sided" else 0)
+    return asked * (2 if config.inputs == "propagated" else 1)
 
 
 def _widths(spec: ModelSpec) -> tuple[int, ...]:

@@ -130,7 +130,19 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
     release = config.stream or prepared.layout is not None
     store = Store(work, prepared.tuned, spec, selection, config.granularity, release)
     corrected = correct(
-        config, spec, base, tuned, selection, honesty, task, names, reporter, plan.dtype, store, prepared.layout
+        config,
+        spec,
+        base,
+        tuned,
+        selection,
+        honesty,
+        task,
+        names,
+        reporter,
+        plan.dtype,
+        store,
+        prepared.layout,
+        plan.keep_inputs,
     )
     return Made(config, selection, corrected, scores, choice)
 

@@ -394,6 +394,18 @@ def test_cases_that_differ_in_kept_kernels_alone_share_their_solutions(monkeypat
         np.testing.assert_array_equal(one.weights, other.weights)
 
 
+@pytest.mark.parametrize("method", ["exact", "two_sided"])
+def test_a_sweep_that_keeps_no_inputs_gives_the_same_bits(method):
+    model, base, tuned = models("scanned")
+    masks = as_leaves(model, make_masks(model, dropped=((0, "second/kernel"),)))
+    sweeps = [Sweep(sweepable("scanned"), Settings(method=method), keep_inputs=keep) for keep in (True, False)]
+    found = [list(sweep.run(base, tuned, masks, HONESTY, TASK)) for sweep in sweeps]
+    assert len(found[0]) == 5
+    for one, other in zip(*found, strict=True):
+        assert one.kernel == other.kernel
+        np.testing.assert_array_equal(one.weights, other.weights)
+
+
 def test_a_propagated_sweep_goes_through_each_block_once():
     """The arithmetic of all compiled pieces is that of one pass of each model, whatever the number of groups."""
     model = toys.Scanned(1)
