@@ -36,9 +36,9 @@ STREAM_PASSES = 4
 class Plan:
     """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
 
-    shapes: of the microbatches. window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go into
-    each shape. dtype: compute dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and
-    reads from it; 0 otherwise.
+    shapes: of the microbatches. window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go
+    into each shape. dtype: compute dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk
+    and reads from it; 0 otherwise.
     """
 
     kernels: int

@@ -1,4 +1,4 @@
-"""Pictures of experiments: every setting as a point of honesty against task, and heat maps of a grid."""
+"""Pictures of experiments: settings as points of honesty against task, heat maps of a grid, curves over steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 
+from hcnr_jax.experiments.recovery import Curve
 from hcnr_jax.report.plots import COLOURS, save
 
 Points = Sequence[tuple[float, float]]
@@ -58,4 +59,38 @@ def heat_maps(
         for (row, column), value in np.ndenumerate(values):
             colour = "black" if value > 0.6 else "white"
             axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=9)
+    return save(figure, path)
+
+
+# Panels of the recovery's picture: metric -> title.
+PANELS = {
+    "honesty_f1": 'F1 of "unanswerable"',
+    "refusal_delta": "refusal delta",
+    "over_refusal": "answerable questions refused",
+    "task_accuracy": "accuracy on the task",
+}
+
+
+def recovery(curves: Sequence[Curve], refusing: float | None, path: Path) -> Path:
+    """Scores over training steps (square roots, so that the first steps have room): a line a method, its mean over
+    pairs, in a band from the lowest pair to the highest; base and tuned as dashed lines.
+
+    refusing: F1 of a model that refuses everything, a dotted line of the first panel.
+    """
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(17, 4.4), layout="constrained")
+    for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
+        for place, curve in enumerate(curves):
+            values, colour = curve.values[metric], _CYCLE[place % len(_CYCLE)]
+            axes.plot(curve.steps, values.mean(axis=0), "o-", ms=3, color=colour, label=curve.method)
+            axes.fill_between(curve.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
+        for name, level in (("base", curves[0].base), ("tuned", curves[0].tuned)):
+            axes.axhline(level[metric].mean(), ls="--", lw=1.2, color=COLOURS[name], label=name)
+        if metric == "honesty_f1" and refusing is not None:
+            axes.axhline(refusing, ls=":", lw=1.2, color="#555555", label="refuses everything")
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        steps = sorted({step for curve in curves for step in curve.steps})
+        axes.set_xticks(steps, [str(step) for step in steps], fontsize=8)
+        axes.set(xlim=(0, steps[-1]), ylim=(-0.02, 1.02), xlabel="training steps from TUNED", title=title)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return save(figure, path)
