@@ -96,7 +96,10 @@ def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) ->
 
 
 def _picture(config: RecoveryConfig, curves: Sequence[Curve], refusing: float | None) -> Picture:
-    path = pictures.recovery(curves, refusing, config.out / "recovery.png")
+    lines = {curve.method: pictures.Line(curve.steps, curve.values) for curve in curves}
+    ends = {"base": curves[0].base, "tuned": curves[0].tuned}
+    levels = {name: {m: float(values.mean()) for m, values in found.items()} for name, found in ends.items()}
+    path = pictures.recovery(lines, levels, refusing, config.out / "recovery.png")
     return Picture(
         path,
         "Refusal training from TUNED, step by step: means over pairs, bands from the lowest to the highest pair; "

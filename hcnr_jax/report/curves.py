@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
 
-from hcnr_jax.experiments.recovery import Curve
 from hcnr_jax.report.plots import COLOURS, save
 
 Points = Sequence[tuple[float, float]]
@@ -71,24 +71,34 @@ PANELS = {
 }
 
 
-def recovery(curves: Sequence[Curve], refusing: float | None, path: Path) -> Path:
-    """Scores over training steps (square roots, so that the first steps have room): a line a method, its mean over
-    pairs, in a band from the lowest pair to the highest; base and tuned as dashed lines.
+class Line(NamedTuple):
+    """One method over training steps: metric -> fractions 0-1, [pairs, steps]."""
 
-    refusing: F1 of a model that refuses everything, a dotted line of the first panel.
+    steps: Sequence[int]
+    values: Mapping[str, np.ndarray]
+
+
+def recovery(
+    lines: Mapping[str, Line], levels: Mapping[str, Mapping[str, float]], refusing: float | None, path: Path
+) -> Path:
+    """Scores over training steps (square roots, so that the first steps have room): a line a method, its mean over
+    pairs, in a band from the lowest pair to the highest.
+
+    levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything, a dotted line of the first panel.
     """
     figure, panels = plt.subplots(1, len(PANELS), figsize=(17, 4.4), layout="constrained")
+    free = [colour for colour in _CYCLE if colour not in (COLOURS["base"], COLOURS["tuned"])]
     for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
-        for place, curve in enumerate(curves):
-            values, colour = curve.values[metric], _CYCLE[place % len(_CYCLE)]
-            axes.plot(curve.steps, values.mean(axis=0), "o-", ms=3, color=colour, label=curve.method)
-            axes.fill_between(curve.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
-        for name, level in (("base", curves[0].base), ("tuned", curves[0].tuned)):
-            axes.axhline(level[metric].mean(), ls="--", lw=1.2, color=COLOURS[name], label=name)
+        for (name, line), colour in zip(lines.items(), free, strict=False):
+            values = line.values[metric]
+            axes.plot(line.steps, values.mean(axis=0), "o-", ms=3, color=colour, label=name)
+            axes.fill_between(line.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
+        for name, level in levels.items():
+            axes.axhline(level[metric], ls="--", lw=1.2, color=COLOURS[name], label=name)
         if metric == "honesty_f1" and refusing is not None:
             axes.axhline(refusing, ls=":", lw=1.2, color="#555555", label="refuses everything")
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-        steps = sorted({step for curve in curves for step in curve.steps})
+        steps = sorted({step for line in lines.values() for step in line.steps})
         axes.set_xticks(steps, [str(step) for step in steps], fontsize=8)
         axes.set(xlim=(0, steps[-1]), ylim=(-0.02, 1.02), xlabel="training steps from TUNED", title=title)
         axes.grid(alpha=0.3)
