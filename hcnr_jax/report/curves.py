@@ -84,11 +84,12 @@ def recovery(
     """Scores over training steps (square roots, so that the first steps have room): a line a method, its mean over
     pairs, in a band from the lowest pair to the highest.
 
-    levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything, a dotted line of the first panel.
+    levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything, a
+    dotted line of the first panel.
     """
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(17, 4.4), layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     free = [colour for colour in _CYCLE if colour not in (COLOURS["base"], COLOURS["tuned"])]
-    for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
+    for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
         for (name, line), colour in zip(lines.items(), free, strict=False):
             values = line.values[metric]
             axes.plot(line.steps, values.mean(axis=0), "o-", ms=3, color=colour, label=name)
@@ -102,5 +103,5 @@ def recovery(
         axes.set_xticks(steps, [str(step) for step in steps], fontsize=8)
         axes.set(xlim=(0, steps[-1]), ylim=(-0.02, 1.02), xlabel="training steps from TUNED", title=title)
         axes.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return save(figure, path)
