@@ -84,8 +84,8 @@ def recovery(
     """Scores over training steps (square roots, so that the first steps have room): a line a method, its mean over
     pairs, in a band from the lowest pair to the highest.
 
-    levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything, a
-    dotted line of the first panel.
+    levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything,
+    a dotted line of the first panel.
     """
     figure, panels = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     free = [colour for colour in _CYCLE if colour not in (COLOURS["base"], COLOURS["tuned"])]
