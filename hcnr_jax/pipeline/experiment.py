@@ -65,7 +65,8 @@ def run_experiment(
     """Every job on every pair, and base and tuned beside them; the records in the jobs' order, pair by pair.
 
     Records lie in `records.jsonl` of --out and are not made again while pair, rows and settings are what they were;
-    `answers.jsonl` holds the test answers of base, tuned and the methods `shown`. splits: whose questions are asked.
+    `answers.jsonl` holds the test answers of base, tuned and the methods `shown`, whose test records say what a
+    restoration did to every kernel. splits: whose questions are asked.
     """
     every = [Job(BASE, {}), Job(TUNED, {}), *jobs]
     wanted: list[Record] = []
@@ -133,16 +134,17 @@ def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
         for split in book.splits:
             book.write(job, split, {"failed": str(outcome.made)})
         return
-    (params, seconds), shown = outcome.made, outcome.examples
+    (params, seconds, kernels), shown = outcome.made, outcome.examples
     change = (lambda row: with_examples(row, shown)) if shown else None
-    costs = {"touched": lab.touched(params), "seconds": round(seconds, 3)}
+    costs: dict[str, Any] = {"touched": lab.touched(params), "seconds": round(seconds, 3)}
     for split in book.splits:
         try:
             answers = lab.ask(params, split, change, len(shown))
         except InputError as error:
             book.write(job, split, {"failed": str(error)})
             continue
-        book.write(job, split, costs | measure(answers))
+        mapped = kernels is not None and split == "test" and job.method in book.shown
+        book.write(job, split, costs | measure(answers) | ({"kernels": kernels} if mapped else {}))
         if split == "test":
             book.keep(job, answers)
 

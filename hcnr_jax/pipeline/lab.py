@@ -19,6 +19,7 @@ from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
+from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
 from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.pairs import ROLES, Pair
 from hcnr_jax.pipeline.plan import Plan, make_plan
@@ -29,10 +30,12 @@ from hcnr_jax.presets import preset
 
 
 class Made(NamedTuple):
-    """A model an experiment made: its params, and the seconds that took (a share of what settings have in common)."""
+    """A model an experiment made: its params, the seconds that took (a share of what settings have in common), and of a
+    restoration what it did to every kernel."""
 
     params: Params
     seconds: float
+    kernels: KernelMap | None = None
 
 
 class _Scored(NamedTuple):
@@ -104,7 +107,7 @@ class Lab:
             for result in grid:
                 made = jax.block_until_ready(restored_params(self.tuned, result.corrected))
                 done.add(result.place)
-                yield result.place, Made(made, time.perf_counter() - started)
+                yield result.place, Made(made, time.perf_counter() - started, kernel_map(result.selection))
                 started = time.perf_counter()
         except InputError as error:
             left = [place for place in range(len(configs)) if place not in done]

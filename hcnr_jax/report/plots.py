@@ -78,9 +78,15 @@ def neuron_map(restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
     for name, found in restorations.items():
         share = _by_kernel([record["neurons_restored"] / record["neurons"] for record in found])
         pictures[f"{name}: share of neurons restored"] = (share, 1.0)
-    height = max(2.5, 0.3 * len(moved) + 1.5)
-    figure, panels = plt.subplots(1, len(pictures), figsize=(4.8 * len(pictures), height), layout="constrained")
-    for axes, (title, (values, top)) in zip(panels, pictures.items(), strict=True):
+    return kernel_maps(pictures, path)
+
+
+def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path) -> Path:
+    """One panel a title: its values [blocks, kernels] coloured from 0 to the number beside them."""
+    blocks = max(len(values) for values, _ in maps.values())
+    height = max(2.5, 0.3 * blocks + 1.5)
+    figure, panels = plt.subplots(1, len(maps), figsize=(4.8 * len(maps), height), layout="constrained", squeeze=False)
+    for axes, (title, (values, top)) in zip(panels[0], maps.items(), strict=True):
         picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         axes.set_xticks(range(len(KERNEL_LABELS)), KERNEL_LABELS)
         axes.set_yticks(range(len(values)), range(1, len(values) + 1))

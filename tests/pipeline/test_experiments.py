@@ -66,6 +66,10 @@ def test_tables_summary_and_answers_are_there(compared) -> None:
     summary = json.loads((out / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["groups"][""]}
     assert rows["recommended"]["difference"]["honesty_f1"]["mean"] == 0 and "equal_task" in rows["wise_ft"]
+    kernels = {r["method"]: r["kernels"] for r in lines(out / "records.jsonl") if "kernels" in r}
+    assert set(kernels) == {"recommended"} and np.shape(kernels["recommended"]["moved"]) == (2, 7)
+    assert np.allclose(kernels["recommended"]["share"], 0.5)  # every kernel is kept, half of its neurons
+    assert (out / "neurons.png").exists() and "Which neurons are restored" in (out / "page.html").read_text()
     text = (out / "tables.md").read_text()
     assert all(f"| {name}" in text for name in METHODS.split(","))
     answers = lines(out / "answers.jsonl")
