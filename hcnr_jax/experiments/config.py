@@ -117,6 +117,11 @@ class RecoveryConfig(ExperimentConfig):
         1e-4, gt=0, description="learning rate, the same at every step; for billions of parameters 1e-6 to 1e-5"
     )
     batch_size: int = Field(32, ge=1, description="rows per step")
+    control: tuple[str, ...] = Field(
+        (),
+        description="NAME=FOLDER...: further pairs, whose curves are shown apart, such as those of models that were "
+        "never taught to decline (examples/untaught.py)",
+    )
     methods: str = Field("all", description=f"all, or names with commas, of: {', '.join(TAUGHT)}")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab, Made
 from hcnr_jax.pipeline.results import Results, Section, write_results
 from hcnr_jax.pipeline.rivals import samples_of, taught
+from hcnr_jax.pipeline.sets import split_name
 from hcnr_jax.report import curves as pictures
 from hcnr_jax.report.page import Picture
 from hcnr_jax.report.tables import points_table, regained_table
@@ -31,6 +32,8 @@ NOTES = (
     "that refuses everything would gain F1 too, but no refusal delta, and would lose its answers and its task.",
 )
 SPLITS = ("test",)
+# What sets a control's curves apart from those of the same method.
+CONTROL = " (control)"
 
 
 def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -39,17 +42,22 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     Raises InputError for what the user can mend, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    records = run_experiment(config, jobs_of(config), _make(config), [], reporter, SPLITS)
-    curves = curves_of(records, config.chosen)
+    controls = {split_name(word, "--control")[0] for word in config.control}
+    every = config.model_copy(update={"pair": (*config.pair, *config.control)})
+    records = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+    tried = [record for record in records if record["pair"] not in controls]
+    curves = curves_of(tried, config.chosen)
     if not curves:
         failed = next(record["failed"] for record in records if "failed" in record)
         raise InputError(f"recovery: no pair has a whole curve; the first reason: {failed}")
+    beside = [record for record in records if record["pair"] in controls]
+    curves += [curve._replace(method=f"{curve.method}{CONTROL}") for curve in curves_of(beside, config.chosen)]
     rows = points(curves), regained(curves)
     sections = [
         Section("How soon what was lost is back", "regained", rows[1], regained_table(rows[1])),
         Section("Over steps, percent", "points", rows[0], points_table(rows[0])),
     ]
-    drawn = [_picture(config, curves, refuse_all(records))]
+    drawn = [_picture(config, curves, refuse_all(tried))]
     said = findings(curves, config.rate)
     title = "Recovery: how fast honesty comes back when it is taught"
     results = Results("recovery", title, records, {}, NOTES, said, None, drawn, sections)
@@ -96,12 +104,14 @@ def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) ->
 
 
 def _picture(config: RecoveryConfig, curves: Sequence[Curve], refusing: float | None) -> Picture:
-    lines = {curve.method: pictures.Line(curve.steps, curve.values) for curve in curves}
+    lines = {
+        curve.method: pictures.Line(curve.steps, curve.values, curve.method.removesuffix(CONTROL)) for curve in curves
+    }
     ends = {"base": curves[0].base, "tuned": curves[0].tuned}
     levels = {name: {m: float(values.mean()) for m, values in found.items()} for name, found in ends.items()}
     path = pictures.recovery(lines, levels, refusing, config.out / "recovery.png")
     return Picture(
         path,
         "Refusal training from TUNED, step by step: means over pairs, bands from the lowest to the highest pair; "
-        "dashed: BASE and TUNED themselves",
+        "dashed: BASE and TUNED themselves; dotted: controls",
     )

@@ -72,10 +72,12 @@ PANELS = {
 
 
 class Line(NamedTuple):
-    """One method over training steps: metric -> fractions 0-1, [pairs, steps]."""
+    """A curve over training steps: metric -> fractions 0-1, [pairs, steps]; `method`, whose colour it has. One that is
+    not named like its method is a control of it, and dotted."""
 
     steps: Sequence[int]
     values: Mapping[str, np.ndarray]
+    method: str
 
 
 def recovery(
@@ -85,23 +87,25 @@ def recovery(
     pairs, in a band from the lowest pair to the highest.
 
     levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything,
-    a dotted line of the first panel.
+    a line of the first panel.
     """
     figure, panels = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     free = [colour for colour in _CYCLE if colour not in (COLOURS["base"], COLOURS["tuned"])]
+    colours = dict(zip(dict.fromkeys(line.method for line in lines.values()), free, strict=False))
     for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
-        for (name, line), colour in zip(lines.items(), free, strict=False):
-            values = line.values[metric]
-            axes.plot(line.steps, values.mean(axis=0), "o-", ms=3, color=colour, label=name)
+        for name, line in lines.items():
+            values, colour = line.values[metric], colours[line.method]
+            style = "o-" if name == line.method else "o:"
+            axes.plot(line.steps, values.mean(axis=0), style, ms=3, color=colour, label=name)
             axes.fill_between(line.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
         for name, level in levels.items():
             axes.axhline(level[metric], ls="--", lw=1.2, color=COLOURS[name], label=name)
         if metric == "honesty_f1" and refusing is not None:
-            axes.axhline(refusing, ls=":", lw=1.2, color="#555555", label="refuses everything")
+            axes.axhline(refusing, ls="-.", lw=1.2, color="#555555", label="refuses everything")
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         steps = sorted({step for line in lines.values() for step in line.steps})
         axes.set_xticks(steps, [str(step) for step in steps], fontsize=8)
         axes.set(xlim=(0, steps[-1]), ylim=(-0.02, 1.02), xlabel="training steps from TUNED", title=title)
         axes.grid(alpha=0.3)
-    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return save(figure, path)

@@ -76,14 +76,14 @@ def points_table(rows: Sequence[Row]) -> str:
 
 
 def regained_table(rows: Sequence[Row]) -> str:
-    """One method and share of what was lost a row: the step that brings it back, pair by pair, and its cost by then."""
-    pairs = list(dict.fromkeys(pair for row in rows for pair in row["steps"]))
-    header = ["method", "F1 regained", *(f"steps, {pair}" for pair in pairs), "task", "over-refusal"]
+    """One method and share of what was lost a row: the steps that bring it back, pair by pair (a dash: never), and what
+    they cost by then, where they do."""
+    header = ["method", "F1 regained", "steps by pair", "task", "over-refusal"]
     body = []
     for row in rows:
-        steps = [row["steps"].get(pair) for pair in pairs]
+        steps = ", ".join("-" if step is None else str(step) for step in row["steps"].values())
         costs = [_points(row["changes"][name]) for name in ("task_accuracy", "over_refusal")]
-        body.append([row["method"], percent(row["share"], 0), *("-" if s is None else str(s) for s in steps), *costs])
+        body.append([row["method"], percent(row["share"], 0), steps, *costs])
     return markdown(header, body)
 
 

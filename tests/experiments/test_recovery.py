@@ -38,7 +38,7 @@ def test_shares_are_dated_by_the_first_step_that_has_them() -> None:
     assert "50 % of the lost F1 is back after 1 to 4 steps on 2 of 3 pairs; by then task -12.5 points" in said[0]
     assert "90 % of the lost F1 is back on none of 3 pairs within 4 steps" in said[1]
     assert "task 80.0, percent" in said[2]
-    assert "| rait | 50 | 1 | 4 | - | -12.5 (-20.0 to -5.0) | +12.5 (+5.0 to +20.0) |" in regained_table([half, most])
+    assert "| rait | 50 | 1, 4, - | -12.5 (-20.0 to -5.0) | +12.5 (+5.0 to +20.0) |" in regained_table([half, most])
 
 
 def test_points_are_means_over_pairs_with_their_range() -> None:

@@ -139,11 +139,14 @@ def test_recovery_is_one_run_looked_at_on_its_way(pair, tmp_path, monkeypatch) -
     # Further steps are added to what is there, and are those of a run that was asked for them alone.
     assert call(*command, 0, 1, 2, 4).code == 0
     assert len(lines(tmp_path / "r" / "records.jsonl")) == 10
+    more = lines(tmp_path / "r" / "records.jsonl")[-2]
     assert call("recovery", *arguments, "--out", tmp_path / "s", "--curve-steps", 2, "--methods", "rait").code == 0
     alone = lines(tmp_path / "s" / "records.jsonl")[-1]
-    again = lines(tmp_path / "r" / "records.jsonl")[-2]
-    assert (alone["method"], alone["label"]) == (again["method"], again["label"])
-    assert (alone["bits"], alone["touched"]) == (again["bits"], again["touched"])
+    assert all(alone[name] == more[name] for name in ("method", "label", "bits", "touched"))
+    # A control's curves stand beside the others, in rows of their own.
+    assert call(*command, 0, 1, 4, "--control", f"c={pair}", "--methods", "rait").code == 0
+    rows = json.loads((tmp_path / "r" / "summary.json").read_text())["points"]
+    assert [row["method"] for row in rows] == ["rait"] * 3 + ["rait (control)"] * 3
     monkeypatch.setattr(experiment, "Lab", None)
     assert call(*command, 0, 1, 2, 4).code == 0
 
