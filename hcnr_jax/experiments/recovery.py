@@ -134,7 +134,8 @@ def findings(curves: Sequence[Curve], rate: float) -> list[str]:
 def _dated(row: Mapping[str, Any], last: int) -> str:
     steps = [step for step in row["steps"].values() if step is not None]
     count, pairs = len(steps), len(row["steps"])
-    what = f"{100 * row['share']:.0f} % of the lost F1 is back"
+    # Not "of the lost F1": a control may never have had it.
+    what = f"{100 * row['share']:.0f} % of the way to BASE's F1"
     if not steps:
         return f"{what} on none of {pairs} pairs within {last} steps"
     costs = ", ".join(

@@ -35,8 +35,8 @@ def test_shares_are_dated_by_the_first_step_that_has_them() -> None:
     assert half["steps"] == {"p": 1, "q": 4, "r": None} and most["steps"] == {"p": None, "q": None, "r": None}
     assert half["changes"]["task_accuracy"] == pytest.approx([-0.05, -0.2])
     said = findings([curve], 1e-4)
-    assert "50 % of the lost F1 is back after 1 to 4 steps on 2 of 3 pairs; by then task -12.5 points" in said[0]
-    assert "90 % of the lost F1 is back on none of 3 pairs within 4 steps" in said[1]
+    assert "50 % of the way to BASE's F1 after 1 to 4 steps on 2 of 3 pairs; by then task -12.5 points" in said[0]
+    assert "90 % of the way to BASE's F1 on none of 3 pairs within 4 steps" in said[1]
     assert "task 80.0, percent" in said[2]
     assert "| rait | 50 | 1, 4, - | -12.5 (-20.0 to -5.0) | +12.5 (+5.0 to +20.0) |" in regained_table([half, most])
 
