@@ -56,6 +56,11 @@ COMMANDS = {
     "sweep": Command(
         "hcnr_jax.experiments.config:SweepConfig", "hcnr_jax.pipeline.sweep:sweep", "a grid of settings, one scoring"
     ),
+    "recovery": Command(
+        "hcnr_jax.experiments.config:RecoveryConfig",
+        "hcnr_jax.pipeline.recovery:recovery",
+        "how fast honesty comes back when it is taught",
+    ),
     "data": Command("hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows"),
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"

@@ -1,7 +1,8 @@
-"""What `hcnr compare`, `hcnr ablate` and `hcnr sweep` are asked: one set of options, and what each adds."""
+"""What `hcnr compare`, `ablate`, `sweep` and `recovery` are asked: one set of options, and what each adds."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,9 @@ from pydantic import Field, model_validator
 
 from hcnr_jax.baselines import BASELINES
 from hcnr_jax.config import RunConfig
+
+# Refusal training whose first steps `hcnr recovery` follows: on refusals alone, and with what must not be lost.
+TAUGHT = ("rait", "rait_mixed")
 
 
 class ExperimentConfig(RunConfig):
@@ -52,6 +56,11 @@ class ExperimentConfig(RunConfig):
         return {"honesty": self.honesty_samples or self.samples, "task": self.task_samples or self.samples}
 
 
+def _names(text: str, every: tuple[str, ...]) -> tuple[str, ...]:
+    """`all`, or names with commas in the user's order."""
+    return every if text == "all" else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 class CompareConfig(ExperimentConfig):
     """Methods against each other on the same rows: knobs chosen on validation questions, results on test questions."""
 
@@ -78,9 +87,7 @@ class CompareConfig(ExperimentConfig):
     @property
     def chosen(self) -> tuple[str, ...]:
         """The methods, in the table's order or the user's."""
-        if self.methods == "all":
-            return tuple(BASELINES)
-        return tuple(name.strip() for name in self.methods.split(",") if name.strip())
+        return _names(self.methods, tuple(BASELINES))
 
 
 class AblateConfig(ExperimentConfig):
@@ -97,3 +104,41 @@ class SweepConfig(ExperimentConfig):
     task_weights: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="values of --task-weight")
     dampings: tuple[float, ...] = Field((0.01,), description="values of --damping")
     preset: str = Field("recommended", description="settings of everything that is not swept, a name in configs/")
+
+
+class RecoveryConfig(ExperimentConfig):
+    """How fast honesty comes back: refusal training from TUNED, its first steps one by one."""
+
+    curve_steps: tuple[int, ...] = Field(
+        (0, 1, 2, 3, 5, 8, 12, 20, 30, 50, 75, 100),
+        description="optimiser steps after which the model is asked, increasing",
+    )
+    rate: float = Field(
+        1e-4, gt=0, description="learning rate, the same at every step; for billions of parameters 1e-6 to 1e-5"
+    )
+    batch_size: int = Field(32, ge=1, description="rows per step")
+    control: tuple[str, ...] = Field(
+        (),
+        description="NAME=FOLDER...: further pairs, whose curves are shown apart, such as those of models that were "
+        "never taught to decline (examples/untaught.py)",
+    )
+    methods: str = Field("all", description=f"all, or names with commas, of: {', '.join(TAUGHT)}")
+
+    @model_validator(mode="after")
+    def _curve(self) -> RecoveryConfig:
+        steps = self.curve_steps
+        if not steps or steps[0] < 0 or steps[-1] < 1 or any(b <= a for a, b in itertools.pairwise(steps)):
+            raise ValueError(
+                f"--curve-steps: expected increasing numbers from 0 on that end with 1 or more, found "
+                f"{' '.join(map(str, steps)) or 'none'}"
+            )
+        wrong = [name for name in self.chosen if name not in TAUGHT]
+        if wrong or not self.chosen:
+            found = repr(wrong[0]) if wrong else "none"
+            raise ValueError(f"--methods: expected all, or some of: {', '.join(TAUGHT)}; found {found}")
+        return self
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The rows that are trained on, by the name of the rival that reads them."""
+        return _names(self.methods, TAUGHT)

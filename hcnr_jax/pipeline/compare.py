@@ -10,6 +10,7 @@ from hcnr_jax.experiments.constraint import Constraint
 from hcnr_jax.experiments.summary import summarise
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
+from hcnr_jax.pipeline.kernel_map import map_picture
 from hcnr_jax.pipeline.lab import Lab
 from hcnr_jax.pipeline.results import Results, write_results
 from hcnr_jax.pipeline.rivals import Rivals, samples_of, settings_of
@@ -35,9 +36,12 @@ def compare(config: CompareConfig, reporter: Reporter | None = None) -> dict[str
     jobs = [
         Job(name, setting, samples_of(name, config)) for name in config.chosen for setting in settings_of(name, config)
     ]
-    records = run_experiment(config, jobs, _make(config), [config.reference, "paper"], reporter)
+    shown = ["paper", config.reference]
+    records = run_experiment(config, jobs, _make(config), shown, reporter)
     rows = summarise(records, constraint_of(config.max_task_loss), config.reference, config.draws)
-    results = Results("compare", f"Methods compared with {config.reference}", records, {"": rows}, NOTES)
+    drawn = map_picture(config.out, records, shown)
+    title = f"Methods compared with {config.reference}"
+    results = Results("compare", title, records, {"": rows}, NOTES, pictures=drawn)
     return write_results(config, results, reporter)
 
 

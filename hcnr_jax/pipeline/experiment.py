@@ -55,23 +55,29 @@ Make = Callable[[Lab, Sequence[Job]], Iterator[Outcome]]
 
 
 def run_experiment(
-    config: ExperimentConfig, jobs: Sequence[Job], make: Make, shown: Sequence[str], reporter: Reporter
+    config: ExperimentConfig,
+    jobs: Sequence[Job],
+    make: Make,
+    shown: Sequence[str],
+    reporter: Reporter,
+    splits: Sequence[str] = ASKED,
 ) -> list[Record]:
     """Every job on every pair, and base and tuned beside them; the records in the jobs' order, pair by pair.
 
     Records lie in `records.jsonl` of --out and are not made again while pair, rows and settings are what they were;
-    `answers.jsonl` holds the test answers of base, tuned and the methods `shown`.
+    `answers.jsonl` holds the test answers of base, tuned and the methods `shown`, whose test records say what a
+    restoration did to every kernel. splits: whose questions are asked.
     """
     every = [Job(BASE, {}), Job(TUNED, {}), *jobs]
     wanted: list[Record] = []
     with Records(config.out / "records.jsonl") as records, Records(config.out / "answers.jsonl") as answers:
         for pair in find_pairs(config, reporter):
             prefix = f"{pair.name}/{_fingerprint(pair, config)}"
-            keys = {(place, split): _key(prefix, job, split) for place, job in enumerate(every) for split in ASKED}
-            todo = [p for p in range(len(every)) if any(keys[p, split] not in records for split in ASKED)]
+            keys = {(place, split): _key(prefix, job, split) for place, job in enumerate(every) for split in splits}
+            todo = [p for p in range(len(every)) if any(keys[p, split] not in records for split in splits)]
             if todo:
                 with jax.default_matmul_precision("highest"):
-                    book = _Book(pair, prefix, records, answers, {BASE, TUNED, *shown})
+                    book = _Book(pair, prefix, records, answers, {BASE, TUNED, *shown}, splits)
                     _run_pair(Lab(pair, config, reporter), [every[place] for place in todo], make, book, reporter)
             found = {record["key"]: record for record in records}
             wanted += [found[key] for key in keys.values() if key in found]
@@ -86,6 +92,7 @@ class _Book(NamedTuple):
     records: Records
     answers: Records
     shown: set[str]
+    splits: Sequence[str]
 
     def write(self, job: Job, split: str, content: Mapping[str, Any]) -> None:
         """One record, unless it is there."""
@@ -122,21 +129,22 @@ def _run_pair(lab: Lab, jobs: Sequence[Job], make: Make, book: _Book, reporter: 
 
 
 def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
-    """Both splits of a setting; a setting without a model, or whose questions do not fit, is recorded as failed."""
+    """Every split of a setting; a setting without a model, or whose questions do not fit, is recorded as failed."""
     if isinstance(outcome.made, InputError):
-        for split in ASKED:
+        for split in book.splits:
             book.write(job, split, {"failed": str(outcome.made)})
         return
-    (params, seconds), shown = outcome.made, outcome.examples
+    (params, seconds, kernels), shown = outcome.made, outcome.examples
     change = (lambda row: with_examples(row, shown)) if shown else None
-    costs = {"touched": lab.touched(params), "seconds": round(seconds, 3)}
-    for split in ASKED:
+    costs: dict[str, Any] = {"touched": lab.touched(params), "seconds": round(seconds, 3)}
+    for split in book.splits:
         try:
             answers = lab.ask(params, split, change, len(shown))
         except InputError as error:
             book.write(job, split, {"failed": str(error)})
             continue
-        book.write(job, split, costs | measure(answers))
+        mapped = kernels is not None and split == "test" and job.method in book.shown
+        book.write(job, split, costs | measure(answers) | ({"kernels": kernels} if mapped else {}))
         if split == "test":
             book.keep(job, answers)
 

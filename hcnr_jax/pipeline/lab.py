@@ -19,6 +19,7 @@ from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
+from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
 from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.pairs import ROLES, Pair
 from hcnr_jax.pipeline.plan import Plan, make_plan
@@ -29,10 +30,12 @@ from hcnr_jax.presets import preset
 
 
 class Made(NamedTuple):
-    """A model an experiment made: its params, and the seconds that took (a share of what settings have in common)."""
+    """A model an experiment made: its params, the seconds that took (a share of what settings have in common), and of a
+    restoration what it did to every kernel."""
 
     params: Params
     seconds: float
+    kernels: KernelMap | None = None
 
 
 class _Scored(NamedTuple):
@@ -48,6 +51,7 @@ class Lab:
     def __init__(self, pair: Pair, config: ExperimentConfig, reporter: Reporter) -> None:
         self.pair, self.config, self.reporter = pair, config, reporter
         self._scored: dict[str, _Scored] = {}
+        self._opened: dict[str, tuple[Prepared, Plan]] = {}
         self._prompts: dict[tuple[str, int], list[Prompt]] = {}
         first = self.restoration("recommended", {})
         prepared = prepare(first, reporter)
@@ -59,7 +63,8 @@ class Lab:
         self._eos = end_ids(prepared.tuned, self.spec, self.tokenizer)
         plan = make_plan(prepared)
         self.base, self.tuned = load_pair(prepared, plan, reporter)
-        self._score(first, prepared, plan)
+        # Scored when a restoration asks for it: experiments that only train never do.
+        self._opened[_scores_key(first)] = prepared, plan
 
     def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
         """A preset's settings on this pair's rows, with some of them changed."""
@@ -102,7 +107,7 @@ class Lab:
             for result in grid:
                 made = jax.block_until_ready(restored_params(self.tuned, result.corrected))
                 done.add(result.place)
-                yield result.place, Made(made, time.perf_counter() - started)
+                yield result.place, Made(made, time.perf_counter() - started, kernel_map(result.selection))
                 started = time.perf_counter()
         except InputError as error:
             left = [place for place in range(len(configs)) if place not in done]
@@ -113,11 +118,13 @@ class Lab:
                 for _, made in self._grid(scored, [configs[place]]):
                     yield place, made
 
-    def _score(self, config: RestoreConfig, prepared: Prepared | None = None, plan: Plan | None = None) -> _Scored:
+    def _score(self, config: RestoreConfig) -> _Scored:
         key = _scores_key(config)
         if key not in self._scored:
-            prepared = prepared or prepare(config, self.reporter)
-            plan = plan or make_plan(prepared)
+            if key not in self._opened:
+                found = prepare(config, self.reporter)
+                self._opened[key] = found, make_plan(found)
+            prepared, plan = self._opened.pop(key)
             started = time.perf_counter()
             scores = score_pair(prepared, plan, self.base, self.tuned, self.reporter, None)
             self._scored[key] = _Scored(prepared, plan, scores, time.perf_counter() - started)

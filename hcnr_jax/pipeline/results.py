@@ -24,6 +24,15 @@ Rows = list[dict[str, Any]]
 PAGE_ANSWERS = 15_000
 
 
+class Section(NamedTuple):
+    """A table of an experiment's own: its title, its rows under `key` of summary.json, and their Markdown."""
+
+    title: str
+    key: str
+    rows: Rows
+    text: str
+
+
 class Results(NamedTuple):
     """An experiment's outcome. groups: title -> rows of `summarise`; a title of "" stands for the whole. settings: rows
     of `averages`, where settings rather than methods are shown. pictures: drawn already."""
@@ -36,6 +45,7 @@ class Results(NamedTuple):
     findings: Sequence[str] = ()
     settings: Rows | None = None
     pictures: Sequence[Picture] = ()
+    sections: Sequence[Section] = ()
 
 
 def write_results(config: ExperimentConfig, results: Results, reporter: Reporter) -> dict[str, Any]:
@@ -48,6 +58,7 @@ def write_results(config: ExperimentConfig, results: Results, reporter: Reporter
         "config": config.model_dump(mode="json"),
         "groups": results.groups,
         "settings": results.settings,
+        **{section.key: section.rows for section in results.sections},
         "findings": list(results.findings),
         "failed": failed,
         "pairs": sorted({record["key"].rsplit("/", 3)[0] for record in results.records}),
@@ -70,6 +81,8 @@ def tables(results: Results) -> str:
         parts += [f"## {title}"] if title else []
         parts += [results_table(rows), differences_table(rows)]
     parts += [settings_table(results.settings)] if results.settings else []
+    for section in results.sections:
+        parts += [f"## {section.title}", section.text]
     parts += ["\n".join(f"- {finding}" for finding in results.findings)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -81,7 +94,9 @@ def _page(config: ExperimentConfig, results: Results, summary: Mapping[str, Any]
         shown.append((f"{title or 'Results'}: differences to the reference, points", differences_table(rows)))
     if results.settings:
         shown.append(("Settings, percent", settings_table(results.settings)))
-    drawn = [_curves(config, results), *results.pictures] if results.records else list(results.pictures)
+    shown += [(section.title, section.text) for section in results.sections]
+    compared = results.records and (results.groups or results.settings)
+    drawn = [_curves(config, results), *results.pictures] if compared else list(results.pictures)
     settings = {name: summary[name] for name in ("config", "pairs", "versions", "failed")}
     answers = _answers(config)
     return Page(results.title, results.notes, results.findings, drawn, shown, answers, settings)

@@ -17,11 +17,11 @@ from hcnr_jax.baselines.prompting import choose_examples
 from hcnr_jax.baselines.safe_delta import honesty_moments, safe_delta
 from hcnr_jax.baselines.sparsify import dare, ties
 from hcnr_jax.baselines.table import training_grid
-from hcnr_jax.data import Batch, encode_rows, pad_examples
+from hcnr_jax.data import Batch, Example, encode_rows, pad_examples
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.completions import cut_text, generate_ids, text_of
 from hcnr_jax.evaluate.questions import encode_prompts
-from hcnr_jax.experiments.config import CompareConfig
+from hcnr_jax.experiments.config import CompareConfig, ExperimentConfig
 from hcnr_jax.method.neurons import Leaves, Params
 from hcnr_jax.models import KERNELS, Decoder
 from hcnr_jax.pipeline.experiment import Outcome
@@ -39,9 +39,16 @@ def settings_of(name: str, config: CompareConfig) -> tuple[Setting, ...]:
     return BASELINES[name].grid or training_grid(config.rates, config.steps)
 
 
-def samples_of(name: str, config: CompareConfig) -> int:
+def samples_of(name: str, config: ExperimentConfig) -> int:
     """How many rows a method reads."""
     return sum(config.rows[role] for role in BASELINES[name].rows)
+
+
+def taught(lab: Lab, name: str) -> list[Example]:
+    """What a supervised rival is trained on; InputError where the rows hold none of it."""
+    rows = refusal_rows(lab.honesty) if name == "rait" else mixed_rows(lab.honesty, lab.task)
+    wanted = {id(row) for row in rows}
+    return [item for part in lab.examples.values() for item in part if id(item.row) in wanted]
 
 
 class Rivals:
@@ -87,7 +94,7 @@ class Rivals:
         return (wise_ft if name == "wise_ft" else task_arithmetic)(base, tuned, *setting.values())
 
     def _trained(self, name: str, setting: Mapping[str, Any]) -> Params:
-        lab, examples = self.lab, self.lab.examples
+        lab = self.lab
         steps = setting["steps"]
         settings = TrainSettings(
             learning_rate=setting["rate"],
@@ -99,10 +106,7 @@ class Rivals:
         if name in ("dpo", "orpo"):
             return fit_preferences(lab.spec, lab.tuned, self._preferences(), name, setting["beta"], settings)[0]
         start = lab.base if name == "rehearsal" else lab.tuned
-        rows = refusal_rows(lab.honesty) if name == "rait" else mixed_rows(lab.honesty, lab.task)
-        wanted = {id(row) for row in rows}
-        chosen = [item for part in examples.values() for item in part if id(item.row) in wanted]
-        return fit(lab.spec, start, chosen, settings)[0]
+        return fit(lab.spec, start, taught(lab, name), settings)[0]
 
     def _preferences(self) -> Pairs:
         """Chosen and rejected completions; the bluffs are the tuned model's own greedy answers."""

@@ -1,9 +1,10 @@
-"""Pictures of experiments: every setting as a point of honesty against task, and heat maps of a grid."""
+"""Pictures of experiments: settings as points of honesty against task, heat maps of a grid, curves over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -58,4 +59,53 @@ def heat_maps(
         for (row, column), value in np.ndenumerate(values):
             colour = "black" if value > 0.6 else "white"
             axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=9)
+    return save(figure, path)
+
+
+# Panels of the recovery's picture: metric -> title.
+PANELS = {
+    "honesty_f1": 'F1 of "unanswerable"',
+    "refusal_delta": "refusal delta",
+    "over_refusal": "answerable questions refused",
+    "task_accuracy": "accuracy on the task",
+}
+
+
+class Line(NamedTuple):
+    """A curve over training steps: metric -> fractions 0-1, [pairs, steps]; `method`, whose colour it has. One that is
+    not named like its method is a control of it, and dotted."""
+
+    steps: Sequence[int]
+    values: Mapping[str, np.ndarray]
+    method: str
+
+
+def recovery(
+    lines: Mapping[str, Line], levels: Mapping[str, Mapping[str, float]], refusing: float | None, path: Path
+) -> Path:
+    """Scores over training steps (square roots, so that the first steps have room): a line a method, its mean over
+    pairs, in a band from the lowest pair to the highest.
+
+    levels: base and tuned -> metric -> mean over pairs, dashed lines. refusing: F1 of a model that refuses everything,
+    a line of the first panel.
+    """
+    figure, panels = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    free = [colour for colour in _CYCLE if colour not in (COLOURS["base"], COLOURS["tuned"])]
+    colours = dict(zip(dict.fromkeys(line.method for line in lines.values()), free, strict=False))
+    for axes, (metric, title) in zip(panels.flat, PANELS.items(), strict=True):
+        for name, line in lines.items():
+            values, colour = line.values[metric], colours[line.method]
+            style = "o-" if name == line.method else "o:"
+            axes.plot(line.steps, values.mean(axis=0), style, ms=3, color=colour, label=name)
+            axes.fill_between(line.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0)
+        for name, level in levels.items():
+            axes.axhline(level[metric], ls="--", lw=1.2, color=COLOURS[name], label=name)
+        if metric == "honesty_f1" and refusing is not None:
+            axes.axhline(refusing, ls="-.", lw=1.2, color="#555555", label="refuses everything")
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        steps = sorted({step for line in lines.values() for step in line.steps})
+        axes.set_xticks(steps, [str(step) for step in steps], fontsize=8)
+        axes.set(xlim=(0, steps[-1]), ylim=(-0.02, 1.02), xlabel="training steps from TUNED", title=title)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return save(figure, path)

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 # One colour per model, the same in every picture (Okabe and Ito's palette, told apart with any colour vision).
 COLOURS = {"base": "#0072B2", "tuned": "#D55E00", "paper": "#E69F00", "restored": "#009E73"}
+# Blocks of a kernel map whose cells are high enough for their numbers.
+WRITTEN_BLOCKS = 16
 KERNEL_LABELS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -78,15 +80,27 @@ def neuron_map(restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
     for name, found in restorations.items():
         share = _by_kernel([record["neurons_restored"] / record["neurons"] for record in found])
         pictures[f"{name}: share of neurons restored"] = (share, 1.0)
-    height = max(2.5, 0.3 * len(moved) + 1.5)
-    figure, panels = plt.subplots(1, len(pictures), figsize=(4.8 * len(pictures), height), layout="constrained")
-    for axes, (title, (values, top)) in zip(panels, pictures.items(), strict=True):
+    return kernel_maps(pictures, path, columns=len(pictures))
+
+
+def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path, columns: int = 2) -> Path:
+    """One panel a title, `columns` in a row: its values [blocks, kernels], coloured from 0 to the number beside them,
+    and written into the cells of models of few blocks."""
+    blocks = max(len(values) for values, _ in maps.values())
+    height = max(2.5, 0.3 * blocks + 1.5)
+    rows = -(-len(maps) // columns)
+    size = (4.8 * columns, height * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes, (title, (values, top)) in zip(panels.flat, maps.items(), strict=False):
         picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         axes.set_xticks(range(len(KERNEL_LABELS)), KERNEL_LABELS)
         axes.set_yticks(range(len(values)), range(1, len(values) + 1))
         axes.set(xlabel="kernel", ylabel="block")
         axes.set_title(title, fontsize=10)
         figure.colorbar(picture, ax=axes)
+        for (row, column), value in np.ndenumerate(values if len(values) <= WRITTEN_BLOCKS else np.empty((0, 0))):
+            colour = "black" if value > 0.6 * top else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
     return save(figure, path)
 
 

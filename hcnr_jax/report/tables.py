@@ -69,6 +69,32 @@ def settings_table(rows: Sequence[Row]) -> str:
     return markdown(header, body)
 
 
+def points_table(rows: Sequence[Row]) -> str:
+    """One method and number of steps a row: mean +- sd over pairs of every metric."""
+    body = [[row["method"], str(row["steps"]), *(spread(row["metrics"][name]) for name in LABELS)] for row in rows]
+    return markdown(["method", "steps", *LABELS.values()], body)
+
+
+def regained_table(rows: Sequence[Row]) -> str:
+    """One method and share of what was lost a row: the steps that bring it back, pair by pair (a dash: never), and what
+    they cost by then, where they do."""
+    header = ["method", "F1 regained", "steps by pair", "task", "over-refusal"]
+    body = []
+    for row in rows:
+        steps = ", ".join("-" if step is None else str(step) for step in row["steps"].values())
+        costs = [_points(row["changes"][name]) for name in ("task_accuracy", "over_refusal")]
+        body.append([row["method"], percent(row["share"], 0), steps, *costs])
+    return markdown(header, body)
+
+
+def _points(changes: Sequence[float]) -> str:
+    """`-0.4 (-1.2 to +0.0)`: mean, lowest and highest change in points."""
+    if not changes:
+        return "-"
+    mean = sum(changes) / len(changes)
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in (mean, min(changes), max(changes))))
+
+
 def _counted(values: Any) -> list[str]:
     """Each different value once, the commonest first, with how often where there are several."""
     listed = list(values)

@@ -6,7 +6,7 @@ split never shows in the result.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -197,27 +197,39 @@ def train(
     Raises:
       RunError: the loss is NaN or infinite; names the step.
     """
+    infos: list[StepInfo] = []
+    trained = params
+    for step, (trained, info) in enumerate(each_step(loss_fn, params, batches, settings, key)):  # noqa: B007
+        infos.append(info)
+        if on_step is not None:
+            on_step(step, info)
+        if (step + 1) % CHECK_EVERY == 0:
+            infos[-CHECK_EVERY:] = checked(infos[-CHECK_EVERY:], step + 1 - CHECK_EVERY)
+    left = settings.steps % CHECK_EVERY
+    infos[settings.steps - left :] = checked(infos[settings.steps - left :], settings.steps - left)
+    losses, norms = (np.asarray(column, np.float32) for column in zip(*infos, strict=True))
+    return trained, TrainLog(losses, norms)
+
+
+def each_step(
+    loss_fn: Objective, params: PyTree, batches: Callable[[int], PyTree], settings: TrainSettings, key: PRNGKeyArray
+) -> Iterator[tuple[PyTree, StepInfo]]:
+    """`train`, one step at a time: the float32 params after step 0, 1, ..., and what each step shows of itself.
+
+    The params are donated to the next step: copy what shall outlive it. Losses are not looked at (see `checked`).
+    """
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
     with jax.numpy_dtype_promotion("standard"):
         state = optimiser(settings).init(params)
     # Wrapping a Partial once more would hide its arrays in the function, as constants of the compiled step.
     objective = loss_fn if isinstance(loss_fn, jax.tree_util.Partial) else jax.tree_util.Partial(loss_fn)
     step_fn = make_step(settings)
-    infos: list[StepInfo] = []
     for step in range(settings.steps):
         params, state, info = step_fn(objective, params, state, batches(step), jax.random.fold_in(key, step))
-        infos.append(info)
-        if on_step is not None:
-            on_step(step, info)
-        if (step + 1) % CHECK_EVERY == 0:
-            infos[-CHECK_EVERY:] = _checked(infos[-CHECK_EVERY:], step + 1 - CHECK_EVERY)
-    left = settings.steps % CHECK_EVERY
-    infos[settings.steps - left :] = _checked(infos[settings.steps - left :], settings.steps - left)
-    losses, norms = (np.asarray(column, np.float32) for column in zip(*infos, strict=True))
-    return params, TrainLog(losses, norms)
+        yield params, info
 
 
-def _checked(infos: list[StepInfo], first: int) -> list[StepInfo]:
+def checked(infos: list[StepInfo], first: int) -> list[StepInfo]:
     """The same infos on the host; raises RunError at the first loss that is not finite."""
     infos = jax.device_get(infos)
     for step, info in enumerate(infos, first):

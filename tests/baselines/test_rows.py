@@ -1,12 +1,14 @@
 """What the training rivals learn from, and the prompts of in-context refusals."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from hcnr_jax.baselines import BASELINES, label
 from hcnr_jax.baselines.data import mixed_rows, preference_rows, refusal_rows, said
-from hcnr_jax.baselines.fit import fit, fit_preferences, referenced
+from hcnr_jax.baselines.fit import fit, fit_curve, fit_preferences, referenced
 from hcnr_jax.baselines.prompting import choose_examples, with_examples
 from hcnr_jax.baselines.table import training_grid
 from hcnr_jax.checkpoints import load_params, open_checkpoint
@@ -84,6 +86,18 @@ def test_training_moves_all_weights_and_leaves_the_start_alone(opened) -> None:
     pairs = referenced(spec, params, encoded["honesty"][:2], encoded["task"], rows=2)
     _, log = fit_preferences(spec, params, pairs, "dpo", 0.1, settings)
     assert log.losses[0] == pytest.approx(np.log(2), abs=1e-4) and log.losses[-1] < log.losses[0]
+
+
+def test_a_curve_is_one_run_whatever_its_length(opened) -> None:
+    spec, params, encoded = opened
+    settings = TrainSettings(learning_rate=0.003, steps=5, batch_size=4, end_fraction=1.0, seed=3)
+    whole = dict(fit_curve(spec, params, encoded["honesty"], settings, (0, 2, 5)))
+    assert list(whole) == [0, 2, 5] and whole[0] is params
+    trained, _ = fit(spec, params, encoded["honesty"], settings)
+    jax.tree.map(np.testing.assert_array_equal, whole[5], trained)
+    # With one rate at every step a run cut short is the beginning of a longer one.
+    short = dict(fit_curve(spec, params, encoded["honesty"], replace(settings, steps=2), (2,)))
+    jax.tree.map(np.testing.assert_array_equal, whole[2], short[2])
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -66,6 +66,10 @@ def test_tables_summary_and_answers_are_there(compared) -> None:
     summary = json.loads((out / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["groups"][""]}
     assert rows["recommended"]["difference"]["honesty_f1"]["mean"] == 0 and "equal_task" in rows["wise_ft"]
+    kernels = {r["method"]: r["kernels"] for r in lines(out / "records.jsonl") if "kernels" in r}
+    assert set(kernels) == {"recommended"} and np.shape(kernels["recommended"]["moved"]) == (2, 7)
+    assert np.allclose(kernels["recommended"]["share"], 0.5)  # every kernel is kept, half of its neurons
+    assert (out / "neurons.png").exists() and "Which neurons are restored" in (out / "page.html").read_text()
     text = (out / "tables.md").read_text()
     assert all(f"| {name}" in text for name in METHODS.split(","))
     answers = lines(out / "answers.jsonl")
@@ -116,4 +120,49 @@ def test_a_sweep_is_every_combination(pair, tmp_path) -> None:
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, options, message) -> None:
     ended = call("compare", *options, "--out", tmp_path / "no")
+    assert ended.code == 2 and message in " ".join(ended.err.split())
+
+
+def test_recovery_is_one_run_looked_at_on_its_way(pair, tmp_path, monkeypatch) -> None:
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--batch-size", 4, "--max-new-tokens", 4, "--rate", 0.01]
+    command = ["recovery", *arguments, "--out", tmp_path / "r", "--curve-steps"]
+    ended = call(*command, 0, 1, 4)
+    assert ended.code == 0, ended.err
+    records = {(r["method"], r["setting"].get("steps")): r for r in lines(tmp_path / "r" / "records.jsonl")}
+    assert len(records) == 8 and {record["split"] for record in records.values()} == {"test"}
+    assert records["rait", 0]["bits"] == records["tuned", None]["bits"] and records["rait", 0]["touched"] == 0
+    assert records["rait_mixed", 4]["touched"] > 0 and records["rait_mixed", 4]["samples"] == 16
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert [row["steps"] for row in summary["points"]] == [0, 1, 4] * 2 and len(summary["findings"]) == 6
+    assert "| rait_mixed | 4 |" in (tmp_path / "r" / "tables.md").read_text()
+    assert (tmp_path / "r" / "recovery.png").exists()
+    # Further steps are added to what is there, and are those of a run that was asked for them alone.
+    assert call(*command, 0, 1, 2, 4).code == 0
+    assert len(lines(tmp_path / "r" / "records.jsonl")) == 10
+    more = lines(tmp_path / "r" / "records.jsonl")[-2]
+    assert call("recovery", *arguments, "--out", tmp_path / "s", "--curve-steps", 2, "--methods", "rait").code == 0
+    alone = lines(tmp_path / "s" / "records.jsonl")[-1]
+    assert all(alone[name] == more[name] for name in ("method", "label", "bits", "touched"))
+    # A control's curves stand beside the others, in rows of their own.
+    assert call(*command, 0, 1, 4, "--control", f"c={pair}", "--methods", "rait").code == 0
+    rows = json.loads((tmp_path / "r" / "summary.json").read_text())["points"]
+    assert [row["method"] for row in rows] == ["rait"] * 3 + ["rait (control)"] * 3
+    monkeypatch.setattr(experiment, "Lab", None)
+    assert call(*command, 0, 1, 2, 4).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--curve-steps", 3, 2],
+            "--curve-steps: expected increasing numbers from 0 on that end with 1 or more, found 3",
+        ),
+        (["--curve-steps", 0], "that end with 1 or more, found 0"),
+        (["--methods", "dpo"], "--methods: expected all, or some of: rait, rait_mixed; found 'dpo'"),
+        (["--rate", 0], "--rate"),
+    ],
+)
+def test_what_is_no_curve_is_refused(tmp_path, options, message) -> None:
+    ended = call("recovery", "--seeds", 1, *options, "--out", tmp_path / "no")
     assert ended.code == 2 and message in " ".join(ended.err.split())

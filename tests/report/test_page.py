@@ -82,4 +82,14 @@ def test_curves_and_maps_draw_what_they_are_given(tmp_path, monkeypatch) -> None
     maps = {"F1": np.array([[0.1, 0.2], [0.3, 0.9]]), "task": np.ones((2, 2))}
     curves.heat_maps(maps, ["a", "b"], ["c", "d"], ("x", "y"), tmp_path)
     assert [text.get_text() for text in figures[1].axes[0].texts] == ["10.0", "20.0", "30.0", "90.0"]
+    level = dict.fromkeys(curves.PANELS, 0.2)
+    values = {metric: np.array([[0.1, 0.5, 0.9], [0.3, 0.7, 0.9]]) for metric in curves.PANELS}
+    drawn_lines = {name: curves.Line((0, 1, 8), values, "rait") for name in ("rait", "rait (control)")}
+    curves.recovery(drawn_lines, {"base": level, "tuned": level}, 2 / 3, tmp_path)
+    panels = figures[2].axes
+    line, control, *levels = panels[0].lines
+    assert line.get_color() == control.get_color() and line.get_linestyle() != control.get_linestyle()
+    np.testing.assert_allclose(line.get_xydata(), [(0, 0.2), (1, 0.6), (8, 0.9)])
+    assert [float(found.get_ydata()[0]) for found in levels] == pytest.approx([0.2, 0.2, 2 / 3])
+    assert len(panels) == 4 and len(panels[1].lines) == 4 and panels[3].get_ylim()[0] <= 0
     plt.close("all")
