@@ -4,8 +4,8 @@
 
 Scores of one microbatch: ours against a backward pass a row, torch.func's vmap(grad), Opacus' ghost norms (one number a
 kernel, where ours gives one a neuron; skipped without `opacus`), and one plain batched backward pass, which gives none.
-Whole restorations: `hcnr restore` against plain_pytorch.py, each in a process of its own with the settings of
-configs/paper.yaml, wall seconds and peak memory from start to exit.
+Whole restorations: `hcnr restore`, whole and with --stream, against plain_pytorch.py, each in a process of its own with
+the settings of configs/paper.yaml, wall seconds and peak memory from start to exit.
 
 A race counts only between contenders that agree: scores to 1e-3 of the largest of their kernel, restored weights to
 1e-4, and the same neurons but for ties within rounding (one in 10,000). Else it is void, and the script ends with code
@@ -32,7 +32,7 @@ import torch
 from safetensors import safe_open
 
 from hcnr_jax import streaming
-from hcnr_jax.bench.child import run_process, run_restore
+from hcnr_jax.bench.child import Run, run_process, run_restore
 from hcnr_jax.bench.fisher import default_microbatch, random_batch, window_of
 from hcnr_jax.bench.folders import Pair, write_pair
 from hcnr_jax.bench.restore import restore_config
@@ -239,28 +239,31 @@ def ghost(model: Any, ids: torch.Tensor, start: int) -> Callable[[], Scores]:
 
 
 def race_restorations(pair: Pair, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Wall seconds and peak memory of whole runs, in turns: ours, theirs, ours, theirs; the faster of each counts."""
+    """Wall seconds and peak memory of whole runs, in turns, twice; the faster of each counts."""
     folder = pair.base.parent
     script = str(Path(__file__).with_name("plain_pytorch.py"))
     config = restore_config("paper", pair, folder / "ours", options.rows, 0).model_copy(update={"seed": None})
+    ways = {"hcnr_jax": config, "hcnr_jax --stream": config.model_copy(update={"out": folder / "s", "stream": True})}
     places = [str(pair.base), str(pair.tuned), "--honesty", str(pair.honesty), "--task", str(pair.task)]
     command = [sys.executable, script, *places, "--out", str(folder / "plain"), "--samples", str(options.rows)]
-    runs, times, plain = [], [], {}
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
+    times, plain = [], {}
     for _ in range(2):
-        for name in ("ours", "plain"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        runs.append(run_restore(config))
+        for name, way in ways.items():
+            shutil.rmtree(way.out, ignore_errors=True)
+            runs[name].append(run_restore(way))
+        shutil.rmtree(folder / "plain", ignore_errors=True)
         times.append(run_process(command))
         plain = json.loads((folder / "plain" / "report.json").read_text("utf-8"))
-    best = min(runs, key=lambda run: run.seconds)
-    said, void = same_result(folder / "ours", folder / "plain", plain["neurons"])
-    shared = {"race": f"restore, {options.rows} + {options.rows} rows"}
-    mine = {"seconds": best.seconds, "peak_bytes": best.peak_bytes, "report": best.report}
+    race = f"restore, {options.rows} + {options.rows} rows"
+    rows = []
+    for name, way in ways.items():
+        best = min(runs[name], key=lambda run: run.seconds)
+        said, void = same_result(way.out, folder / "plain", plain["neurons"])
+        measured = {"seconds": best.seconds, "peak_bytes": best.peak_bytes, "report": best.report}
+        rows.append({"race": race, "contender": name, **measured, "agrees": said, "void": void})
     theirs = {"seconds": min(times), "peak_bytes": plain["peak_bytes"], "report": {"stages": plain["seconds"]}}
-    return [
-        {**shared, "contender": "hcnr_jax", **mine, "agrees": "", "void": False},
-        {**shared, "contender": "plain PyTorch", **theirs, "agrees": said, "void": void},
-    ]
+    return [*rows, {"race": race, "contender": "plain PyTorch", **theirs, "agrees": "", "void": False}]
 
 
 def same_result(mine: Path, theirs: Path, neurons: dict[str, list[int]]) -> tuple[str, bool]:
