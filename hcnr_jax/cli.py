@@ -19,6 +19,7 @@ from rich.console import Console
 from hcnr_jax import __version__
 from hcnr_jax.config import Config, RunConfig, build, is_positional, option_name, read_yaml
 from hcnr_jax.errors import InputError, RunError, Stopped
+from hcnr_jax.peers import leave
 
 # Environment variable that asks for tracebacks.
 TRACEBACK = "HCNR_TRACEBACK"
@@ -73,8 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: done; 2: wrong use or bad input, one message; 1: a fault during the run; 130: Ctrl-C;
     143: SIGTERM.
 
-    An error nobody foresaw is told in one line too; with HCNR_TRACEBACK=1 in the environment its traceback follows.
+    An error nobody foresaw is told in one line too; with HCNR_TRACEBACK=1 in the environment its traceback follows. A
+    failed process of several does not return: it ends.
     """
+    code = _run(argv)
+    leave(code)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -1,7 +1,7 @@
 """Several processes, each with devices of its own, as one run: starting them, agreeing, waiting for each other.
 
 Process 0 alone talks and holds the lock; every process solves every kernel alike and writes its share of the files. A
-process that does not come to a barrier in time is named.
+process that does not come to a barrier in time is named; `peers` sees to those that fail or fall silent.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def start(text: str | None) -> None:
             "in a TPU pod, SLURM or MPI job, or COORDINATOR:PORT,PROCESSES,NUMBER with the same coordinator in every "
             "process"
         ) from error
-    watch(global_state.client, jax.process_count(), jax.process_index())
+    if jax.process_count() > 1:
+        watch(global_state.client, jax.process_count(), jax.process_index())
 
 
 def _arguments(text: str) -> dict[str, Any]:

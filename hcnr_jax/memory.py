@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 
 def free_bytes() -> int:
-    """Memory of the device that a new program may take: an accelerator's own, or the host's."""
+    """Memory of the device that a new program may take: an accelerator's own, or the host's, within the limits of the
+    process's container or job."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return min(host_bytes(), *group_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+
+
+def host_bytes() -> int:
+    """What the machine has left."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines())
-        return 1024 * int(fields["MemAvailable"].split()[0])
+        return 1024 * _fields(meminfo.read_text("utf-8").replace(":", " "))["MemAvailable"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def group_bytes(groups: Path, mount: Path) -> Iterator[int]:
+    """What each memory limit on a control group leaves, from the process's own to the outermost that is seen.
+
+    groups: a file like /proc/self/cgroup. mount: where groups are mounted, of version 2, or of version 1 by controller.
+    File pages that would give way count as free.
+    """
+    try:
+        lines = groups.read_text("utf-8").splitlines()
+    except OSError:  # no Linux
+        return
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):
+            own = mount / controllers / place.strip("/")
+            # Inside a container the mount may show the process's own group as the root.
+            for folder in {own, *own.parents, mount / controllers}:
+                if folder.is_relative_to(mount / controllers):
+                    yield from _left(folder, bool(controllers))
+
+
+def _left(folder: Path, first: bool) -> Iterator[int]:
+    limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if first else ("memory.max", "memory.current")
+    cache = "total_inactive_file" if first else "inactive_file"
+    try:
+        most, taken = int((folder / limit).read_text("utf-8")), int((folder / used).read_text("utf-8"))
+        cached = _fields((folder / "memory.stat").read_text("utf-8"))[cache]
+    except (OSError, ValueError, KeyError):  # no such group, or its limit is the word `max`
+        return
+    yield max(most - taken + cached, 0)
+
+
+def _fields(text: str) -> dict[str, int]:
+    """Lines of a name and a number."""
+    return {words[0]: int(words[1]) for words in map(str.split, text.splitlines()) if len(words) > 1}

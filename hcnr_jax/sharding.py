@@ -97,6 +97,11 @@ class Layout:
         return math.prod(self.mesh.shape[axis] for axis in ROWS)
 
     @property
+    def weight_count(self) -> int:
+        """Devices that share one copy of the weights."""
+        return math.prod(self.mesh.shape[axis] for axis in AXES if axis != "data")
+
+    @property
     def replicated(self) -> NamedSharding:
         """The whole array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())

@@ -9,16 +9,16 @@ import time
 
 import pytest
 
-from hcnr_jax.peers import Peers
+from hcnr_jax.peers import Lost, Peers
 
 PROCESS = """
 import os, sys, time
 import jax
 jax.config.update("jax_platforms", "cpu")
 from hcnr_jax import distributed, peers
-from hcnr_jax.errors import RunError
+from hcnr_jax.errors import InputError, RunError, Stopped
 peers.BEAT, peers.SILENCE = 0.2, 3.0
-what, port, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+(what, _, which), port, number = sys.argv[1].partition("-"), sys.argv[2], int(sys.argv[3])
 distributed.start(f"localhost:{port},3,{number}")
 distributed.barrier("together", 60)
 print("together", flush=True)
@@ -28,6 +28,18 @@ if what == "barrier" and number != 1:
     except RunError as error:
         print(error, flush=True)
     os._exit(0)
+if what == "gone" and number == int(which):
+    sys.exit(0)
+ends = {"input": InputError("row 3 is odd"), "stop": Stopped("stopped by SIGTERM", 143), "gone": None}
+if what in ends:
+    try:
+        with peers.together():
+            if number == int(which):
+                raise ends[what]
+            distributed.barrier("written", 100)
+    except (InputError, Stopped) as error:
+        print(error, file=sys.stderr)
+        peers.leave(getattr(error, "code", 2))
 time.sleep(0 if what == "leave" and number == 1 else 5 if what == "leave" else 100)
 """
 
@@ -66,6 +78,29 @@ def test_a_process_that_dies_or_hangs_ends_the_others_with_its_name(how) -> None
     lost.communicate()
 
 
+@pytest.mark.parametrize(
+    ("what", "code", "message"), [("input", 2, "row 3 is odd"), ("stop", 143, "stopped by SIGTERM")]
+)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_fails_ends_the_others_with_its_reason_and_code(what, code, message, number) -> None:
+    begun = time.monotonic()
+    processes = launch(f"{what}-{number}")
+    for place, process in enumerate(processes):
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == code and message in said
+        assert place == number or f"process {number} ended: {message}" in said
+    assert time.monotonic() - begun < 40
+
+
+def test_a_process_that_leaves_before_the_end_is_named() -> None:
+    processes = launch("gone-1")
+    for process in (processes[0], processes[2]):
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 1 and "process 1 ended before the run did" in said
+    processes[1].kill()
+    processes[1].communicate()
+
+
 def test_a_process_that_ends_well_is_not_missed() -> None:
     processes = launch("leave")
     assert [process.wait(60) for process in processes] == [0, 0, 0]
@@ -78,9 +113,20 @@ def test_who_is_lost_is_told_by_what_was_heard() -> None:
     assert peers.hear({0: "1 on a, pid 5", 1: "1 on b, pid 6"}, 5.0) is None
     assert peers.hear({1: "2 on b, pid 6", 2: "1 on c, pid 7"}, 12.0) is None
     assert peers.hear({1: "2 on b, pid 6", 2: "left"}, 21.0) is None
-    assert peers.hear({1: "2 on b, pid 6", 2: "left"}, 23.0) == (
-        "process 1 (on b, pid 6) has not answered for 11 s: it died or hangs"
-    )
-    assert (
-        Peers(2, 0, 0.0, 10.0).hear({}, 11.0) == "process 1 (never heard) has not answered for 11 s: it died or hangs"
-    )
+    silent = peers.hear({1: "2 on b, pid 6", 2: "left"}, 23.0)
+    assert silent == Lost("process 1 (on b, pid 6) has not answered for 11 s: it died or hangs", 1)
+    never = Lost("process 1 (never heard) has not answered for 11 s: it died or hangs", 1)
+    assert Peers(2, 0, 0.0, 10.0).hear({}, 11.0) == never
+
+
+def test_a_process_that_left_is_missed_only_where_it_is_needed() -> None:
+    peers = Peers(2, 0, now=0.0, silence=10.0)
+    assert peers.hear({1: "left"}, 5.0, needed=False) is None
+    assert peers.hear({1: "left"}, 100.0, needed=False) is None
+    assert peers.hear({1: "left"}, 105.0) is None
+    assert peers.hear({1: "left"}, 111.0) == Lost("process 1 ended before the run did", 1)
+
+
+def test_a_failure_is_told_at_once_with_its_code() -> None:
+    peers = Peers(2, 0, now=0.0, silence=10.0)
+    assert peers.hear({1: "failed 2 row 3 is odd"}, 0.1) == Lost("process 1 ended: row 3 is odd", 2)

@@ -27,6 +27,7 @@ from hcnr_jax.pipeline.batches import (
     row_bytes,
 )
 from hcnr_jax.pipeline.prepare import Prepared
+from hcnr_jax.sharding import Layout
 
 # How often a streamed run reads a model: forward and back for each set's scores, once for the other model's losses, for
 # the perturbations and for the sweep; a mean over both models.
@@ -39,9 +40,9 @@ KEEP_SHARE = 0.25
 class Plan:
     """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
 
-    keep_inputs: of `method.blocks.Sweep`. shapes: of the microbatches. window: `loss_window` of the rows.
-    rows_by_shape: how many honesty and task rows go into each shape. dtype: compute dtype of the scores. spill_bytes,
-    read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
+    keep_inputs: of `method.blocks.Sweep`; by free memory, which is every process's own. shapes: of the microbatches.
+    window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go into each shape. dtype: compute
+    dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
     """
 
     kernels: int
@@ -109,7 +110,7 @@ def make_plan(prepared: Prepared) -> Plan:
     share_of_block = kernel_weights / parameters / spec.num_layers
     weight_bytes = int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both
     kept_inputs = _kept_bytes(config, spec, tokens)
-    keep_inputs = kept_inputs <= KEEP_SHARE * (free_bytes() - weight_bytes)
+    keep_inputs = _fits(kept_inputs, weight_bytes, prepared.layout)
     return Plan(
         kernels=kernels,
         kept=kept,
@@ -165,6 +166,16 @@ def _kept_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> in
     """What one block's groups read in every followed model, where inputs are propagated."""
     propagated = config.compensation != "none" and config.inputs == "propagated"
     return 4 * _followed(config, tokens) * sum(_widths(spec)) if propagated else 0
+
+
+def _fits(kept_inputs: int, weight_bytes: int, layout: Layout | None) -> bool:
+    """Whether there is room to keep them. On a mesh a device holds its share of both; on a CPU all share one memory."""
+    free = free_bytes()
+    if layout is not None:
+        devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+        weight_bytes = devices * weight_bytes // layout.weight_count
+        kept_inputs = devices * kept_inputs // layout.row_count
+    return kept_inputs <= KEEP_SHARE * (free - weight_bytes)
 
 
 def _followed(config: RestoreConfig, tokens: list[int]) -> int:

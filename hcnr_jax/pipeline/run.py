@@ -20,6 +20,7 @@ from hcnr_jax.checkpoints.checkpoint import PATCH
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Kernel, Params
+from hcnr_jax.peers import together
 from hcnr_jax.pipeline.batches import Shape, microbatches
 from hcnr_jax.pipeline.choosing import choose_setting, open_choice
 from hcnr_jax.pipeline.console import Reporter
@@ -66,7 +67,7 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
     """
     distributed.start(config.distributed)
     reporter = reporter or Reporter.of_process()
-    with Stopping(reporter.say).listening() as stopping:
+    with together(), Stopping(reporter.say).listening() as stopping:
         check_leftover(config)
         prepared = prepare(config, reporter)
         plan = make_plan(prepared)
@@ -95,9 +96,11 @@ def _run(
     config = prepared.config
     with session(config, stages, plan.shapes, reporter) as work, contextlib.ExitStack() as stack:
         distributed.agree("run", json.dumps([stages, work.describe()]))
-        # Chosen by the memory that is free, which is every process's own.
-        shapes = distributed.from_first(np.asarray(work.shapes))
-        plan = dataclasses.replace(plan, shapes=tuple(Shape(*map(int, shape)) for shape in shapes))
+        # Chosen by the memory that is free, which is every process's own; programs must be alike.
+        first = distributed.from_first(np.asarray(work.shapes))
+        keep_inputs = bool(distributed.from_first(np.asarray(plan.keep_inputs)))
+        shapes = tuple(Shape(*map(int, shape)) for shape in first)
+        plan = dataclasses.replace(plan, shapes=shapes, keep_inputs=keep_inputs)
         spill = stack.enter_context(spill_folder(config.out)) if config.stream else None
         with stopping.held():
             reporter.clean_point = stopping.check

@@ -99,7 +99,8 @@ def score(
     spill: Path | None = None,
     rounding: bool = False,
 ) -> Scores:
-    """Fisher scores of every kernel's neurons over the rows. Microbatches that do not fit in memory are halved.
+    """Fisher scores of every kernel's neurons over the rows. Microbatches that do not fit in memory are halved
+    (in a run of several processes: refused).
 
     spill: a folder for what a streamed model's sweep leaves on the way; it must not exist yet. rounding: measure it,
     for one more backward pass of the cheapest microbatch; not of streamed models.
@@ -118,6 +119,8 @@ def score(
                 least = 1 if how.layout is None else how.layout.row_count
                 if "RESOURCE_EXHAUSTED" not in str(error) or rows <= least:
                     raise RunError(memory_message(error, rows)) from error
+                if jax.process_count() > 1:  # the others wait in a program of this size
+                    raise RunError(f"device memory does not hold {rows} rows: use --microbatch {rows // 2}") from error
                 shapes = halved(shapes, least)
                 reporter.warn(f"device memory ran out: going on with --microbatch {max(s.rows for s in shapes)}")
                 stage.restart()
