@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from hcnr_jax.errors import InputError, Stopped
+from hcnr_jax.errors import InputError, RunError, Stopped
 
 # Seconds between beats, and after which a process that has not beaten is given up.
 BEAT = 2.0
@@ -26,6 +27,8 @@ SILENCE = 60.0
 _FOLDER = "hcnr-alive/"
 # First words of what a process says last: it ended well; it ended, with which exit code, and why.
 _LEFT, _FAILED = "left", "failed"
+# What XLA says of a collective whose other side is gone.
+_COLLECTIVE = re.compile("Gloo|NCCL|UNAVAILABLE|[Cc]onnection (closed|reset)")
 
 
 class Lost(NamedTuple):
@@ -148,8 +151,12 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if _COLLECTIVE.search(str(error)) and not isinstance(error, InputError | RunError | Stopped):
+            # Another process is the cause, which the listening thread soon knows by name; it ends this one then.
+            time.sleep(SILENCE + 10 * BEAT)
         code = error.code if isinstance(error, Stopped) else 2 if isinstance(error, InputError) else 1
-        _watch.fail(" ".join(str(error).split())[:500] or type(error).__name__, code)
+        message = " ".join(str(error).split())[:500] or type(error).__name__
+        _watch.fail(message.partition(";")[0] if isinstance(error, Stopped) else message, code)
         raise
     finally:
         _watch.needed = False
