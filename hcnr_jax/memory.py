@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -17,6 +19,21 @@ def free_bytes() -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     return min(host_bytes(), *group_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+
+
+def trim() -> None:
+    """Give what was freed back to the system. The C library keeps it, and arrays of many sizes that come and go leave
+    holes that none fits: over a deep model's blocks these would add up."""
+    _malloc_trim()(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int]:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library than glibc
+        return lambda pad: 0
+    return found
 
 
 def host_bytes() -> int:
