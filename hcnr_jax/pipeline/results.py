@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hcnr_jax.data.growing import GrowingLines
 from hcnr_jax.evaluate.journal import write_over
 from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.experiments.records import Record
@@ -103,9 +103,7 @@ def _page(config: ExperimentConfig, results: Results, summary: Mapping[str, Any]
 
 
 def _answers(config: ExperimentConfig) -> list[Record]:
-    path = config.out / "answers.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines[:PAGE_ANSWERS]]
+    return GrowingLines(config.out / "answers.jsonl").found[:PAGE_ANSWERS]
 
 
 def _curves(config: ExperimentConfig, results: Results) -> Picture:

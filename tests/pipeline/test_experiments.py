@@ -20,7 +20,9 @@ def pair(tmp_path_factory):
     make_world(folder)
     data = folder / "data"
     data.mkdir()
-    known = [row | {"answerable": True, "answers": ["sky"], "completion": " the sky ."} for row in task_rows(60)[40:]]
+    # Separators that json.dumps(ensure_ascii=False) leaves as they are, and str.splitlines cuts at.
+    answers = ["sky", "the\u2028sky\u0085"]
+    known = [row | {"answerable": True, "answers": answers, "completion": " the sky ."} for row in task_rows(60)[40:]]
     for number, split in enumerate(("train", "validation", "test")):
         part = slice(8 * number, 8 * number + 8)
         write_rows(data / f"honesty-{split}.jsonl", [*honesty_rows(24)[part], *known[part][:4]])
@@ -29,7 +31,7 @@ def pair(tmp_path_factory):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 METHODS = "recommended,wise_ft,safe_delta,rait_mixed,in_context"
