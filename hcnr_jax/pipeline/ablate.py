@@ -13,6 +13,7 @@ from hcnr_jax.pipeline.compare import constraint_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab
+from hcnr_jax.pipeline.made_of import restoration_settings
 from hcnr_jax.pipeline.results import Results, write_results
 
 NOTES = (
@@ -31,7 +32,12 @@ def ablate(config: AblateConfig, reporter: Reporter | None = None) -> dict[str, 
     reporter = reporter or Reporter()
     groups = groups_of(config.groups)
     jobs = [
-        Job(row.name, dict(row.changes), 2 * row.changes.get("samples", 0) or sum(config.rows.values()))
+        Job(
+            row.name,
+            dict(row.changes),
+            2 * row.changes.get("samples", 0) or sum(config.rows.values()),
+            restoration_settings(config, group.preset, row.changes),
+        )
         for group in groups.values()
         for row in group.rows
     ]

@@ -13,7 +13,7 @@ from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.kernel_map import map_picture
 from hcnr_jax.pipeline.lab import Lab
 from hcnr_jax.pipeline.results import Results, write_results
-from hcnr_jax.pipeline.rivals import Rivals, samples_of, settings_of
+from hcnr_jax.pipeline.rivals import Rivals, made_of, samples_of, settings_of
 
 NOTES = (
     "Every method reads the same honesty and task rows, or fewer. Knobs are chosen on validation questions: the "
@@ -34,7 +34,9 @@ def compare(config: CompareConfig, reporter: Reporter | None = None) -> dict[str
     """
     reporter = reporter or Reporter()
     jobs = [
-        Job(name, setting, samples_of(name, config)) for name in config.chosen for setting in settings_of(name, config)
+        Job(name, setting, samples_of(name, config), made_of(name, setting, config))
+        for name in config.chosen
+        for setting in settings_of(name, config)
     ]
     shown = ["paper", config.reference]
     records = run_experiment(config, jobs, _make(config), shown, reporter)

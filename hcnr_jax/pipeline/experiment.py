@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 
 from hcnr_jax.baselines import label
 from hcnr_jax.baselines.prompting import with_examples
-from hcnr_jax.checkpoints import sha256_file
 from hcnr_jax.data import Row
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
@@ -22,19 +19,20 @@ from hcnr_jax.experiments.records import Record, Records
 from hcnr_jax.experiments.summary import BASE, TUNED
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.lab import Lab, Made
-from hcnr_jax.pipeline.pairs import ROLES, SPLITS, Pair, find_pairs
+from hcnr_jax.pipeline.made_of import digest, pair_fingerprint
+from hcnr_jax.pipeline.pairs import Pair, find_pairs
 
 ASKED = ("validation", "test")
-# Fields that decide what a record holds; the others (where, how many draws, which methods) do not.
-MEANING = ("rows", "seed", "max_new_tokens", "max_length", "match")
 
 
 class Job(NamedTuple):
-    """One setting of one method to be recorded on every pair. samples: rows it reads."""
+    """One setting of one method to be recorded on every pair. samples: rows it reads. made_of: all settings that decide
+    its outcome, those included that no one asked to vary (a preset's, the optimiser's)."""
 
     method: str
     setting: Mapping[str, Any]
     samples: int = 0
+    made_of: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def label(self) -> str:
@@ -72,7 +70,7 @@ def run_experiment(
     wanted: list[Record] = []
     with Records(config.out / "records.jsonl") as records, Records(config.out / "answers.jsonl") as answers:
         for pair in find_pairs(config, reporter):
-            prefix = f"{pair.name}/{_fingerprint(pair, config)}"
+            prefix = f"{pair.name}/{pair_fingerprint(pair, config)}"
             keys = {(place, split): _key(prefix, job, split) for place, job in enumerate(every) for split in splits}
             todo = [p for p in range(len(every)) if any(keys[p, split] not in records for split in splits)]
             if todo:
@@ -150,13 +148,4 @@ def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
 
 
 def _key(prefix: str, job: Job, split: str) -> str:
-    return f"{prefix}/{job.method}/{job.label}/{split}"
-
-
-def _fingerprint(pair: Pair, config: ExperimentConfig) -> str:
-    """What a pair's records depend on but for the setting: weights, rows, questions, how they are read and asked."""
-    files = [pair.rows(role, split) for role in ROLES for split in SPLITS]
-    files += [path for folder in (pair.base, pair.tuned) for path in sorted(folder.glob("*.safetensors"))]
-    parts = [sha256_file(Path(path)) for path in files]
-    values = [getattr(config, name) for name in MEANING]
-    return hashlib.sha256(json.dumps([parts, values]).encode()).hexdigest()[:12]
+    return f"{prefix}/{job.method}/{job.label} {digest(dict(job.made_of))}/{split}"

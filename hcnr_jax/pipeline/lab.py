@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hcnr_jax.config import RestoreConfig, build, read_yaml
+from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
@@ -20,13 +20,13 @@ from hcnr_jax.method.neurons import Params
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
 from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
+from hcnr_jax.pipeline.made_of import restoration
 from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.pairs import ROLES, Pair
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, prepare
 from hcnr_jax.pipeline.run import load_pair, score_pair
 from hcnr_jax.pipeline.scoring import Scores
-from hcnr_jax.presets import preset
 
 
 class Made(NamedTuple):
@@ -68,19 +68,7 @@ class Lab:
 
     def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
         """A preset's settings on this pair's rows, with some of them changed."""
-        config = self.config
-        common = {
-            "base": str(self.pair.base),
-            "tuned": str(self.pair.tuned),
-            "honesty": self.pair.rows("honesty", "train"),
-            "task": self.pair.rows("task", "train"),
-            "out": config.out / f"unwritten-{self.pair.name}",
-            "honesty_samples": config.rows["honesty"],
-            "task_samples": config.rows["task"],
-            "seed": config.seed,
-            "max_length": config.max_length,
-        }
-        return build(RestoreConfig, read_yaml(RestoreConfig, preset(name)) | common | dict(values))
+        return restoration(self.config, self.pair, name, values)
 
     def restored(self, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
         """(place, the restored model, or why that setting has none), settings of equal scores together."""

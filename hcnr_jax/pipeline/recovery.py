@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -65,12 +66,25 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
 
 
 def jobs_of(config: RecoveryConfig) -> list[Job]:
-    """One job a method and step."""
+    """One job a method and step. How long the run goes on after that step decides nothing: the rate is constant."""
+    training = {name: value for name, value in asdict(training_of(config)).items() if name != "steps"}
+    told = {"rate": config.rate, "batch_size": config.batch_size}
     return [
-        Job(name, {"rate": config.rate, "batch_size": config.batch_size, "steps": steps}, samples_of(name, config))
+        Job(name, told | {"steps": steps}, samples_of(name, config), training | {"steps": steps})
         for name in config.chosen
         for steps in config.curve_steps
     ]
+
+
+def training_of(config: RecoveryConfig) -> TrainSettings:
+    """How a curve's run is optimised."""
+    return TrainSettings(
+        learning_rate=config.rate,
+        steps=max(config.curve_steps),
+        batch_size=config.batch_size,
+        end_fraction=1.0,
+        seed=config.seed,
+    )
 
 
 def _make(config: RecoveryConfig) -> Any:
@@ -89,15 +103,8 @@ def _make(config: RecoveryConfig) -> Any:
 
 def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) -> Iterator[tuple[int, Made]]:
     """(steps, the model then, and the seconds of training until then) of one run from TUNED."""
-    settings = TrainSettings(
-        learning_rate=config.rate,
-        steps=max(config.curve_steps),
-        batch_size=config.batch_size,
-        end_fraction=1.0,
-        seed=config.seed,
-    )
     seconds, started = 0.0, time.perf_counter()
-    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), settings, stops):
+    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), training_of(config), stops):
         seconds += time.perf_counter() - started
         yield steps, Made(jax.block_until_ready(params), seconds)
         started = time.perf_counter()

@@ -12,6 +12,7 @@ from hcnr_jax.pipeline.compare import constraint_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab
+from hcnr_jax.pipeline.made_of import restoration_settings
 from hcnr_jax.pipeline.results import Results, heat_picture, write_results
 
 METHOD = "sweep"
@@ -27,7 +28,10 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
     Raises InputError for what the user can mend, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    jobs = [Job(METHOD, setting, sum(config.rows.values())) for setting in settings_of(config)]
+    jobs = [
+        Job(METHOD, setting, sum(config.rows.values()), restoration_settings(config, config.preset, setting))
+        for setting in settings_of(config)
+    ]
     records = run_experiment(config, jobs, _make(config), [], reporter)
     found = averages(records, METHOD)
     chosen = best_setting(found, averages(records, TUNED), constraint_of(config.max_task_loss))

@@ -9,25 +9,12 @@ import pytest
 from hcnr_jax.baselines import BASELINES
 from hcnr_jax.experiments import rows as ablation_rows
 from hcnr_jax.pipeline import experiment
-from tests.pipeline.worlds import call, make_world
-from tests.tiny import honesty_rows, task_rows, write_rows
+from tests.pipeline.worlds import call, make_pair
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A folder in the layout of --pair."""
-    folder = tmp_path_factory.mktemp("pair")
-    make_world(folder)
-    data = folder / "data"
-    data.mkdir()
-    # Separators that json.dumps(ensure_ascii=False) leaves as they are, and str.splitlines cuts at.
-    answers = ["sky", "the\u2028sky\u0085"]
-    known = [row | {"answerable": True, "answers": answers, "completion": " the sky ."} for row in task_rows(60)[40:]]
-    for number, split in enumerate(("train", "validation", "test")):
-        part = slice(8 * number, 8 * number + 8)
-        write_rows(data / f"honesty-{split}.jsonl", [*honesty_rows(24)[part], *known[part][:4]])
-        write_rows(data / f"task-{split}.jsonl", task_rows(24)[part])
-    return folder
+    return make_pair(tmp_path_factory.mktemp("pair"))
 
 
 def lines(path):

@@ -1,0 +1,91 @@
+"""Which records a second command takes up and which it makes anew, with models that are made and asked in no time."""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from hcnr_jax.data import read_rows
+from hcnr_jax.evaluate.runner import Answer
+from hcnr_jax.pipeline import compare, experiment, sweep
+from hcnr_jax.pipeline.experiment import Outcome
+from hcnr_jax.pipeline.lab import Lab, Made
+from tests.pipeline.worlds import call, make_pair
+
+
+class NoLab(Lab):
+    """In place of a Lab: every model refuses every honesty question and is right on every task question."""
+
+    base, tuned = "base", "tuned"
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, pair, config, reporter) -> None:
+        self.pair = pair
+
+    def touched(self, params) -> float:
+        return 0.0
+
+    def ask(self, params, split, change=None, tag=0) -> list[Answer]:
+        type(self).asked.append(f"{params} {split}")
+        return [
+            Answer(
+                role=role, set=split, line=row.line, id="", kind=None, prompt=row.prompt, question=row.prompt,
+                answerable=row.answerable, answers=row.answers, completion="", verdict="refused", idea="", evidence="",
+                correct=role == "task",
+            )
+            for role in ("honesty", "task")
+            for row in read_rows(self.pair.rows(role, split), need_completion=False)
+        ]  # fmt: skip
+
+
+KERNELS = {"share": [[0.5] * 7] * 2, "moved": [[0.1] * 7] * 2}
+
+
+def make_nothing(*_):
+    def make(lab, jobs):
+        for place, job in enumerate(jobs):
+            yield Outcome(place, Made(job.method, 0.0, KERNELS))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    monkeypatch.setattr(experiment, "Lab", NoLab)
+    for command in (compare, sweep):
+        monkeypatch.setattr(command, "_make", make_nothing)
+
+
+def asked_by(command: str, pair: Path, out: Path, *options: object) -> list[str]:
+    """What a command asked of which model: `MODEL SPLIT`, in order."""
+    NoLab.asked.clear()
+    ended = call(command, "--pair", f"p={pair}", "--samples", 8, "--draws", 20, *options, "--out", out)
+    assert ended.code == 0, ended.err
+    return list(NoLab.asked)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+
+
+GRID = ("--in-weights", 0.5, "--cross-weights", 0.4, "--task-weights", 1.0)
+
+
+def test_another_preset_takes_no_record_of_the_first(pair, tmp_path) -> None:
+    every = [f"{model} {split}" for model in ("base", "tuned", "sweep") for split in ("validation", "test")]
+    assert asked_by("sweep", pair, tmp_path / "s", *GRID) == every
+    assert asked_by("sweep", pair, tmp_path / "s", *GRID) == []
+    assert asked_by("sweep", pair, tmp_path / "s", *GRID, "--preset", "paper") == every[4:]
+
+
+def test_another_batch_size_trains_anew_and_nothing_else(pair, tmp_path) -> None:
+    options = ("--methods", "recommended,rait", "--rates", 1e-3, "--steps", 2)
+    assert len(asked_by("compare", pair, tmp_path / "c", *options)) == 8
+    again = asked_by("compare", pair, tmp_path / "c", *options, "--batch-size", 8)
+    assert again == ["rait validation", "rait test"]
