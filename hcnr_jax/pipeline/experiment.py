@@ -10,6 +10,7 @@ import jax
 
 from hcnr_jax.baselines import label
 from hcnr_jax.baselines.prompting import with_examples
+from hcnr_jax.checkpoints import open_checkpoint
 from hcnr_jax.data import Row
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
@@ -18,8 +19,9 @@ from hcnr_jax.experiments.measure import measure
 from hcnr_jax.experiments.records import Record, Records
 from hcnr_jax.experiments.summary import BASE, TUNED
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.lab import Lab, Made
+from hcnr_jax.pipeline.lab import Lab, Made, questions_of
 from hcnr_jax.pipeline.made_of import digest, pair_fingerprint
+from hcnr_jax.pipeline.opened import open_model
 from hcnr_jax.pipeline.pairs import Pair, find_pairs
 
 ASKED = ("validation", "test")
@@ -69,7 +71,10 @@ def run_experiment(
     every = [Job(BASE, {}), Job(TUNED, {}), *jobs]
     wanted: list[Record] = []
     with Records(config.out / "records.jsonl") as records, Records(config.out / "answers.jsonl") as answers:
-        for pair in find_pairs(config, reporter):
+        pairs = find_pairs(config, reporter)
+        for pair in pairs:
+            _check_questions(pair, splits, config.max_new_tokens)
+        for pair in pairs:
             prefix = f"{pair.name}/{pair_fingerprint(pair, config)}"
             keys = {(place, split): _key(prefix, job, split) for place, job in enumerate(every) for split in splits}
             todo = [p for p in range(len(every)) if any(keys[p, split] not in records for split in splits)]
@@ -80,6 +85,13 @@ def run_experiment(
             found = {record["key"]: record for record in records}
             wanted += [found[key] for key in keys.values() if key in found]
     return wanted
+
+
+def _check_questions(pair: Pair, splits: Sequence[str], max_new_tokens: int) -> None:
+    """Refuse, before the work on any pair, questions that TUNED cannot be asked."""
+    model = open_model(str(pair.tuned), open_checkpoint(pair.base))
+    for split in splits:
+        questions_of(pair, split, model.spec, model.tokenizer, max_new_tokens)
 
 
 class _Book(NamedTuple):
@@ -127,7 +139,10 @@ def _run_pair(lab: Lab, jobs: Sequence[Job], make: Make, book: _Book, reporter: 
 
 
 def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
-    """Every split of a setting; a setting without a model, or whose questions do not fit, is recorded as failed."""
+    """Every split of a setting; a setting without a model, or whose questions do not fit, is recorded as failed.
+
+    InputError where that is BASE or TUNED itself: without them nothing can be read off the others.
+    """
     if isinstance(outcome.made, InputError):
         for split in book.splits:
             book.write(job, split, {"failed": str(outcome.made)})
@@ -139,6 +154,8 @@ def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
         try:
             answers = lab.ask(params, split, change, len(shown))
         except InputError as error:
+            if job.method in (BASE, TUNED):
+                raise
             book.write(job, split, {"failed": str(error)})
             continue
         mapped = kernels is not None and split == "test" and job.method in book.shown

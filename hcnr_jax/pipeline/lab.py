@@ -17,6 +17,7 @@ from hcnr_jax.evaluate.questions import Role, check_labels
 from hcnr_jax.evaluate.runner import Answer, answer
 from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.method.neurons import Params
+from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
 from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
@@ -132,21 +133,34 @@ class Lab:
 
     def _questions(self, split: str, change: Callable[[Row], Row] | None, tag: int) -> list[Prompt]:
         if (split, tag) not in self._prompts:
-            room = self.spec.max_positions - self.config.max_new_tokens
-            prompts: list[Prompt] = []
-            for role in ROLES:
-                rows = read_rows(self.pair.rows(role, split), need_completion=False)
-                named: Role = "honesty" if role == "honesty" else "task"
-                check_labels(named, split, rows)
-                asked = rows if change is None else [change(row) for row in rows]
-                prompts += encode_prompts(named, split, asked, self.tokenizer, self.spec.vocab_size, room)
-            self._prompts[split, tag] = prompts
+            tokens = self.config.max_new_tokens
+            self._prompts[split, tag] = questions_of(self.pair, split, self.spec, self.tokenizer, tokens, change)
         return self._prompts[split, tag]
 
     def touched(self, params: Params) -> float:
         """Share of all parameters whose value differs from tuned's."""
         moved = [int((np.asarray(x) != np.asarray(y)).sum()) for x, y in _leaves(params, self.tuned)]
         return sum(moved) / sum(leaf.size for leaf in jax.tree.leaves(self.tuned))
+
+
+def questions_of(
+    pair: Pair,
+    split: str,
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    change: Callable[[Row], Row] | None = None,
+) -> list[Prompt]:
+    """A pair's questions of one split as prompts of a model; InputError for rows without labels or too long for it."""
+    prompts: list[Prompt] = []
+    for role in ROLES:
+        rows = read_rows(pair.rows(role, split), need_completion=False)
+        named: Role = "honesty" if role == "honesty" else "task"
+        check_labels(named, split, rows)
+        asked = rows if change is None else [change(row) for row in rows]
+        room = spec.max_positions - max_new_tokens
+        prompts += encode_prompts(named, split, asked, tokenizer, spec.vocab_size, room)
+    return prompts
 
 
 def _leaves(left: Params, right: Params) -> Iterator[tuple[Any, Any]]:

@@ -14,6 +14,7 @@ from hcnr_jax.baselines.fit import fit_curve
 from hcnr_jax.errors import InputError
 from hcnr_jax.experiments.config import RecoveryConfig
 from hcnr_jax.experiments.recovery import Curve, curves_of, findings, points, refuse_all, regained
+from hcnr_jax.experiments.summary import first_failure
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab, Made
@@ -49,7 +50,7 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     tried = [record for record in records if record["pair"] not in controls]
     curves = curves_of(tried, config.chosen)
     if not curves:
-        failed = next(record["failed"] for record in records if "failed" in record)
+        failed = first_failure(tried, *config.chosen)
         raise InputError(f"recovery: no pair has a whole curve; the first reason: {failed}")
     beside = [record for record in records if record["pair"] in controls]
     curves += [curve._replace(method=f"{curve.method}{CONTROL}") for curve in curves_of(beside, config.chosen)]

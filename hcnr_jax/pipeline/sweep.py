@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hcnr_jax.errors import InputError
 from hcnr_jax.experiments.config import SweepConfig
-from hcnr_jax.experiments.summary import TUNED, averages, best_setting
+from hcnr_jax.experiments.summary import TUNED, averages, best_setting, first_failure
 from hcnr_jax.pipeline.compare import constraint_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
@@ -33,8 +34,11 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
         for setting in settings_of(config)
     ]
     records = run_experiment(config, jobs, _make(config), [], reporter)
-    found = averages(records, METHOD)
-    chosen = best_setting(found, averages(records, TUNED), constraint_of(config.max_task_loss))
+    found, tuned = averages(records, METHOD), averages(records, TUNED)
+    if not found or not tuned:
+        why = first_failure(records, METHOD, TUNED)
+        raise InputError(f"sweep: no setting was measured on every pair; the first reason: {why}")
+    chosen = best_setting(found, tuned, constraint_of(config.max_task_loss))
     setting = next(row["setting"] for row in found if row["label"] == chosen.label)
     drawn = [picture for picture in [heat_picture(config, found, setting)] if picture]
     results = Results("sweep", f"A grid around {config.preset}.yaml", records, {}, NOTES, [chosen.text], found, drawn)

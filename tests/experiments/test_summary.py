@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.experiments.constraint import Constraint
 from hcnr_jax.experiments.intervals import difference_interval, draws_of, mean_interval
 from hcnr_jax.experiments.measure import bits, honesty_scores, mask, measure
 from hcnr_jax.experiments.rows import GROUPS, findings, groups_of
-from hcnr_jax.experiments.summary import averages, best_setting, summarise, taken
+from hcnr_jax.experiments.summary import averages, best_setting, first_failure, summarise, taken
 from hcnr_jax.report.tables import differences_table, results_table, settings_table
 
 KEEP = Constraint("task_accuracy", True, -0.005, True)
@@ -74,6 +75,39 @@ def test_validation_chooses_and_test_shows() -> None:
     found = taken(records(), KEEP)
     assert found["p", "knob"]["label"] == "a" and found["p", "knob"]["split"] == "test" and found["p", "knob"]["holds"]
     assert not found["p", "base"]["holds"]
+
+
+def failing(wanted, method, split=None):
+    """The records with those of a method (on one split) of pair p turned into failures."""
+    return [
+        {name: record[name] for name in ("pair", "method", "label", "split", "setting")} | {"failed": "too long"}
+        if record["pair"] == "p" and record["method"] == method and split in (None, record["split"])
+        else record
+        for record in wanted
+    ]
+
+
+def test_a_setting_is_offered_where_both_splits_were_measured() -> None:
+    made = [r for r in records() if (r["pair"], r["label"], r["split"]) != ("p", "a", "test")]
+    assert taken(made, KEEP)["p", "knob"]["label"] == "b" and taken(made, KEEP)["q", "knob"]["label"] == "a"
+    for split in ("validation", "test"):
+        found = taken(failing(records(), "knob", split), KEEP)
+        assert ("p", "knob") not in found and ("q", "knob") in found
+        (knob,) = (r for r in summarise(failing(records(), "knob", split), KEEP, "ours", 50) if r["method"] == "knob")
+        assert knob["pairs"] == ["q"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test", None])
+def test_without_an_end_to_measure_from_no_share_is_given(split) -> None:
+    rows = {row["method"]: row for row in summarise(failing(records(), "base", split), KEEP, "ours", 50)}
+    assert rows["ours"]["pairs"] == ["p", "q"] and rows["ours"]["recovered"]["honesty_f1"]["sd"] is None
+
+
+def test_without_tuned_the_reason_is_said() -> None:
+    with pytest.raises(InputError, match="pair p: TUNED, which all is compared with, was not measured: too long"):
+        summarise(failing(records(), "tuned"), KEEP, "ours", 50)
+    assert first_failure(failing(records(), "tuned"), "ours", "tuned") == "too long"
+    assert first_failure(records(), "ours") == "there is no record"
 
 
 def test_rows_of_the_table() -> None:

@@ -1,17 +1,19 @@
 """Which records a second command takes up and which it makes anew, with models that are made and asked in no time."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from hcnr_jax.data import read_rows
+from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.pipeline import compare, experiment, sweep
 from hcnr_jax.pipeline.experiment import Outcome
 from hcnr_jax.pipeline.lab import Lab, Made
-from tests.pipeline.worlds import call, make_pair
+from tests.pipeline.worlds import Ended, call, make_pair, text_of
 
 
 class NoLab(Lab):
@@ -19,6 +21,7 @@ class NoLab(Lab):
 
     base, tuned = "base", "tuned"
     asked: ClassVar[list[str]] = []
+    refused: ClassVar[set[str]] = set()
 
     def __init__(self, pair, config, reporter) -> None:
         self.pair = pair
@@ -28,6 +31,8 @@ class NoLab(Lab):
 
     def ask(self, params, split, change=None, tag=0) -> list[Answer]:
         type(self).asked.append(f"{params} {split}")
+        if f"{params} {split}" in self.refused:
+            raise InputError(f"{params} cannot be asked")
         return [
             Answer(
                 role=role, set=split, line=row.line, id="", kind=None, prompt=row.prompt, question=row.prompt,
@@ -58,14 +63,19 @@ def pair(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     monkeypatch.setattr(experiment, "Lab", NoLab)
+    monkeypatch.setattr(NoLab, "refused", set())
     for command in (compare, sweep):
         monkeypatch.setattr(command, "_make", make_nothing)
 
 
+def run(command: str, pair: Path, out: Path, *options: object) -> Ended:
+    NoLab.asked.clear()
+    return call(command, "--pair", f"p={pair}", "--samples", 8, "--draws", 20, *options, "--out", out)
+
+
 def asked_by(command: str, pair: Path, out: Path, *options: object) -> list[str]:
     """What a command asked of which model: `MODEL SPLIT`, in order."""
-    NoLab.asked.clear()
-    ended = call(command, "--pair", f"p={pair}", "--samples", 8, "--draws", 20, *options, "--out", out)
+    ended = run(command, pair, out, *options)
     assert ended.code == 0, ended.err
     return list(NoLab.asked)
 
@@ -89,3 +99,36 @@ def test_another_batch_size_trains_anew_and_nothing_else(pair, tmp_path) -> None
     assert len(asked_by("compare", pair, tmp_path / "c", *options)) == 8
     again = asked_by("compare", pair, tmp_path / "c", *options, "--batch-size", 8)
     assert again == ["rait validation", "rait test"]
+
+
+def test_a_setting_that_fails_on_one_split_is_not_chosen(pair, tmp_path) -> None:
+    NoLab.refused.add("wise_ft test")
+    assert "wise_ft test" in asked_by("compare", pair, tmp_path / "c", "--methods", "recommended,wise_ft")
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text("utf-8"))
+    assert [row["method"] for row in summary["groups"][""]] == ["base", "tuned", "recommended"]
+    assert "p, wise_ft alpha=0: wise_ft cannot be asked" in summary["failed"]
+
+
+def test_where_no_setting_of_a_sweep_was_measured_the_reason_is_said(pair, tmp_path) -> None:
+    NoLab.refused.add("sweep validation")
+    ended = run("sweep", pair, tmp_path / "s", *GRID)
+    assert ended.code == 2 and "the first reason: sweep cannot be asked" in text_of(ended.err)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_tuned_model_that_cannot_be_asked_ends_it_before_any_method(pair, tmp_path, split) -> None:
+    NoLab.refused.add(f"tuned {split}")
+    ended = run("compare", pair, tmp_path / "c", "--methods", "recommended")
+    assert ended.code == 2 and "tuned cannot be asked" in text_of(ended.err)
+    assert NoLab.asked[-1] == f"tuned {split}"
+    # Nor is that recorded: what was to blame may have been mended.
+    assert not any("failed" in record for record in lines(tmp_path / "c" / "records.jsonl"))
+
+
+def test_questions_that_do_not_fit_are_refused_before_the_work(pair, tmp_path) -> None:
+    folder = shutil.copytree(pair, tmp_path / "pair")
+    path = folder / "data" / "task-test.jsonl"
+    path.write_text(path.read_text("utf-8") + json.dumps({"prompt": "sky " * 2000, "answers": ["sky"]}) + "\n")
+    ended = run("compare", folder, tmp_path / "c", "--methods", "recommended")
+    assert ended.code == 2 and "task-test.jsonl, line 9: the prompt takes" in text_of(ended.err)
+    assert NoLab.asked == []
