@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hcnr_jax.checkpoints import output_lock
 from hcnr_jax.data import read_rows
 from hcnr_jax.experiments.config import AblateConfig
 from hcnr_jax.experiments.rows import Group, findings, groups_of
@@ -41,10 +42,11 @@ def ablate(config: AblateConfig, reporter: Reporter | None = None) -> dict[str, 
         for group in groups.values()
         for row in group.rows
     ]
-    records = run_experiment(config, jobs, _make(groups), [], reporter)
-    tables = {group.title: _rows(config, group, records) for group in groups.values()}
-    said = findings([row for rows in tables.values() for row in rows])
-    return write_results(config, Results("ablate", "Ablations", records, tables, NOTES, said), reporter)
+    with output_lock(config.out):
+        records = run_experiment(config, jobs, _make(groups), [], reporter)
+        tables = {group.title: _rows(config, group, records) for group in groups.values()}
+        said = findings([row for rows in tables.values() for row in rows])
+        return write_results(config, Results("ablate", "Ablations", records, tables, NOTES, said), reporter)
 
 
 def _rows(config: AblateConfig, group: Group, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

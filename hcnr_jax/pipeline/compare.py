@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hcnr_jax.checkpoints import output_lock
 from hcnr_jax.experiments.config import CompareConfig
 from hcnr_jax.experiments.constraint import Constraint
 from hcnr_jax.experiments.summary import summarise
@@ -39,12 +40,13 @@ def compare(config: CompareConfig, reporter: Reporter | None = None) -> dict[str
         for setting in settings_of(name, config)
     ]
     shown = ["paper", config.reference]
-    records = run_experiment(config, jobs, _make(config), shown, reporter)
-    rows = summarise(records, constraint_of(config.max_task_loss), config.reference, config.draws)
-    drawn = map_picture(config.out, records, shown)
-    title = f"Methods compared with {config.reference}"
-    results = Results("compare", title, records, {"": rows}, NOTES, pictures=drawn)
-    return write_results(config, results, reporter)
+    with output_lock(config.out):
+        records = run_experiment(config, jobs, _make(config), shown, reporter)
+        rows = summarise(records, constraint_of(config.max_task_loss), config.reference, config.draws)
+        drawn = map_picture(config.out, records, shown)
+        title = f"Methods compared with {config.reference}"
+        results = Results("compare", title, records, {"": rows}, NOTES, pictures=drawn)
+        return write_results(config, results, reporter)
 
 
 def constraint_of(max_task_loss: float) -> Constraint:

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 
 from hcnr_jax.baselines.fit import fit_curve
+from hcnr_jax.checkpoints import output_lock
 from hcnr_jax.errors import InputError
 from hcnr_jax.experiments.config import RecoveryConfig
+from hcnr_jax.experiments.records import Record
 from hcnr_jax.experiments.recovery import Curve, curves_of, findings, points, refuse_all, regained
 from hcnr_jax.experiments.summary import first_failure
 from hcnr_jax.pipeline.console import Reporter
@@ -46,7 +48,12 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     reporter = reporter or Reporter()
     controls = {split_name(word, "--control")[0] for word in config.control}
     every = config.model_copy(update={"pair": (*config.pair, *config.control)})
-    records = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+    with output_lock(config.out):
+        records = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+        return write_results(config, _results(config, records, controls), reporter)
+
+
+def _results(config: RecoveryConfig, records: Sequence[Record], controls: set[str]) -> Results:
     tried = [record for record in records if record["pair"] not in controls]
     curves = curves_of(tried, config.chosen)
     if not curves:
@@ -62,8 +69,7 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     drawn = [_picture(config, curves, refuse_all(tried))]
     said = findings(curves, config.rate)
     title = "Recovery: how fast honesty comes back when it is taught"
-    results = Results("recovery", title, records, {}, NOTES, said, None, drawn, sections)
-    return write_results(config, results, reporter)
+    return Results("recovery", title, records, {}, NOTES, said, None, drawn, sections)
 
 
 def jobs_of(config: RecoveryConfig) -> list[Job]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from hcnr_jax.checkpoints import output_lock
 from hcnr_jax.data import read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
@@ -70,7 +71,8 @@ def quick(monkeypatch) -> None:
 
 def run(command: str, pair: Path, out: Path, *options: object) -> Ended:
     NoLab.asked.clear()
-    return call(command, "--pair", f"p={pair}", "--samples", 8, "--draws", 20, *options, "--out", out)
+    given = ("--pair", f"p={pair}", "--samples", 8, "--out", out)
+    return call(command, *given, "--draws", 20, *options)
 
 
 def asked_by(command: str, pair: Path, out: Path, *options: object) -> list[str]:
@@ -132,3 +134,11 @@ def test_questions_that_do_not_fit_are_refused_before_the_work(pair, tmp_path) -
     ended = run("compare", folder, tmp_path / "c", "--methods", "recommended")
     assert ended.code == 2 and "task-test.jsonl, line 9: the prompt takes" in text_of(ended.err)
     assert NoLab.asked == []
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "ablate", "recovery"])
+def test_two_runs_on_one_output_are_kept_apart(pair, tmp_path, command) -> None:
+    with output_lock(tmp_path / "out"):
+        ended = run(command, pair, tmp_path / "out")
+    assert ended.code == 2 and "another run is writing there (process" in text_of(ended.err)
+    assert NoLab.asked == [] and list(tmp_path.iterdir()) == []
