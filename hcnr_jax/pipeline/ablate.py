@@ -43,7 +43,7 @@ def ablate(config: AblateConfig, reporter: Reporter | None = None) -> dict[str, 
         for row in group.rows
     ]
     with output_lock(config.out):
-        records = run_experiment(config, jobs, _make(groups), [], reporter)
+        records, _ = run_experiment(config, jobs, _make(groups), [], reporter)
         tables = {group.title: _rows(config, group, records) for group in groups.values()}
         said = findings([row for rows in tables.values() for row in rows])
         return write_results(config, Results("ablate", "Ablations", records, tables, NOTES, said), reporter)

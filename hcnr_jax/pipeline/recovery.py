@@ -49,7 +49,7 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     controls = {split_name(word, "--control")[0] for word in config.control}
     every = config.model_copy(update={"pair": (*config.pair, *config.control)})
     with output_lock(config.out):
-        records = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+        records, _ = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
         return write_results(config, _results(config, records, controls), reporter)
 
 

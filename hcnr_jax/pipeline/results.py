@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hcnr_jax.data.growing import GrowingLines
 from hcnr_jax.evaluate.journal import write_over
 from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.experiments.records import Record
@@ -35,7 +34,8 @@ class Section(NamedTuple):
 
 class Results(NamedTuple):
     """An experiment's outcome. groups: title -> rows of `summarise`; a title of "" stands for the whole. settings: rows
-    of `averages`, where settings rather than methods are shown. pictures: drawn already."""
+    of `averages`, where settings rather than methods are shown. pictures: drawn already. answers: what the methods said
+    that are shown, one setting a method and pair."""
 
     name: str
     title: str
@@ -46,6 +46,7 @@ class Results(NamedTuple):
     settings: Rows | None = None
     pictures: Sequence[Picture] = ()
     sections: Sequence[Section] = ()
+    answers: Sequence[Record] = ()
 
 
 def write_results(config: ExperimentConfig, results: Results, reporter: Reporter) -> dict[str, Any]:
@@ -98,12 +99,10 @@ def _page(config: ExperimentConfig, results: Results, summary: Mapping[str, Any]
     compared = results.records and (results.groups or results.settings)
     drawn = [_curves(config, results), *results.pictures] if compared else list(results.pictures)
     settings = {name: summary[name] for name in ("config", "pairs", "versions", "failed")}
-    answers = _answers(config)
-    return Page(results.title, results.notes, results.findings, drawn, shown, answers, settings)
-
-
-def _answers(config: ExperimentConfig) -> list[Record]:
-    return GrowingLines(config.out / "answers.jsonl").found[:PAGE_ANSWERS]
+    answers, notes = results.answers[:PAGE_ANSWERS], list(results.notes)
+    if len(answers) < len(results.answers):
+        notes.append(f"Of {len(results.answers)} answers the first {len(answers)} are on this page.")
+    return Page(results.title, notes, results.findings, drawn, shown, answers, settings)
 
 
 def _curves(config: ExperimentConfig, results: Results) -> Picture:

@@ -36,7 +36,7 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
         for setting in settings_of(config)
     ]
     with output_lock(config.out):
-        records = run_experiment(config, jobs, _make(config), [], reporter)
+        records, _ = run_experiment(config, jobs, _make(config), [], reporter)
         return write_results(config, _results(config, records), reporter)
 
 
