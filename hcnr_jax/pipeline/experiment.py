@@ -19,7 +19,7 @@ from hcnr_jax.experiments.measure import measure
 from hcnr_jax.experiments.records import Record, Records
 from hcnr_jax.experiments.summary import BASE, TUNED
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.lab import Lab, Made, questions_of
+from hcnr_jax.pipeline.lab import Failure, Lab, Made, questions_of
 from hcnr_jax.pipeline.made_of import digest, pair_fingerprint
 from hcnr_jax.pipeline.opened import open_model
 from hcnr_jax.pipeline.pairs import Pair, find_pairs
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     """A job carried out: its place among the jobs, and the model, or why there is none; rows shown before questions."""
 
     place: int
-    made: Made | InputError
+    made: Made | Failure
     examples: tuple[Row, ...] = ()
 
 
@@ -175,7 +175,7 @@ def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
     InputError where that is BASE or TUNED itself: without them nothing can be read off the others.
     """
     missing = [split for split in book.splits if not book.has(job, split)]
-    if isinstance(outcome.made, InputError):
+    if isinstance(outcome.made, Failure):
         for split in missing:
             book.write(job, split, {"failed": str(outcome.made)})
         return

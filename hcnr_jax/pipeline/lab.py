@@ -11,7 +11,7 @@ import numpy as np
 
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.questions import Role, check_labels
 from hcnr_jax.evaluate.runner import Answer, answer
@@ -37,6 +37,10 @@ class Made(NamedTuple):
     params: Params
     seconds: float
     kernels: KernelMap | None = None
+
+
+Failure = InputError | NumericalError
+"""Why a setting has no model; the experiment goes on without it."""
 
 
 class _Scored(NamedTuple):
@@ -77,7 +81,11 @@ class Lab:
         for place, config in enumerate(configs):
             groups.setdefault(_scores_key(config), []).append(place)
         for places in groups.values():
-            scored = self._score(configs[places[0]])
+            try:
+                scored = self._score(configs[places[0]])
+            except InputError as error:
+                yield from ((place, error) for place in places)
+                continue
             share = scored.seconds / len(places)
             for number, made in self._grid(scored, [configs[place] for place in places]):
                 yield (

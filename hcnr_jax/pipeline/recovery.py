@@ -12,7 +12,7 @@ import jax
 
 from hcnr_jax.baselines.fit import fit_curve
 from hcnr_jax.checkpoints import output_lock
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.experiments.config import RecoveryConfig
 from hcnr_jax.experiments.records import Record
 from hcnr_jax.experiments.recovery import Curve, curves_of, findings, points, refuse_all, regained
@@ -102,7 +102,7 @@ def _make(config: RecoveryConfig) -> Any:
             try:
                 for steps, made in _curve(config, lab, name, sorted(places)):
                     yield Outcome(places.pop(steps), made)
-            except InputError as error:
+            except (InputError, NumericalError) as error:
                 yield from (Outcome(place, error) for place in places.values())
 
     return make

@@ -19,14 +19,14 @@ from hcnr_jax.baselines.safe_delta import honesty_moments, safe_delta
 from hcnr_jax.baselines.sparsify import dare, ties
 from hcnr_jax.baselines.table import training_grid
 from hcnr_jax.data import Batch, Example, encode_rows, pad_examples
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate.completions import cut_text, generate_ids, text_of
 from hcnr_jax.evaluate.questions import encode_prompts
 from hcnr_jax.experiments.config import CompareConfig, ExperimentConfig
 from hcnr_jax.method.neurons import Leaves, Params
 from hcnr_jax.models import KERNELS, Decoder
 from hcnr_jax.pipeline.experiment import Outcome
-from hcnr_jax.pipeline.lab import Lab, Made
+from hcnr_jax.pipeline.lab import Failure, Lab, Made
 from hcnr_jax.pipeline.made_of import restoration_settings
 from hcnr_jax.training.objectives import Pairs
 from hcnr_jax.training.trainer import TrainSettings
@@ -98,11 +98,11 @@ class Rivals:
                 continue
             yield Outcome(place, self._timed(name, dict(method.fixed) | dict(setting)))
 
-    def _timed(self, name: str, setting: Mapping[str, Any]) -> Made | InputError:
+    def _timed(self, name: str, setting: Mapping[str, Any]) -> Made | Failure:
         started = time.perf_counter()
         try:
             params = self._weights(name, setting) if BASELINES[name].kind != "train" else self._trained(name, setting)
-        except InputError as error:
+        except (InputError, NumericalError) as error:
             return error
         return Made(jax.block_until_ready(params), time.perf_counter() - started)
 

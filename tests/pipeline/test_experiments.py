@@ -155,3 +155,28 @@ def test_recovery_is_one_run_looked_at_on_its_way(pair, tmp_path, monkeypatch) -
 def test_what_is_no_curve_is_refused(tmp_path, options, message) -> None:
     ended = call("recovery", "--seeds", 1, *options, "--out", tmp_path / "no")
     assert ended.code == 2 and message in " ".join(ended.err.split())
+
+
+def test_a_rate_that_diverges_is_a_setting_that_failed(pair, tmp_path) -> None:
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--batch-size", 4, "--max-new-tokens", 4]
+    options = ["--methods", "rait", "--reference", "rait", "--rates", 1e30, 1e-3, "--steps", 3, "--draws", 20]
+    ended = call("compare", *arguments, *options, "--out", tmp_path / "c")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text("utf-8"))
+    assert summary["groups"][""][-1]["settings"] == {"tiny": "rate=0.001, steps=3"}
+    assert len(summary["failed"]) == 1 and "the training loss is nan at step" in summary["failed"][0]
+    ended = call("recovery", *arguments, "--rate", 1e30, "--curve-steps", 0, 3, "--out", tmp_path / "r")
+    assert ended.code == 2 and "the first reason: the training loss is nan" in " ".join(ended.err.split())
+    found = [record["setting"]["steps"] for record in lines(tmp_path / "r" / "records.jsonl") if "failed" in record]
+    assert found == [3, 3]
+
+
+def test_settings_whose_scores_fail_do_not_end_the_others(pair, tmp_path, monkeypatch) -> None:
+    rows = [ablation_rows.Ablation("as it is", {}), ablation_rows.Ablation("too many", {"honesty_samples": 99})]
+    monkeypatch.setattr(ablation_rows, "GROUPS", {"g": ablation_rows.Group("G", "paper", tuple(rows))})
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
+    ended = call("ablate", *arguments, "--out", tmp_path / "a")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text("utf-8"))
+    assert [row["method"] for row in summary["groups"]["G"]] == ["base", "tuned", "as it is"]
+    assert "asks for 99 rows, the file has 12" in summary["failed"][0]
