@@ -45,11 +45,13 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A job carried out: its place among the jobs, and the model, or why there is none; rows shown before questions."""
+    """A job carried out: its place among the jobs, and the model, or why there is none; rows shown before questions;
+    samples: rows it read, where that is not what the job says."""
 
     place: int
     made: Made | Failure
     examples: tuple[Row, ...] = ()
+    samples: int | None = None
 
 
 Make = Callable[[Lab, Sequence[Job]], Iterator[Outcome]]
@@ -182,6 +184,7 @@ def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
     (params, seconds, kernels), shown = outcome.made, outcome.examples
     change = (lambda row: with_examples(row, shown)) if shown else None
     costs: dict[str, Any] = {"touched": lab.touched(params), "seconds": round(seconds, 3)}
+    costs |= {} if outcome.samples is None else {"samples": outcome.samples}
     for split in missing:
         try:
             answers = lab.ask(params, split, change, len(shown))

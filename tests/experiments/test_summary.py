@@ -168,5 +168,24 @@ def test_claims_are_judged_by_their_intervals() -> None:
         ]
     )
     assert [text.split(": ")[1].split(",")[0] for text in said] == ["confirmed", "contradicted", "open", "confirmed"]
-    names = [item.name for group in groups_of("all").values() for item in group.rows]
-    assert len(set(names)) == len(names) and set(groups_of("paper")) == {"paper"} < set(GROUPS)
+
+
+def test_groups_of_sizes_are_named_by_the_rows_asked_for() -> None:
+    def rows_of(groups, honesty, task):
+        return [row for g in groups_of(groups, {"honesty": honesty, "task": task}).values() for row in g.rows]
+
+    names = [item.name for item in rows_of("all", 128, 128)]
+    assert len(set(names)) == len(names) and set(groups_of("paper", {"honesty": 1, "task": 1})) == {"paper"} < set(
+        GROUPS
+    )
+    assert [row.name for row in rows_of("data", 128, 128)][:2] == ["128 rows", "128 rows: 8"]
+    assert "128 rows: 128" not in names and "paper, 128 rows: 512" in names
+    small = {row.name: row.changes for row in rows_of("data", 64, 64)}
+    assert next(iter(small)) == "64 rows" and small["64 rows: 128"] == {"samples": 128} and "64 rows: 64" not in small
+    assert [row.name for row in rows_of("data", 64, 32)][:5:4] == ["64 + 32 rows", "64 + 32 rows: 64"]
+    gap = {"honesty_f1": {"mean": 0.0, "low": -0.01, "high": 0.005}}
+    found = [{"method": f"{start}: 512", "difference": gap} for start in ("64 rows", "paper, 64 + 32 rows")]
+    assert [text.split(":")[0] for text in findings(found)] == [
+        "64 rows suffice (64 rows)",
+        "64 + 32 rows suffice (paper, 64 + 32 rows)",
+    ]

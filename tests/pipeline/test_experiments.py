@@ -76,7 +76,8 @@ def test_a_second_run_makes_nothing_again(compared, monkeypatch) -> None:
 
 def test_ablations_of_the_paper(pair, tmp_path, monkeypatch) -> None:
     group = ablation_rows.GROUPS["paper"]._replace(rows=ablation_rows.GROUPS["paper"].rows[:4])
-    sizes = ablation_rows.GROUPS["data"]._replace(rows=ablation_rows.GROUPS["data"].rows[:2])
+    other = tuple(ablation_rows.Ablation(f"{{rows}} rows: {size}", {"samples": size}) for size in (8, 12, 16))
+    sizes = ablation_rows.GROUPS["data"]._replace(rows=(ablation_rows.GROUPS["data"].rows[0], *other))
     monkeypatch.setattr(ablation_rows, "GROUPS", {"paper": group, "data": sizes})
     arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
     ended = call("ablate", *arguments, "--out", tmp_path / "a")
@@ -84,6 +85,12 @@ def test_ablations_of_the_paper(pair, tmp_path, monkeypatch) -> None:
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert len(summary["groups"]) == 2 and len(summary["findings"]) == 3
     assert all("without it" in finding for finding in summary["findings"])
+    # Sizes: 8 is what was asked for, of 12 there are 12 honesty and 8 task rows, 16 are more than the file has.
+    rows = {row["method"]: row for row in summary["groups"][sizes.title]}
+    assert list(rows) == ["base", "tuned", "8 rows", "8 rows: 12"]
+    assert [rows[name]["costs"]["samples"] for name in ("8 rows", "8 rows: 12")] == [16, 20]
+    (left,) = summary["failed"]
+    assert left.startswith("tiny, 8 rows: 16 samples=16: ") and left.endswith("16 rows are asked for, the file has 12")
     assert call("ablate", *arguments, "--groups", "none", "--out", tmp_path / "b").code == 2
 
 
