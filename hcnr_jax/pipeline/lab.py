@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hcnr_jax.checkpoints import describe_params
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
 from hcnr_jax.errors import InputError, NumericalError
@@ -26,8 +27,8 @@ from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.pairs import ROLES, Pair
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, prepare
-from hcnr_jax.pipeline.run import load_pair, score_pair
-from hcnr_jax.pipeline.scoring import Scores
+from hcnr_jax.pipeline.run import load_pair, score_pair, scoring_of
+from hcnr_jax.pipeline.scoring import Scores, prepare_scoring
 
 
 class Made(NamedTuple):
@@ -67,8 +68,8 @@ class Lab:
         self.tokenizer: Tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
         self._eos = end_ids(prepared.tuned, self.spec, self.tokenizer)
         plan = make_plan(prepared)
-        self.base, self.tuned = load_pair(prepared, plan, reporter)
-        # Scored when a restoration asks for it: experiments that only train never do.
+        # Rows are scored when a restoration asks for it: experiments that only train never do.
+        self.base, self.tuned = load_pair(prepared, plan, reporter, scoring=False)
         self._opened[_scores_key(first)] = prepared, plan
 
     def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
@@ -123,6 +124,8 @@ class Lab:
                 self._opened[key] = found, make_plan(found)
             prepared, plan = self._opened.pop(key)
             started = time.perf_counter()
+            scored = prepared.tuned if config.scores_at == "tuned" else prepared.base
+            prepare_scoring(scoring_of(prepared, plan), plan.shapes, describe_params(scored, self.spec))
             scores = score_pair(prepared, plan, self.base, self.tuned, self.reporter, None)
             self._scored[key] = _Scored(prepared, plan, scores, time.perf_counter() - started)
         return self._scored[key]

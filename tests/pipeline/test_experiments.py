@@ -8,7 +8,7 @@ import pytest
 
 from hcnr_jax.baselines import BASELINES
 from hcnr_jax.experiments import rows as ablation_rows
-from hcnr_jax.pipeline import experiment
+from hcnr_jax.pipeline import experiment, scoring
 from tests.pipeline.worlds import call, make_pair
 
 
@@ -187,3 +187,15 @@ def test_settings_whose_scores_fail_do_not_end_the_others(pair, tmp_path, monkey
     summary = json.loads((tmp_path / "a" / "summary.json").read_text("utf-8"))
     assert [row["method"] for row in summary["groups"]["G"]] == ["base", "tuned", "as it is"]
     assert "asks for 99 rows, the file has 12" in summary["failed"][0]
+
+
+def test_scoring_is_compiled_where_rows_are_scored_alone(pair, tmp_path, monkeypatch) -> None:
+    compiled: list = []
+    monkeypatch.setattr(scoring._score_step, "prepare", lambda *arguments: compiled.append(arguments))
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
+    options = ["--methods", "rait", "--batch-size", 4, "--curve-steps", 0, 1]
+    assert call("recovery", *arguments, *options, "--out", tmp_path / "r").code == 0
+    assert compiled == []
+    grid = ["--in-weights", 0.5, "--cross-weights", 0.4, "--task-weights", 1.0]
+    assert call("sweep", *arguments, *grid, "--out", tmp_path / "s").code == 0
+    assert len(compiled) == 1
