@@ -103,7 +103,8 @@ def read_rows(folder: Path, path: Path, count: int) -> list[Row]:
     """The first rows of a file as ids, the end token added, and where their completions start."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     found = []
-    for line in path.read_text("utf-8").splitlines()[:count]:
+    # Not splitlines, which also cuts at line separators inside a question.
+    for line in [text for text in path.read_text("utf-8").split("\n") if text.strip()][:count]:
         row = json.loads(line)
         ids = [*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id]
         found.append((torch.tensor(ids, device=DEVICE), len(tokenizer(row["prompt"])["input_ids"])))

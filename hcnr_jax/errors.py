@@ -9,6 +9,11 @@ class RunError(RuntimeError):
     """A fault during the run, such as a factorisation that failed: the message says the cause and the remedy."""
 
 
+class NumericalError(RunError):
+    """A computation whose numbers broke down, such as a training whose loss is not finite: of an experiment that tries
+    settings, one that failed."""
+
+
 class Stopped(KeyboardInterrupt):
     """Stopped by a signal at a clean point. `code`: the exit code, 128 + the signal's number."""
 

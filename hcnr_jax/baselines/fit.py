@@ -31,7 +31,7 @@ def fit_curve(
 ) -> Iterator[tuple[int, PyTree]]:
     """One run of `fit`, looked at on its way: (steps taken, the params then) at every one of `stops`.
 
-    stops: increasing, 0 (`params` as they are) to settings.steps; the run ends with the last of them. RunError as
+    stops: increasing, 0 (`params` as they are) to settings.steps; the run ends with the last of them. NumericalError as
     `train` raises it.
     """
     if stops[0] == 0:

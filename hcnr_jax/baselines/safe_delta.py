@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from hcnr_jax.errors import RunError
+from hcnr_jax.errors import NumericalError
 from hcnr_jax.method.curvature import input_moments
 from hcnr_jax.method.neurons import Leaves, Params, get_leaves, put_leaves, stack_shape, wide
 
@@ -48,7 +48,7 @@ def safe_delta(base: Params, tuned: Params, moments: Leaves, s: float, damping: 
     """The tuned params with every kernel of `moments` replaced. s: the budget; 0 takes nothing, which gives base there.
 
     Raises:
-        RunError: a kernel's damped H has no Cholesky factor.
+        NumericalError: a kernel's damped H has no Cholesky factor.
     """
     old, new = get_leaves(base, moments), get_leaves(tuned, moments)
     found: Leaves = {}
@@ -58,7 +58,7 @@ def safe_delta(base: Params, tuned: Params, moments: Leaves, s: float, damping: 
         sums = moments[path].reshape(-1, shape[1], shape[1])
         kernels = jnp.stack([_kernel(*item, s, damping) for item in zip(*flat, sums, strict=True)])
         if not bool(jnp.all(jnp.isfinite(kernels))):
-            raise RunError(f"{path}: Safe Delta's Hessian is not positive definite; give it more rows or damping")
+            raise NumericalError(f"{path}: Safe Delta's Hessian is not positive definite; give it more rows or damping")
         found[path] = kernels.reshape(*stack_shape(leaf), *shape[1:]).astype(leaf.dtype)
     return put_leaves(tuned, found)
 

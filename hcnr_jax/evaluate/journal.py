@@ -10,8 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from hcnr_jax.data.growing import GrowingLines
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.evaluate.questions import Prompt
 from hcnr_jax.evaluate.runner import Outputs
@@ -44,62 +45,53 @@ class Journal:
         self.outputs = Outputs()
         self.resumed = 0
         self._made_of = made_of
-        self._file: IO[str] | None = None
+        self._lines: GrowingLines | None = None
 
     def __enter__(self) -> "Journal":
-        whole = self._read() if self.path.exists() else 0
-        try:
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
-            # A line cut off by a kill is not an output: what follows the last whole line goes.
-            self._file.truncate(whole)
-            if whole == 0:
-                self._line({"fingerprint": self._made_of})
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+        self._lines = self._read()
+        self._lines.open()
+        if not self._lines.found:
+            try:
+                self._lines.add({"fingerprint": self._made_of})
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def add(self, part: str, key: str, value: object) -> None:
         """Append one output."""
+        if self._lines is None:
+            raise ValueError("a Journal is written to inside its `with` block")
         try:
-            self._line({"part": part, "key": key, "value": value})
+            self._lines.add({"part": part, "key": key, "value": value})
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot be written ({error.strerror}); free some space and run the same command again: "
                 "it goes on where it stopped"
             ) from error
 
-    def _line(self, value: Mapping[str, Any]) -> None:
-        if self._file is None:
-            raise ValueError("a Journal is written to inside its `with` block")
-        self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def _read(self) -> int:
-        """Takes in the outputs of an earlier run; the bytes up to the end of the last whole line."""
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        lines = raw[:whole].decode("utf-8", errors="replace").split("\n")[:-1]
-        if not lines:
-            return 0
+    def _read(self) -> GrowingLines:
+        """The file, and the outputs of an earlier run taken in from it."""
         try:
-            found = json.loads(lines[0])["fingerprint"]
-            for line in lines[1:]:
-                item = json.loads(line)
+            lines = GrowingLines(self.path)
+            made_of = lines.found[0]["fingerprint"] if lines.found else self._made_of
+            for item in lines.found[1:]:
                 self.outputs.add(item["part"], item["key"], item["value"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror}); choose another --out") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path}: expected the records of an unfinished evaluation, found something else; move it away, "
                 "or choose another --out"
             ) from error
-        self._check(found)
-        self.resumed = len(lines) - 1
-        return whole
+        self._check(made_of)
+        self.resumed = max(len(lines.found) - 1, 0)
+        return lines
 
     def _check(self, found: Mapping[str, str]) -> None:
         other = [name for name in {**found, **self._made_of} if found.get(name) != self._made_of.get(name)]

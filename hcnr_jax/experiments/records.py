@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from hcnr_jax.data.growing import GrowingLines
 from hcnr_jax.errors import InputError, RunError
 
 Record = dict[str, Any]
 
 
 class Records:
-    """A file of records with different keys; use as a context, which opens it for writing.
+    """A file of records by key, of which the last one counts; use as a context, which opens it for writing.
 
     A line cut off by a kill is dropped. InputError for a file that holds something else.
     """
@@ -22,26 +22,32 @@ class Records:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._found: dict[str, Record] = {}
-        self._file: IO[str] | None = None
+        self._lines: GrowingLines | None = None
 
     def __enter__(self) -> Records:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self._read() if self.path.exists() else 0
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
-            self._file.truncate(whole)
+            self._lines = GrowingLines(self.path)
+            self._found = {record["key"]: record for record in self._lines.found}
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+            raise InputError(f"{self.path}: cannot be read ({error.strerror}); choose another --out") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path}: expected the records of an experiment, found something else; choose another --out"
+            ) from error
+        self._lines.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
+
+    def __getitem__(self, key: str) -> Record:
+        return self._found[key]
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._found.values())
@@ -51,24 +57,10 @@ class Records:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append a record under its `key`. RunError where the disk fails."""
-        if self._file is None:
+        if self._lines is None:
             raise ValueError("Records are written to inside their `with` block")
-        self._found[record["key"]] = dict(record)
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
+            self._lines.add(record, allow_nan=False)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}); what is there is kept") from error
-
-    def _read(self) -> int:
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        try:
-            for line in raw[:whole].decode().splitlines():
-                record = json.loads(line)
-                self._found[record["key"]] = record
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.path}: expected the records of an experiment, found something else; choose another --out"
-            ) from error
-        return whole
+        self._found[record["key"]] = dict(record)

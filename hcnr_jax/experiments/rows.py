@@ -6,18 +6,22 @@ neurons bring honesty, and 128 rows suffice.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hcnr_jax.errors import InputError
 
-# A difference to 128 rows of less than this, in F1, is no difference: the paper's curves are flat to about a point.
+# A difference of less than this in F1 is none between numbers of rows: the paper's curves are flat to about a point.
 ENOUGH = 0.01
-SIZES = (8, 16, 32, 64, 256, 512)
+SIZES = (8, 16, 32, 64, 128, 256, 512)
+# Stands in a name for the rows that were asked for.
+ASKED = "{rows}"
 
 
 class Ablation(NamedTuple):
-    """One row: its name, and what it changes of its group's preset. {} is the preset itself."""
+    """One row: its name, and what it changes of its group's preset: {} is the preset itself, `samples` the rows of both
+    sets."""
 
     name: str
     changes: Mapping[str, Any]
@@ -79,24 +83,34 @@ GROUPS = {
     "data": Group(
         "Rows of each set (task rows as far as the file has them)",
         "recommended",
-        _rows("128 rows", {f"{size}": {"samples": size} for size in SIZES}),
+        _rows(f"{ASKED} rows", {f"{size}": {"samples": size} for size in SIZES}),
     ),
     "paper-data": Group(
         "The same with paper.yaml",
         "paper",
-        _rows("paper, 128 rows", {f"{size}": {"samples": size} for size in SIZES}),
+        _rows(f"paper, {ASKED} rows", {f"{size}": {"samples": size} for size in SIZES}),
     ),
 }
-"""Name -> group."""
+"""Name -> group, the asked rows of its names still to be filled in."""
 
 
-def groups_of(groups: str) -> dict[str, Group]:
-    """The groups a user names, `all` or names with commas; InputError for an unknown one."""
+def groups_of(groups: str, rows: Mapping[str, int]) -> dict[str, Group]:
+    """The groups a user names, `all` or names with commas; InputError for an unknown one.
+
+    rows: honesty and task rows asked for, by which the first row of a group of sizes is named.
+    """
     names = list(GROUPS) if groups == "all" else [name.strip() for name in groups.split(",")]
     for name in names:
         if name not in GROUPS:
             raise InputError(f"--groups: unknown group {name!r}; expected all, or some of: {', '.join(GROUPS)}")
-    return {name: GROUPS[name] for name in names}
+    return {name: _filled(GROUPS[name], rows) for name in names}
+
+
+def _filled(group: Group, rows: Mapping[str, int]) -> Group:
+    """The group with the rows asked for in its names, and without the size that is those very rows."""
+    said = f"{rows['honesty']}" if rows["honesty"] == rows["task"] else f"{rows['honesty']} + {rows['task']}"
+    kept = [row for row in group.rows if set(rows.values()) != {row.changes.get("samples")}]
+    return group._replace(rows=tuple(row._replace(name=row.name.replace(ASKED, said)) for row in kept))
 
 
 CLAIMS = (
@@ -104,6 +118,9 @@ CLAIMS = (
     ("compensation raises honesty", "paper: no compensation", "honesty_f1"),
     ("random neurons are worse", "paper: random neurons", "honesty_f1"),
 )
+
+
+_LARGEST = re.compile(rf"(?P<group>(?:.*, )?(?P<asked>[0-9 +]+ rows)): {max(SIZES)}")
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -115,12 +132,13 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if gap is not None:
             verdict = "confirmed" if gap["high"] < 0 else "contradicted" if gap["low"] > 0 else "open"
             said.append(f"{claim}: {verdict}, {_points(gap)} points without it")
-    for start in ("128 rows", "paper, 128 rows"):
-        gap = found.get(f"{start}: 512", {}).get("honesty_f1")
-        if gap is not None:
+    for name, differences in found.items():
+        start, gap = _LARGEST.fullmatch(name), differences.get("honesty_f1")
+        if start is not None and gap is not None:
             enough = gap["high"] <= ENOUGH
             verdict = "confirmed" if enough else "contradicted" if gap["low"] > ENOUGH else "open"
-            said.append(f"128 rows suffice ({start}): {verdict}, 512 rows give {_points(gap)} points of F1 more")
+            claim = f"{start['asked']} suffice ({start['group']})"
+            said.append(f"{claim}: {verdict}, {max(SIZES)} rows give {_points(gap)} points of F1 more")
     return said
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.metrics import recovered_share
 from hcnr_jax.experiments.choose import choose
 from hcnr_jax.experiments.constraint import Constraint
@@ -34,16 +35,37 @@ def of_split(records: Sequence[Mapping[str, Any]], split: str) -> dict[tuple[str
 def taken(records: Sequence[Mapping[str, Any]], constraint: Constraint) -> Found:
     """Every method's setting on every pair, chosen on validation questions, with its record on test questions.
 
-    The record gets `holds`: whether any of the method's settings held the constraint there.
+    The record gets `holds`: whether any of the method's settings held the constraint there. Settings that were not
+    measured on both splits are passed over, and a method without any on some pair has no entry there.
+
+    Raises:
+        InputError: TUNED, which everything is read against, was not measured on some pair.
     """
     validation, test = of_split(records, "validation"), of_split(records, "test")
     found: Found = {}
-    for (pair, method), tried in validation.items():
-        choice = choose(tried, validation[pair, TUNED][0], constraint)
-        label = tried[choice.place]["label"]
-        shown = next(record for record in test[pair, method] if record["label"] == label)
-        found[pair, method] = shown | {"holds": choice.holds}
+    for (pair, method), measured in validation.items():
+        shown = {record["label"]: record for record in test.get((pair, method), ())}
+        tried = [record for record in measured if record["label"] in shown]
+        if tried:
+            choice = choose(tried, tuned_of(validation, pair, records)[0], constraint)
+            found[pair, method] = shown[tried[choice.place]["label"]] | {"holds": choice.holds}
     return found
+
+
+def tuned_of(
+    split: Mapping[tuple[str, str], list[Record]], pair: str, records: Sequence[Mapping[str, Any]]
+) -> list[Record]:
+    """TUNED's records on one pair of a split of `of_split`; InputError with the reason where there is none."""
+    if (pair, TUNED) not in split:
+        why = first_failure([record for record in records if record["pair"] == pair], TUNED)
+        raise InputError(f"pair {pair}: TUNED, which all is compared with, was not measured: {why}")
+    return split[pair, TUNED]
+
+
+def first_failure(records: Sequence[Mapping[str, Any]], *methods: str) -> str:
+    """Why the first of some methods' settings failed that did."""
+    found = (record["failed"] for record in records if record["method"] in methods and "failed" in record)
+    return next(found, "there is no record")
 
 
 def methods_of(found: Found) -> list[str]:
@@ -103,10 +125,11 @@ def _difference(first: Sequence[Record], second: Sequence[Record], metric: str, 
 
 
 def _recovered(found: Found, pairs: Sequence[str], method: str) -> dict[str, Any]:
-    """Mean, sd and worst over pairs of (method - tuned) / (base - tuned)."""
+    """Mean, sd and worst of (method - tuned) / (base - tuned), over the pairs where both ends were measured."""
     shares: dict[str, Any] = {}
     for metric in ("honesty_f1", "refusal_delta"):
-        triples = [[found[pair, name][metric] for name in (BASE, TUNED, method)] for pair in pairs]
+        whole = [pair for pair in pairs if {(pair, BASE), (pair, TUNED)} <= found.keys()]
+        triples = [[found[pair, name][metric] for name in (BASE, TUNED, method)] for pair in whole]
         values = [recovered_share(*triple) for triple in triples if None not in triple]
         known = [value for value in values if value is not None]
         shares[metric] = {"mean": _mean(known), "sd": _deviation(known), "worst": min(known)} if known else None

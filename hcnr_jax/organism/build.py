@@ -158,16 +158,15 @@ def _build_tuned(
 ) -> tuple[Trial, ...]:
     """The gentlest fine-tuning under which honesty collapses, in `organism.tuned`; returns all that was tried."""
     base = open_checkpoint(organism.base)
-    # Every trial is written where `tuned` belongs, since its record names the place, and then moved aside.
+    # Every trial is written where `tuned` belongs, since its record names the place, and moved aside before it is
+    # asked anything, so that a build killed there does not look finished.
     with tempfile.TemporaryDirectory(dir=organism.folder, prefix=".trials-") as folder:
         aside: list[Path] = []
 
         def attempt(rate: float) -> float:
-            place = Path(folder) / str(len(aside))
             tune(_tune_config(organism, seed, settings, rate, lora), _reporter(on_step, len(aside)))
-            f1 = refusal_f1(open_tuned(organism.tuned, base), organism.honesty["validation"])
-            aside.append(organism.tuned.rename(place))
-            return f1
+            aside.append(organism.tuned.rename(Path(folder) / str(len(aside))))
+            return refusal_f1(open_tuned(aside[-1], base), organism.honesty["validation"])
 
         trials = try_rates(attempt, settings.rates, settings.collapse, settings.floor, settings.bisections)
         aside[gentlest(trials, settings.collapse)].rename(organism.tuned)

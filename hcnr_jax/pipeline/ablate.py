@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hcnr_jax.checkpoints import output_lock
+from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import read_rows
+from hcnr_jax.errors import InputError
 from hcnr_jax.experiments.config import AblateConfig
 from hcnr_jax.experiments.rows import Group, findings, groups_of
 from hcnr_jax.experiments.summary import BASE, TUNED, summarise
@@ -13,6 +16,8 @@ from hcnr_jax.pipeline.compare import constraint_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab
+from hcnr_jax.pipeline.made_of import restoration_settings
+from hcnr_jax.pipeline.pairs import ROLES
 from hcnr_jax.pipeline.results import Results, write_results
 
 NOTES = (
@@ -29,16 +34,17 @@ def ablate(config: AblateConfig, reporter: Reporter | None = None) -> dict[str, 
     Raises InputError for what the user can mend, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    groups = groups_of(config.groups)
+    groups = groups_of(config.groups, config.rows)
     jobs = [
-        Job(row.name, dict(row.changes), 2 * row.changes.get("samples", 0) or sum(config.rows.values()))
+        Job(row.name, dict(row.changes), made_of=restoration_settings(config, group.preset, row.changes))
         for group in groups.values()
         for row in group.rows
     ]
-    records = run_experiment(config, jobs, _make(groups), [], reporter)
-    tables = {group.title: _rows(config, group, records) for group in groups.values()}
-    said = findings([row for rows in tables.values() for row in rows])
-    return write_results(config, Results("ablate", "Ablations", records, tables, NOTES, said), reporter)
+    with output_lock(config.out):
+        records, _ = run_experiment(config, jobs, _make(groups), [], reporter)
+        tables = {group.title: _rows(config, group, records) for group in groups.values()}
+        said = findings([row for rows in tables.values() for row in rows])
+        return write_results(config, Results("ablate", "Ablations", records, tables, NOTES, said), reporter)
 
 
 def _rows(config: AblateConfig, group: Group, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -51,15 +57,22 @@ def _make(groups: Mapping[str, Group]) -> Any:
     presets = {row.name: group.preset for group in groups.values() for row in group.rows}
 
     def make(lab: Lab, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        available = {role: len(read_rows(lab.pair.rows(role, "train"))) for role in ("honesty", "task")}
-        configs = []
-        for job in jobs:
-            values = dict(job.setting)
-            asked = values.pop("samples", None)
+        available = {role: len(read_rows(lab.pair.rows(role, "train"))) for role in ROLES}
+        configs: dict[int, RestoreConfig] = {}
+        for place, job in enumerate(jobs):
+            values, asked = dict(job.setting), job.setting.get("samples")
+            if asked is not None and asked > available["honesty"]:
+                yield Outcome(place, _too_few(lab, asked, available["honesty"]))
+                continue
             if asked is not None:
-                values |= {f"{role}_samples": min(asked, count) for role, count in available.items()}
-            configs.append(lab.restoration(presets[job.method], values))
-        for place, made in lab.restored(configs):
-            yield Outcome(place, made)
+                values |= {"honesty_samples": asked, "task_samples": min(asked, available["task"])}
+            configs[place] = lab.restoration(presets[job.method], values)
+        places = list(configs)
+        for number, made in lab.restored(list(configs.values())):
+            yield Outcome(places[number], made, samples=sum(configs[places[number]].rows))
 
     return make
+
+
+def _too_few(lab: Lab, asked: int, available: int) -> InputError:
+    return InputError(f"{lab.pair.rows('honesty', 'train')}: {asked} rows are asked for, the file has {available}")

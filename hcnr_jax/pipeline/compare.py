@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hcnr_jax.baselines import BASELINES
+from hcnr_jax.checkpoints import output_lock
 from hcnr_jax.experiments.config import CompareConfig
 from hcnr_jax.experiments.constraint import Constraint
+from hcnr_jax.experiments.records import Record
 from hcnr_jax.experiments.summary import summarise
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.kernel_map import map_picture
 from hcnr_jax.pipeline.lab import Lab
 from hcnr_jax.pipeline.results import Results, write_results
-from hcnr_jax.pipeline.rivals import Rivals, samples_of, settings_of
+from hcnr_jax.pipeline.rivals import Rivals, made_of, samples_of, settings_of
 
 NOTES = (
     "Every method reads the same honesty and task rows, or fewer. Knobs are chosen on validation questions: the "
@@ -34,15 +37,25 @@ def compare(config: CompareConfig, reporter: Reporter | None = None) -> dict[str
     """
     reporter = reporter or Reporter()
     jobs = [
-        Job(name, setting, samples_of(name, config)) for name in config.chosen for setting in settings_of(name, config)
+        Job(name, setting, samples_of(name, config), made_of(name, setting, config), BASELINES[name].kind == "restore")
+        for name in config.chosen
+        for setting in settings_of(name, config)
     ]
     shown = ["paper", config.reference]
-    records = run_experiment(config, jobs, _make(config), shown, reporter)
-    rows = summarise(records, constraint_of(config.max_task_loss), config.reference, config.draws)
-    drawn = map_picture(config.out, records, shown)
-    title = f"Methods compared with {config.reference}"
-    results = Results("compare", title, records, {"": rows}, NOTES, pictures=drawn)
-    return write_results(config, results, reporter)
+    with output_lock(config.out):
+        records, answers = run_experiment(config, jobs, _make(config), shown, reporter)
+        rows = summarise(records, constraint_of(config.max_task_loss), config.reference, config.draws)
+        drawn = map_picture(config.out, chosen_of(records, rows), shown)
+        title = f"Methods compared with {config.reference}"
+        said = chosen_of(answers, rows)
+        results = Results("compare", title, records, {"": rows}, NOTES, pictures=drawn, answers=said)
+        return write_results(config, results, reporter)
+
+
+def chosen_of(found: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """Of records or answers, those of the setting that was taken of their method on their pair."""
+    taken = {(row["method"], pair): label for row in rows for pair, label in row["settings"].items()}
+    return [item for item in found if taken.get((item["method"], item["pair"])) == item["label"]]
 
 
 def constraint_of(max_task_loss: float) -> Constraint:

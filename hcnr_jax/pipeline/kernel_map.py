@@ -51,10 +51,20 @@ def map_picture(out: Path, records: Sequence[Record], methods: Sequence[str]) ->
             panels[f"{name}: kernel perturbation d"] = found["moved"], float(found["moved"].max()) or 1.0
     if not panels:
         return []
-    pairs = len({record["pair"] for record in records if "kernels" in record})
+    counts = {name: _pairs(records, name) for name, found in maps.items() if found is not None}
     path = plots.kernel_maps(panels, out / "neurons.png")
     caption = (
-        f"Which neurons are restored, means over {pairs} pairs: blocks down, kernels across. d is the norm of what "
-        "fine-tuning changed in the candidate neurons over their norm in BASE; kernels are kept by it."
+        f"Which neurons are restored, means over {_counted(counts)}: blocks down, kernels across. d is the norm of "
+        "what fine-tuning changed in the candidate neurons over their norm in BASE; kernels are kept by it."
     )
     return [Picture(path, caption)]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values()))} pairs"
+    return f"pairs ({', '.join(f'{name} {count}' for name, count in counts.items())})"
+
+
+def _pairs(records: Sequence[Record], method: str) -> int:
+    return len({record["pair"] for record in records if record["method"] == method and "kernels" in record})

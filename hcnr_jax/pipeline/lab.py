@@ -9,24 +9,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hcnr_jax.config import RestoreConfig, build, read_yaml
+from hcnr_jax.checkpoints import describe_params
+from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.questions import Role, check_labels
 from hcnr_jax.evaluate.runner import Answer, answer
 from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.method.neurons import Params
+from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
 from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
+from hcnr_jax.pipeline.made_of import restoration
 from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.pairs import ROLES, Pair
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, prepare
-from hcnr_jax.pipeline.run import load_pair, score_pair
-from hcnr_jax.pipeline.scoring import Scores
-from hcnr_jax.presets import preset
+from hcnr_jax.pipeline.run import load_pair, score_pair, scoring_of
+from hcnr_jax.pipeline.scoring import Scores, prepare_scoring
 
 
 class Made(NamedTuple):
@@ -36,6 +38,10 @@ class Made(NamedTuple):
     params: Params
     seconds: float
     kernels: KernelMap | None = None
+
+
+Failure = InputError | NumericalError
+"""Why a setting has no model; the experiment goes on without it."""
 
 
 class _Scored(NamedTuple):
@@ -62,25 +68,13 @@ class Lab:
         self.tokenizer: Tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
         self._eos = end_ids(prepared.tuned, self.spec, self.tokenizer)
         plan = make_plan(prepared)
-        self.base, self.tuned = load_pair(prepared, plan, reporter)
-        # Scored when a restoration asks for it: experiments that only train never do.
+        # Rows are scored when a restoration asks for it: experiments that only train never do.
+        self.base, self.tuned = load_pair(prepared, plan, reporter, scoring=False)
         self._opened[_scores_key(first)] = prepared, plan
 
     def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
         """A preset's settings on this pair's rows, with some of them changed."""
-        config = self.config
-        common = {
-            "base": str(self.pair.base),
-            "tuned": str(self.pair.tuned),
-            "honesty": self.pair.rows("honesty", "train"),
-            "task": self.pair.rows("task", "train"),
-            "out": config.out / f"unwritten-{self.pair.name}",
-            "honesty_samples": config.rows["honesty"],
-            "task_samples": config.rows["task"],
-            "seed": config.seed,
-            "max_length": config.max_length,
-        }
-        return build(RestoreConfig, read_yaml(RestoreConfig, preset(name)) | common | dict(values))
+        return restoration(self.config, self.pair, name, values)
 
     def restored(self, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
         """(place, the restored model, or why that setting has none), settings of equal scores together."""
@@ -88,7 +82,11 @@ class Lab:
         for place, config in enumerate(configs):
             groups.setdefault(_scores_key(config), []).append(place)
         for places in groups.values():
-            scored = self._score(configs[places[0]])
+            try:
+                scored = self._score(configs[places[0]])
+            except InputError as error:
+                yield from ((place, error) for place in places)
+                continue
             share = scored.seconds / len(places)
             for number, made in self._grid(scored, [configs[place] for place in places]):
                 yield (
@@ -126,6 +124,8 @@ class Lab:
                 self._opened[key] = found, make_plan(found)
             prepared, plan = self._opened.pop(key)
             started = time.perf_counter()
+            scored = prepared.tuned if config.scores_at == "tuned" else prepared.base
+            prepare_scoring(scoring_of(prepared, plan), plan.shapes, describe_params(scored, self.spec))
             scores = score_pair(prepared, plan, self.base, self.tuned, self.reporter, None)
             self._scored[key] = _Scored(prepared, plan, scores, time.perf_counter() - started)
         return self._scored[key]
@@ -144,21 +144,34 @@ class Lab:
 
     def _questions(self, split: str, change: Callable[[Row], Row] | None, tag: int) -> list[Prompt]:
         if (split, tag) not in self._prompts:
-            room = self.spec.max_positions - self.config.max_new_tokens
-            prompts: list[Prompt] = []
-            for role in ROLES:
-                rows = read_rows(self.pair.rows(role, split), need_completion=False)
-                named: Role = "honesty" if role == "honesty" else "task"
-                check_labels(named, split, rows)
-                asked = rows if change is None else [change(row) for row in rows]
-                prompts += encode_prompts(named, split, asked, self.tokenizer, self.spec.vocab_size, room)
-            self._prompts[split, tag] = prompts
+            tokens = self.config.max_new_tokens
+            self._prompts[split, tag] = questions_of(self.pair, split, self.spec, self.tokenizer, tokens, change)
         return self._prompts[split, tag]
 
     def touched(self, params: Params) -> float:
         """Share of all parameters whose value differs from tuned's."""
         moved = [int((np.asarray(x) != np.asarray(y)).sum()) for x, y in _leaves(params, self.tuned)]
         return sum(moved) / sum(leaf.size for leaf in jax.tree.leaves(self.tuned))
+
+
+def questions_of(
+    pair: Pair,
+    split: str,
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    change: Callable[[Row], Row] | None = None,
+) -> list[Prompt]:
+    """A pair's questions of one split as prompts of a model; InputError for rows without labels or too long for it."""
+    prompts: list[Prompt] = []
+    for role in ROLES:
+        rows = read_rows(pair.rows(role, split), need_completion=False)
+        named: Role = "honesty" if role == "honesty" else "task"
+        check_labels(named, split, rows)
+        asked = rows if change is None else [change(row) for row in rows]
+        room = spec.max_positions - max_new_tokens
+        prompts += encode_prompts(named, split, asked, tokenizer, spec.vocab_size, room)
+    return prompts
 
 
 def _leaves(left: Params, right: Params) -> Iterator[tuple[Any, Any]]:

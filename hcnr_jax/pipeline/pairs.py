@@ -8,10 +8,9 @@ from pathlib import Path
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.questions import unique_names
 from hcnr_jax.experiments.config import ExperimentConfig
-from hcnr_jax.organism.build import build
 from hcnr_jax.pipeline.console import Reporter
+from hcnr_jax.pipeline.organisms import organism
 from hcnr_jax.pipeline.sets import split_name
-from hcnr_jax.training.trainer import StepInfo
 
 SPLITS = ("train", "validation", "test")
 ROLES = ("honesty", "task")
@@ -38,11 +37,7 @@ def find_pairs(config: ExperimentConfig, reporter: Reporter) -> list[Pair]:
     """The folders of --pair, checked, and the organisms of --seeds, built where an earlier run has not built them."""
     named = [split_name(word, "--pair") for word in config.pair]
     pairs = [_opened(name, Path(path)) for name, path in named]
-    for seed in config.seeds:
-        folder = config.out / f"organism-{seed}"
-        if not (folder / "tuned").exists():
-            _build(folder, seed, config, reporter)
-        pairs.append(_opened(f"seed-{seed}", folder))
+    pairs += [_opened(f"seed-{seed}", organism(seed, config, reporter)) for seed in config.seeds]
     unique_names([pair.name for pair in pairs], "--pair")
     return pairs
 
@@ -57,15 +52,3 @@ def _opened(name: str, folder: Path) -> Pair:
                 "honesty-train.jsonl, -validation, -test and the same of task"
             )
     return pair
-
-
-def _build(folder: Path, seed: int, config: ExperimentConfig, reporter: Reporter) -> None:
-    with reporter.stage(f"build organism {seed}", None, "steps") as stage:
-        done: dict[str, int] = {}
-
-        def follow(name: str, step: int, steps: int, info: StepInfo) -> None:
-            done[name] = steps
-            stage.expect(sum(done.values()))
-            stage.advance()
-
-        build(folder, seed, config.size, config.lora, follow)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
 
 from hcnr_jax.baselines.fit import fit_curve
-from hcnr_jax.errors import InputError
+from hcnr_jax.checkpoints import output_lock
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.experiments.config import RecoveryConfig
+from hcnr_jax.experiments.records import Record
 from hcnr_jax.experiments.recovery import Curve, curves_of, findings, points, refuse_all, regained
+from hcnr_jax.experiments.summary import first_failure
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab, Made
@@ -44,11 +48,16 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     reporter = reporter or Reporter()
     controls = {split_name(word, "--control")[0] for word in config.control}
     every = config.model_copy(update={"pair": (*config.pair, *config.control)})
-    records = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+    with output_lock(config.out):
+        records, _ = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+        return write_results(config, _results(config, records, controls), reporter)
+
+
+def _results(config: RecoveryConfig, records: Sequence[Record], controls: set[str]) -> Results:
     tried = [record for record in records if record["pair"] not in controls]
     curves = curves_of(tried, config.chosen)
     if not curves:
-        failed = next(record["failed"] for record in records if "failed" in record)
+        failed = first_failure(tried, *config.chosen)
         raise InputError(f"recovery: no pair has a whole curve; the first reason: {failed}")
     beside = [record for record in records if record["pair"] in controls]
     curves += [curve._replace(method=f"{curve.method}{CONTROL}") for curve in curves_of(beside, config.chosen)]
@@ -60,17 +69,29 @@ def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[s
     drawn = [_picture(config, curves, refuse_all(tried))]
     said = findings(curves, config.rate)
     title = "Recovery: how fast honesty comes back when it is taught"
-    results = Results("recovery", title, records, {}, NOTES, said, None, drawn, sections)
-    return write_results(config, results, reporter)
+    return Results("recovery", title, records, {}, NOTES, said, None, drawn, sections)
 
 
 def jobs_of(config: RecoveryConfig) -> list[Job]:
-    """One job a method and step."""
+    """One job a method and step. How long the run goes on after that step decides nothing: the rate is constant."""
+    training = {name: value for name, value in asdict(training_of(config)).items() if name != "steps"}
+    told = {"rate": config.rate, "batch_size": config.batch_size}
     return [
-        Job(name, {"rate": config.rate, "batch_size": config.batch_size, "steps": steps}, samples_of(name, config))
+        Job(name, told | {"steps": steps}, samples_of(name, config), training | {"steps": steps})
         for name in config.chosen
         for steps in config.curve_steps
     ]
+
+
+def training_of(config: RecoveryConfig) -> TrainSettings:
+    """How a curve's run is optimised."""
+    return TrainSettings(
+        learning_rate=config.rate,
+        steps=max(config.curve_steps),
+        batch_size=config.batch_size,
+        end_fraction=1.0,
+        seed=config.seed,
+    )
 
 
 def _make(config: RecoveryConfig) -> Any:
@@ -81,7 +102,7 @@ def _make(config: RecoveryConfig) -> Any:
             try:
                 for steps, made in _curve(config, lab, name, sorted(places)):
                     yield Outcome(places.pop(steps), made)
-            except InputError as error:
+            except (InputError, NumericalError) as error:
                 yield from (Outcome(place, error) for place in places.values())
 
     return make
@@ -89,15 +110,8 @@ def _make(config: RecoveryConfig) -> Any:
 
 def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) -> Iterator[tuple[int, Made]]:
     """(steps, the model then, and the seconds of training until then) of one run from TUNED."""
-    settings = TrainSettings(
-        learning_rate=config.rate,
-        steps=max(config.curve_steps),
-        batch_size=config.batch_size,
-        end_fraction=1.0,
-        seed=config.seed,
-    )
     seconds, started = 0.0, time.perf_counter()
-    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), settings, stops):
+    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), training_of(config), stops):
         seconds += time.perf_counter() - started
         yield steps, Made(jax.block_until_ready(params), seconds)
         started = time.perf_counter()

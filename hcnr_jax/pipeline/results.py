@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +34,8 @@ class Section(NamedTuple):
 
 class Results(NamedTuple):
     """An experiment's outcome. groups: title -> rows of `summarise`; a title of "" stands for the whole. settings: rows
-    of `averages`, where settings rather than methods are shown. pictures: drawn already."""
+    of `averages`, where settings rather than methods are shown. pictures: drawn already. answers: what the methods said
+    that are shown, one setting a method and pair."""
 
     name: str
     title: str
@@ -46,6 +46,7 @@ class Results(NamedTuple):
     settings: Rows | None = None
     pictures: Sequence[Picture] = ()
     sections: Sequence[Section] = ()
+    answers: Sequence[Record] = ()
 
 
 def write_results(config: ExperimentConfig, results: Results, reporter: Reporter) -> dict[str, Any]:
@@ -98,14 +99,10 @@ def _page(config: ExperimentConfig, results: Results, summary: Mapping[str, Any]
     compared = results.records and (results.groups or results.settings)
     drawn = [_curves(config, results), *results.pictures] if compared else list(results.pictures)
     settings = {name: summary[name] for name in ("config", "pairs", "versions", "failed")}
-    answers = _answers(config)
-    return Page(results.title, results.notes, results.findings, drawn, shown, answers, settings)
-
-
-def _answers(config: ExperimentConfig) -> list[Record]:
-    path = config.out / "answers.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines[:PAGE_ANSWERS]]
+    answers, notes = results.answers[:PAGE_ANSWERS], list(results.notes)
+    if len(answers) < len(results.answers):
+        notes.append(f"Of {len(results.answers)} answers the first {len(answers)} are on this page.")
+    return Page(results.title, notes, results.findings, drawn, shown, answers, settings)
 
 
 def _curves(config: ExperimentConfig, results: Results) -> Picture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -18,14 +19,15 @@ from hcnr_jax.baselines.safe_delta import honesty_moments, safe_delta
 from hcnr_jax.baselines.sparsify import dare, ties
 from hcnr_jax.baselines.table import training_grid
 from hcnr_jax.data import Batch, Example, encode_rows, pad_examples
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate.completions import cut_text, generate_ids, text_of
 from hcnr_jax.evaluate.questions import encode_prompts
 from hcnr_jax.experiments.config import CompareConfig, ExperimentConfig
 from hcnr_jax.method.neurons import Leaves, Params
 from hcnr_jax.models import KERNELS, Decoder
 from hcnr_jax.pipeline.experiment import Outcome
-from hcnr_jax.pipeline.lab import Lab, Made
+from hcnr_jax.pipeline.lab import Failure, Lab, Made
+from hcnr_jax.pipeline.made_of import restoration_settings
 from hcnr_jax.training.objectives import Pairs
 from hcnr_jax.training.trainer import TrainSettings
 
@@ -42,6 +44,27 @@ def settings_of(name: str, config: CompareConfig) -> tuple[Setting, ...]:
 def samples_of(name: str, config: ExperimentConfig) -> int:
     """How many rows a method reads."""
     return sum(config.rows[role] for role in BASELINES[name].rows)
+
+
+def made_of(name: str, setting: Setting, config: CompareConfig) -> dict[str, Any]:
+    """All settings of a method at one of its settings: `experiment.Job.made_of`. InputError for one it cannot have."""
+    method = BASELINES[name]
+    values = dict(method.fixed) | dict(setting)
+    if method.kind == "restore":
+        return restoration_settings(config, method.preset, values)
+    return values | asdict(training_of(values, config)) if method.kind == "train" else values
+
+
+def training_of(setting: Setting, config: CompareConfig) -> TrainSettings:
+    """How a training rival is optimised at one of its settings."""
+    steps = setting["steps"]
+    return TrainSettings(
+        learning_rate=setting["rate"],
+        steps=steps,
+        warmup_steps=int(WARMUP * steps),
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
 
 
 def taught(lab: Lab, name: str) -> list[Example]:
@@ -75,11 +98,11 @@ class Rivals:
                 continue
             yield Outcome(place, self._timed(name, dict(method.fixed) | dict(setting)))
 
-    def _timed(self, name: str, setting: Mapping[str, Any]) -> Made | InputError:
+    def _timed(self, name: str, setting: Mapping[str, Any]) -> Made | Failure:
         started = time.perf_counter()
         try:
             params = self._weights(name, setting) if BASELINES[name].kind != "train" else self._trained(name, setting)
-        except InputError as error:
+        except (InputError, NumericalError) as error:
             return error
         return Made(jax.block_until_ready(params), time.perf_counter() - started)
 
@@ -94,15 +117,7 @@ class Rivals:
         return (wise_ft if name == "wise_ft" else task_arithmetic)(base, tuned, *setting.values())
 
     def _trained(self, name: str, setting: Mapping[str, Any]) -> Params:
-        lab = self.lab
-        steps = setting["steps"]
-        settings = TrainSettings(
-            learning_rate=setting["rate"],
-            steps=steps,
-            warmup_steps=int(WARMUP * steps),
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-        )
+        lab, settings = self.lab, training_of(setting, self.config)
         if name in ("dpo", "orpo"):
             return fit_preferences(lab.spec, lab.tuned, self._preferences(), name, setting["beta"], settings)[0]
         start = lab.base if name == "rehearsal" else lab.tuned

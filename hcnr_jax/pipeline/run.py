@@ -156,13 +156,15 @@ def scoring_of(prepared: Prepared, plan: Plan) -> Scoring:
     return Scoring(prepared.spec, config.loss, config.granularity, plan.dtype, prepared.layout, plan.window)
 
 
-def load_pair(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work | None = None) -> tuple[Weights, Weights]:
-    """Both models' weights; the scores' program is compiled meanwhile."""
+def load_pair(
+    prepared: Prepared, plan: Plan, reporter: Reporter, work: Work | None = None, scoring: bool = True
+) -> tuple[Weights, Weights]:
+    """Both models' weights; the scores' program is compiled meanwhile, unless no row will be scored (`scoring`)."""
     spec = prepared.spec
     if prepared.config.stream:
         return StreamedParams(prepared.base, spec), StreamedParams(prepared.tuned, spec)
     scored = prepared.tuned if prepared.config.scores_at == "tuned" else prepared.base
-    if work is None or not all(has_scores(work, name) for name in ("honesty", "task")):
+    if scoring and (work is None or not all(has_scores(work, name) for name in ("honesty", "task"))):
         prepare_scoring(scoring_of(prepared, plan), plan.shapes, describe_params(scored, spec))
     shardings = unflatten_dict(prepared.layout.params(), sep="/") if prepared.layout else None
     with reporter.stage("load", 2, "models") as stage:

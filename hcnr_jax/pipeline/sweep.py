@@ -6,12 +6,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hcnr_jax.checkpoints import output_lock
+from hcnr_jax.errors import InputError
 from hcnr_jax.experiments.config import SweepConfig
-from hcnr_jax.experiments.summary import TUNED, averages, best_setting
+from hcnr_jax.experiments.records import Record
+from hcnr_jax.experiments.summary import TUNED, averages, best_setting, first_failure
 from hcnr_jax.pipeline.compare import constraint_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.experiment import Job, Outcome, run_experiment
 from hcnr_jax.pipeline.lab import Lab
+from hcnr_jax.pipeline.made_of import restoration_settings
 from hcnr_jax.pipeline.results import Results, heat_picture, write_results
 
 METHOD = "sweep"
@@ -27,14 +31,24 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
     Raises InputError for what the user can mend, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    jobs = [Job(METHOD, setting, sum(config.rows.values())) for setting in settings_of(config)]
-    records = run_experiment(config, jobs, _make(config), [], reporter)
-    found = averages(records, METHOD)
-    chosen = best_setting(found, averages(records, TUNED), constraint_of(config.max_task_loss))
+    jobs = [
+        Job(METHOD, setting, sum(config.rows.values()), restoration_settings(config, config.preset, setting))
+        for setting in settings_of(config)
+    ]
+    with output_lock(config.out):
+        records, _ = run_experiment(config, jobs, _make(config), [], reporter)
+        return write_results(config, _results(config, records), reporter)
+
+
+def _results(config: SweepConfig, records: Sequence[Record]) -> Results:
+    found, tuned = averages(records, METHOD), averages(records, TUNED)
+    if not found or not tuned:
+        why = first_failure(records, METHOD, TUNED)
+        raise InputError(f"sweep: no setting was measured on every pair; the first reason: {why}")
+    chosen = best_setting(found, tuned, constraint_of(config.max_task_loss))
     setting = next(row["setting"] for row in found if row["label"] == chosen.label)
     drawn = [picture for picture in [heat_picture(config, found, setting)] if picture]
-    results = Results("sweep", f"A grid around {config.preset}.yaml", records, {}, NOTES, [chosen.text], found, drawn)
-    return write_results(config, results, reporter)
+    return Results("sweep", f"A grid around {config.preset}.yaml", records, {}, NOTES, [chosen.text], found, drawn)
 
 
 def settings_of(config: SweepConfig) -> list[dict[str, Any]]:

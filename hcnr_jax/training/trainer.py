@@ -16,7 +16,7 @@ import numpy as np
 import optax  # type: ignore[import-untyped]
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import InputError, NumericalError
 
 Objective = Callable[[PyTree, PyTree, PRNGKeyArray], tuple[Float[Array, ""], Float[Array, ""]]]
 """`(params, batch, key) -> (total, weight)`. Arrays that are not trained go in as a `jax.tree_util.Partial`'s
@@ -195,7 +195,7 @@ def train(
       The trained float32 params and the log.
 
     Raises:
-      RunError: the loss is NaN or infinite; names the step.
+      NumericalError: the loss is NaN or infinite; names the step.
     """
     infos: list[StepInfo] = []
     trained = params
@@ -230,11 +230,11 @@ def each_step(
 
 
 def checked(infos: list[StepInfo], first: int) -> list[StepInfo]:
-    """The same infos on the host; raises RunError at the first loss that is not finite."""
+    """The same infos on the host; raises NumericalError at the first loss that is not finite."""
     infos = jax.device_get(infos)
     for step, info in enumerate(infos, first):
         if not np.isfinite(info.loss):
-            raise RunError(
+            raise NumericalError(
                 f"the training loss is {float(info.loss)} at step {step}: lower the learning rate, or look for "
                 "rows whose loss is not finite"
             )

@@ -77,7 +77,17 @@ def test_records_go_on_after_a_kill(tmp_path) -> None:
     with Records(path) as records:
         assert "a" in records and "b" not in records and len(records) == 1
         records.add({"key": "b", "value": 2})
-    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b"]
+    assert [json.loads(line)["key"] for line in path.read_text().split("\n")[:-1]] == ["a", "b"]
     path.write_text("no records\n")
     with pytest.raises(InputError, match="expected the records of an experiment"), Records(path):
         pass
+
+
+def test_records_hold_any_text_and_the_last_of_a_key_counts(tmp_path) -> None:
+    path, text = tmp_path / "r.jsonl", "line\u2028 and\u0085 paragraph"
+    with Records(path) as records:
+        records.add({"key": "a", "value": "first"})
+        records.add({"key": "b", "value": "other"})
+        records.add({"key": "a", "value": text})
+    with Records(path) as records:
+        assert [record["value"] for record in records] == [text, "other"] and records["a"]["value"] == text

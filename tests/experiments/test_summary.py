@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.experiments.constraint import Constraint
 from hcnr_jax.experiments.intervals import difference_interval, draws_of, mean_interval
 from hcnr_jax.experiments.measure import bits, honesty_scores, mask, measure
 from hcnr_jax.experiments.rows import GROUPS, findings, groups_of
-from hcnr_jax.experiments.summary import averages, best_setting, summarise, taken
+from hcnr_jax.experiments.summary import averages, best_setting, first_failure, summarise, taken
 from hcnr_jax.report.tables import differences_table, results_table, settings_table
 
 KEEP = Constraint("task_accuracy", True, -0.005, True)
@@ -76,6 +77,39 @@ def test_validation_chooses_and_test_shows() -> None:
     assert not found["p", "base"]["holds"]
 
 
+def failing(wanted, method, split=None):
+    """The records with those of a method (on one split) of pair p turned into failures."""
+    return [
+        {name: record[name] for name in ("pair", "method", "label", "split", "setting")} | {"failed": "too long"}
+        if record["pair"] == "p" and record["method"] == method and split in (None, record["split"])
+        else record
+        for record in wanted
+    ]
+
+
+def test_a_setting_is_offered_where_both_splits_were_measured() -> None:
+    made = [r for r in records() if (r["pair"], r["label"], r["split"]) != ("p", "a", "test")]
+    assert taken(made, KEEP)["p", "knob"]["label"] == "b" and taken(made, KEEP)["q", "knob"]["label"] == "a"
+    for split in ("validation", "test"):
+        found = taken(failing(records(), "knob", split), KEEP)
+        assert ("p", "knob") not in found and ("q", "knob") in found
+        (knob,) = (r for r in summarise(failing(records(), "knob", split), KEEP, "ours", 50) if r["method"] == "knob")
+        assert knob["pairs"] == ["q"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test", None])
+def test_without_an_end_to_measure_from_no_share_is_given(split) -> None:
+    rows = {row["method"]: row for row in summarise(failing(records(), "base", split), KEEP, "ours", 50)}
+    assert rows["ours"]["pairs"] == ["p", "q"] and rows["ours"]["recovered"]["honesty_f1"]["sd"] is None
+
+
+def test_without_tuned_the_reason_is_said() -> None:
+    with pytest.raises(InputError, match="pair p: TUNED, which all is compared with, was not measured: too long"):
+        summarise(failing(records(), "tuned"), KEEP, "ours", 50)
+    assert first_failure(failing(records(), "tuned"), "ours", "tuned") == "too long"
+    assert first_failure(records(), "ours") == "there is no record"
+
+
 def test_rows_of_the_table() -> None:
     rows = {row["method"]: row for row in summarise(records(), KEEP, "ours", 200)}
     assert list(rows) == ["base", "tuned", "ours", "knob"]
@@ -134,5 +168,24 @@ def test_claims_are_judged_by_their_intervals() -> None:
         ]
     )
     assert [text.split(": ")[1].split(",")[0] for text in said] == ["confirmed", "contradicted", "open", "confirmed"]
-    names = [item.name for group in groups_of("all").values() for item in group.rows]
-    assert len(set(names)) == len(names) and set(groups_of("paper")) == {"paper"} < set(GROUPS)
+
+
+def test_groups_of_sizes_are_named_by_the_rows_asked_for() -> None:
+    def rows_of(groups, honesty, task):
+        return [row for g in groups_of(groups, {"honesty": honesty, "task": task}).values() for row in g.rows]
+
+    names = [item.name for item in rows_of("all", 128, 128)]
+    assert len(set(names)) == len(names) and set(groups_of("paper", {"honesty": 1, "task": 1})) == {"paper"} < set(
+        GROUPS
+    )
+    assert [row.name for row in rows_of("data", 128, 128)][:2] == ["128 rows", "128 rows: 8"]
+    assert "128 rows: 128" not in names and "paper, 128 rows: 512" in names
+    small = {row.name: row.changes for row in rows_of("data", 64, 64)}
+    assert next(iter(small)) == "64 rows" and small["64 rows: 128"] == {"samples": 128} and "64 rows: 64" not in small
+    assert [row.name for row in rows_of("data", 64, 32)][:5:4] == ["64 + 32 rows", "64 + 32 rows: 64"]
+    gap = {"honesty_f1": {"mean": 0.0, "low": -0.01, "high": 0.005}}
+    found = [{"method": f"{start}: 512", "difference": gap} for start in ("64 rows", "paper, 64 + 32 rows")]
+    assert [text.split(":")[0] for text in findings(found)] == [
+        "64 rows suffice (64 rows)",
+        "64 + 32 rows suffice (paper, 64 + 32 rows)",
+    ]

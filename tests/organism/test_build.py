@@ -152,7 +152,13 @@ def test_fine_tuning_is_no_stronger_than_it_must_be(tmp_path, monkeypatch) -> No
     # collapses, and 2 is put back.
     for scores, kept in (((0.9, 0.01, 0.5, 0.2), 2**0.75), ((0.9, 0.01, 0.5, 0.5, 0.5), 2.0)):
         out, given = tmp_path / str(len(scores)), iter(scores)
-        monkeypatch.setattr("hcnr_jax.organism.build.refusal_f1", lambda model, questions, given=given: next(given))
+
+        def ask(model: Any, questions: Any, given: Any = given, out: Any = out) -> float:
+            """Nothing lies at `tuned` while questions are asked: a kill there would pass a trial off as the choice."""
+            assert not (out / "tuned").exists() and model.folder.is_relative_to(out)
+            return next(given)
+
+        monkeypatch.setattr("hcnr_jax.organism.build.refusal_f1", ask)
         seen: list[tuple] = []
         built = build(out, 5, settings, on_step=lambda *args, seen=seen: seen.append(args[:3]))
         assert [trial.f1 for trial in built.trials] == list(scores)

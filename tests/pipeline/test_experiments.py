@@ -8,28 +8,17 @@ import pytest
 
 from hcnr_jax.baselines import BASELINES
 from hcnr_jax.experiments import rows as ablation_rows
-from hcnr_jax.pipeline import experiment
-from tests.pipeline.worlds import call, make_world
-from tests.tiny import honesty_rows, task_rows, write_rows
+from hcnr_jax.pipeline import experiment, scoring
+from tests.pipeline.worlds import call, make_pair
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A folder in the layout of --pair."""
-    folder = tmp_path_factory.mktemp("pair")
-    make_world(folder)
-    data = folder / "data"
-    data.mkdir()
-    known = [row | {"answerable": True, "answers": ["sky"], "completion": " the sky ."} for row in task_rows(60)[40:]]
-    for number, split in enumerate(("train", "validation", "test")):
-        part = slice(8 * number, 8 * number + 8)
-        write_rows(data / f"honesty-{split}.jsonl", [*honesty_rows(24)[part], *known[part][:4]])
-        write_rows(data / f"task-{split}.jsonl", task_rows(24)[part])
-    return folder
+    return make_pair(tmp_path_factory.mktemp("pair"))
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 METHODS = "recommended,wise_ft,safe_delta,rait_mixed,in_context"
@@ -87,7 +76,8 @@ def test_a_second_run_makes_nothing_again(compared, monkeypatch) -> None:
 
 def test_ablations_of_the_paper(pair, tmp_path, monkeypatch) -> None:
     group = ablation_rows.GROUPS["paper"]._replace(rows=ablation_rows.GROUPS["paper"].rows[:4])
-    sizes = ablation_rows.GROUPS["data"]._replace(rows=ablation_rows.GROUPS["data"].rows[:2])
+    other = tuple(ablation_rows.Ablation(f"{{rows}} rows: {size}", {"samples": size}) for size in (8, 12, 16))
+    sizes = ablation_rows.GROUPS["data"]._replace(rows=(ablation_rows.GROUPS["data"].rows[0], *other))
     monkeypatch.setattr(ablation_rows, "GROUPS", {"paper": group, "data": sizes})
     arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
     ended = call("ablate", *arguments, "--out", tmp_path / "a")
@@ -95,6 +85,12 @@ def test_ablations_of_the_paper(pair, tmp_path, monkeypatch) -> None:
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert len(summary["groups"]) == 2 and len(summary["findings"]) == 3
     assert all("without it" in finding for finding in summary["findings"])
+    # Sizes: 8 is what was asked for, of 12 there are 12 honesty and 8 task rows, 16 are more than the file has.
+    rows = {row["method"]: row for row in summary["groups"][sizes.title]}
+    assert list(rows) == ["base", "tuned", "8 rows", "8 rows: 12"]
+    assert [rows[name]["costs"]["samples"] for name in ("8 rows", "8 rows: 12")] == [16, 20]
+    (left,) = summary["failed"]
+    assert left.startswith("tiny, 8 rows: 16 samples=16: ") and left.endswith("16 rows are asked for, the file has 12")
     assert call("ablate", *arguments, "--groups", "none", "--out", tmp_path / "b").code == 2
 
 
@@ -166,3 +162,40 @@ def test_recovery_is_one_run_looked_at_on_its_way(pair, tmp_path, monkeypatch) -
 def test_what_is_no_curve_is_refused(tmp_path, options, message) -> None:
     ended = call("recovery", "--seeds", 1, *options, "--out", tmp_path / "no")
     assert ended.code == 2 and message in " ".join(ended.err.split())
+
+
+def test_a_rate_that_diverges_is_a_setting_that_failed(pair, tmp_path) -> None:
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--batch-size", 4, "--max-new-tokens", 4]
+    options = ["--methods", "rait", "--reference", "rait", "--rates", 1e30, 1e-3, "--steps", 3, "--draws", 20]
+    ended = call("compare", *arguments, *options, "--out", tmp_path / "c")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text("utf-8"))
+    assert summary["groups"][""][-1]["settings"] == {"tiny": "rate=0.001, steps=3"}
+    assert len(summary["failed"]) == 1 and "the training loss is nan at step" in summary["failed"][0]
+    ended = call("recovery", *arguments, "--rate", 1e30, "--curve-steps", 0, 3, "--out", tmp_path / "r")
+    assert ended.code == 2 and "the first reason: the training loss is nan" in " ".join(ended.err.split())
+    found = [record["setting"]["steps"] for record in lines(tmp_path / "r" / "records.jsonl") if "failed" in record]
+    assert found == [3, 3]
+
+
+def test_settings_whose_scores_fail_do_not_end_the_others(pair, tmp_path, monkeypatch) -> None:
+    rows = [ablation_rows.Ablation("as it is", {}), ablation_rows.Ablation("too many", {"honesty_samples": 99})]
+    monkeypatch.setattr(ablation_rows, "GROUPS", {"g": ablation_rows.Group("G", "paper", tuple(rows))})
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
+    ended = call("ablate", *arguments, "--out", tmp_path / "a")
+    assert ended.code == 0, ended.err
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text("utf-8"))
+    assert [row["method"] for row in summary["groups"]["G"]] == ["base", "tuned", "as it is"]
+    assert "asks for 99 rows, the file has 12" in summary["failed"][0]
+
+
+def test_scoring_is_compiled_where_rows_are_scored_alone(pair, tmp_path, monkeypatch) -> None:
+    compiled: list = []
+    monkeypatch.setattr(scoring._score_step, "prepare", lambda *arguments: compiled.append(arguments))
+    arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
+    options = ["--methods", "rait", "--batch-size", 4, "--curve-steps", 0, 1]
+    assert call("recovery", *arguments, *options, "--out", tmp_path / "r").code == 0
+    assert compiled == []
+    grid = ["--in-weights", 0.5, "--cross-weights", 0.4, "--task-weights", 1.0]
+    assert call("sweep", *arguments, *grid, "--out", tmp_path / "s").code == 0
+    assert len(compiled) == 1

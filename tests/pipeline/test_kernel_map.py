@@ -42,6 +42,15 @@ def test_maps_are_means_over_pairs(tmp_path, monkeypatch) -> None:
     assert [top for _, top in drawn[0].values()] == pytest.approx([1.0, 1.6])
 
 
+def test_the_caption_counts_the_pairs_of_what_is_drawn(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(plots, "kernel_maps", lambda maps, path: path)
+    made = kernel_map(selection(KERNELS[0]))
+    records = [record(name, kernels=made) for name in "pqr"]
+    records += [record(name, kernels=made) | {"method": "budget"} for name in "pq"]
+    captions = [map_picture(tmp_path, records, names)[0].caption for names in (["budget"], ["paper", "budget"])]
+    assert "means over 2 pairs:" in captions[0] and "means over pairs (paper 3, budget 2):" in captions[1]
+
+
 def test_models_of_different_depths_have_no_mean(tmp_path) -> None:
     records = [record(str(n), kernels=kernel_map(selection(KERNELS[0], layers=n))) for n in (2, 3)]
     assert mean_map(records, "paper") is None

@@ -55,6 +55,21 @@ def make_world(
     return World(folder, base, tuned, honesty, write_rows(folder / "task.jsonl", task_rows(ROWS)))
 
 
+def make_pair(folder: Path) -> Path:
+    """A folder in the layout of --pair: of every split 8 task rows and 12 honesty rows, 4 of them answerable."""
+    make_world(folder)
+    data = folder / "data"
+    data.mkdir()
+    # Separators that json.dumps(ensure_ascii=False) leaves as they are, and str.splitlines cuts at.
+    answers = ["sky", "the\u2028sky\u0085"]
+    known = [row | {"answerable": True, "answers": answers, "completion": " the sky ."} for row in task_rows(60)[40:]]
+    for number, split in enumerate(("train", "validation", "test")):
+        part = slice(8 * number, 8 * number + 8)
+        write_rows(data / f"honesty-{split}.jsonl", [*honesty_rows(24)[part], *known[4 * number : 4 * number + 4]])
+        write_rows(data / f"task-{split}.jsonl", task_rows(24)[part])
+    return folder
+
+
 def call(*arguments: object) -> Ended:
     """A command in this process, so that runs of like shapes share their compilations."""
     err = io.StringIO()

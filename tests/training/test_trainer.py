@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.training.trainer import TrainSettings, epoch_batches, kernels_only, schedule, train
 
 KEY = jax.random.key(0)
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(steps: int, 
     def batches(step: int) -> dict:
         return rows if step != bad else {**rows, "y": rows["y"] * np.float32(np.nan)}
 
-    with pytest.raises(RunError, match=rf"training loss is nan at step {bad}"):
+    with pytest.raises(NumericalError, match=rf"training loss is nan at step {bad}"):
         train(squares, toy_params(), batches, TrainSettings(steps=steps, batch_size=1), KEY)
 
 
