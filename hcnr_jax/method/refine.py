@@ -35,6 +35,9 @@ Outputs = Callable[[Params, Batch], tuple[Float[Array, "n t v"], Float[Array, "n
 """(params, batch) -> logits, and each one's weight: 1 / tokens of its row where it predicts a completion token of the
 row, 0 elsewhere and on padding rows."""
 
+# Conjugate-gradient steps, and the damping, where nothing else is asked for: with less of it the first step overshoots on
+# rows it has not seen.
+PRODUCTS, DAMPING = 10, 0.1
 # Halvings of a step before it is given up, and what J must fall by, in nats: a mean KL in float32 is no surer.
 HALVINGS = 8
 FALL = 1e-6
@@ -64,9 +67,9 @@ def refine(
     masks: Mapping[str, Array],
     sides: Sequence[Side],
     steps: int,
-    products: int = 10,
-    damping: float = 1e-3,
-    on_product: Callable[[], None] = lambda: None,
+    products: int = PRODUCTS,
+    damping: float = DAMPING,
+    on_pass: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
     """The start, and what is found after each of at most `steps` steps; ends early where a step finds nothing lower.
 
@@ -74,12 +77,12 @@ def refine(
         masks: path -> True where entries may move, of the leaf's shape or one that broadcasts to it.
         products: conjugate-gradient steps, one product with G each.
         damping: lambda is this times the curvature along the gradient, g^T G g / g^T g.
-        on_product: called after each pass over the rows.
+        on_pass: called after each pass over the rows.
 
     RunError where J is not finite.
     """
     leaves = get_leaves(params, masks)
-    held = _Objective(outputs, params, dict(masks), sides, on_product)
+    held = _Objective(outputs, params, dict(masks), sides, on_pass)
     values = held.distances(leaves)
     total = held.total(values)
     yield Step(leaves, values, 0.0)
@@ -108,10 +111,10 @@ class _Objective:
         params: Params,
         masks: Leaves,
         sides: Sequence[Side],
-        on_product: Callable[[], None],
+        on_pass: Callable[[], None],
     ) -> None:
         self._outputs, self._params, self._masks = outputs, params, masks
-        self._sides, self._on_product = sides, on_product
+        self._sides, self._on_pass = sides, on_pass
 
     def distances(self, leaves: Leaves) -> tuple[float, ...]:
         """Every side's mean KL."""
@@ -119,7 +122,7 @@ class _Objective:
         for side in self._sides:
             parts = [_distance(self._outputs, side.reference, params, batch) for batch in side.batches]
             found.append(sum(map(float, parts)) / side.rows)
-        self._on_product()
+        self._on_pass()
         return tuple(found)
 
     def total(self, values: Sequence[float]) -> float:
@@ -152,7 +155,7 @@ class _Objective:
         for side in self._sides:
             for batch in side.batches:
                 sums = part(side, batch, sums)
-        self._on_product()
+        self._on_pass()
         return sums
 
 

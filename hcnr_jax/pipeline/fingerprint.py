@@ -30,7 +30,7 @@ Fingerprint = dict[str, str]
 OPTIONS = {
     "scores": ("scores_at", "loss", "granularity", "microbatch", "stream", "mesh"),
     "selection": ("priority", "in_weight", "cross_weight", "seed", "choose"),
-    "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at"),
+    "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at", "refine"),
 }
 
 
