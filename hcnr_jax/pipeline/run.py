@@ -119,7 +119,7 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
     scores = score_pair(prepared, plan, base, tuned, reporter, spill, work)
     choice = None
     if config.choose is not None:
-        config, choice = choose_setting(prepared, plan, base, tuned, scores, reporter)
+        config, choice = choose_setting(prepared, plan, base, tuned, scores, reporter, work)
     selection = recall_selection(work, spec)
     if selection is None:
         squares = kernel_squares(spec, base, tuned, config.granularity)
