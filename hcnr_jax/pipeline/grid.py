@@ -20,8 +20,7 @@ from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leav
 from hcnr_jax.models import KERNELS
 from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.correcting import Corrected, checked, plain_kernels, settings_of
-from hcnr_jax.pipeline.model import block_model
+from hcnr_jax.pipeline.correcting import Corrected, checked, plain_kernels, settings_of, sweep_model
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.scoring import Scores
@@ -73,11 +72,10 @@ def restore_grid(
     for places in filter(None, groups):
         found: dict[int, dict[Kernel, Corrected]] = {place: {} for place in places}
         cases = [(settings_of(configs[place]), selections[place].masks) for place in places]
+        model = sweep_model(spec, cases[0][0], plan.dtype)
         total = sum(len(selections[place].kept) for place in places)
         with reporter.stage("correct kernels of the grid", total, "kernels") as stage:
-            for number, result in sweep_cases(
-                block_model(spec), cases, base, tuned, honesty, task, keep_inputs=plan.keep_inputs
-            ):
+            for number, result in sweep_cases(model, cases, base, tuned, honesty, task, keep_inputs=plan.keep_inputs):
                 place = places[number]
                 kernel, item = checked(configs[place], result, selections[place], names)
                 found[place][kernel] = item

@@ -3,8 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from hcnr_jax.checkpoints import HFTensors
+from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import normalise_question, parse_row
 from hcnr_jax.errors import Stopped
@@ -17,10 +20,11 @@ from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.prepare import prepare
 from hcnr_jax.pipeline.stopping import Stopping
 from tests.pipeline.test_resume import result_of
-from tests.pipeline.worlds import call, make_world, record_of, restore
+from tests.pipeline.worlds import call, make_world, record_of, restore, weights_of
 from tests.tiny import honesty_rows, task_rows, write_rows
 
 ROWS = 30
+SCORES = dict.fromkeys(METRICS, 0.5)
 CHOOSE = ("--choose", "task_accuracy >= -0.5pt")
 
 
@@ -32,6 +36,14 @@ def world(tmp_path_factory):
     write_rows(world.honesty, [*unlabelled, *known])
     write_rows(world.task, [{k: v for k, v in row.items() if k != "answers"} for row in task_rows(ROWS)])
     return world
+
+
+def judge(patch, place) -> None:
+    """Three settings of equal scores, of which the one at `place` is taken, as another run's rounding might have it."""
+    patch.setattr(choosing, "CROSS_WEIGHTS", (0.4,))
+    patch.setattr(choosing, "TASK_WEIGHTS", (1.0, 4.0))
+    patch.setattr(choosing, "_asked", lambda *arguments: SCORES)
+    patch.setattr(choosing, "choose", lambda found, tuned, constraint: Choice(place, False))
 
 
 def config_of(world, **values):
@@ -81,6 +93,19 @@ def test_the_choice_is_written_with_its_whole_table(world, monkeypatch) -> None:
     assert set(choice["tuned"]) >= {"honesty_f1", "task_accuracy"} and choice["questions"]["task"] >= 16
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("inputs", ["local", "propagated"])
+def test_the_weights_that_were_judged_are_written(world, tmp_path, monkeypatch, inputs, dtype) -> None:
+    asked = []
+    judge(monkeypatch, 1)
+    monkeypatch.setattr(choosing, "_asked", lambda prepared, opened, params: asked.append((prepared, params)) or SCORES)
+    out = restore(world, tmp_path / "out", *CHOOSE, "--inputs", inputs, "--dtype", dtype, "--cross-weight", 0.4)
+    prepared, params = asked[2]  # TUNED, the settings as given, then the one that is taken
+    judged = HFTensors(params, prepared.spec, dict.fromkeys(tensor_names(prepared.spec), "F32"))
+    for name, weights in weights_of(out).items():
+        np.testing.assert_array_equal(judged[name], weights, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -97,14 +122,6 @@ def test_what_cannot_be_chosen_is_refused_before_the_work(world, options, messag
 
 
 # ---------------------------------------------------------------- what is chosen stays chosen
-
-
-def judge(patch, place) -> None:
-    """Three settings of equal scores, of which the one at `place` is taken, as another run's rounding might have it."""
-    patch.setattr(choosing, "CROSS_WEIGHTS", (0.4,))
-    patch.setattr(choosing, "TASK_WEIGHTS", (1.0, 4.0))
-    patch.setattr(choosing, "_asked", lambda *arguments: dict.fromkeys(METRICS, 0.5))
-    patch.setattr(choosing, "choose", lambda found, tuned, constraint: Choice(place, False))
 
 
 @pytest.fixture

@@ -29,12 +29,12 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("grid"))
 
 
-@pytest.fixture(scope="module")
-def opened(world):
-    """(configs, prepared, plan, base, tuned, scores) of one scoring, and how often the scoring step was called."""
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def opened(world, request):
+    """(configs, prepared, plan, base, tuned, scores) of one scoring."""
     given = {"base": str(world.base), "tuned": str(world.tuned), "honesty": world.honesty, "task": world.task}
     configs = [
-        RestoreConfig(**given, samples=SAMPLES, out=world.folder / f"out{i}", **setting)
+        RestoreConfig(**given, samples=SAMPLES, dtype=request.param, out=world.folder / f"out{i}", **setting)
         for i, setting in enumerate(SETTINGS)
     ]
     reporter = Reporter()
@@ -54,7 +54,7 @@ def test_a_grid_is_the_single_runs(world, opened, tmp_path, monkeypatch) -> None
     for place, setting in enumerate(SETTINGS):
         options = [str(part) for key, value in setting.items() for part in (f"--{key.replace('_', '-')}", value)]
         usual = [] if "cross_weight" in setting else ["--cross-weight", "1.0"]
-        expected = weights_of(restore(world, tmp_path / str(place), *options, *usual))
+        expected = weights_of(restore(world, tmp_path / str(place), *options, *usual, "--dtype", plan.dtype))
         tensors = HFTensors(restored_params(tuned, found[place].corrected), prepared.spec, stored)
         for name, weights in expected.items():
             np.testing.assert_allclose(tensors[name], weights, rtol=1e-5, atol=1e-6, err_msg=f"{place} {name}")
