@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from hcnr_jax.experiments.constraint import Constraint, parse_constraint
 from hcnr_jax.experiments.measure import METRICS, measure
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.grid import restore_grid, restored_params
+from hcnr_jax.pipeline.grid import GridFailure, restored_params, try_grid
 from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared
@@ -127,7 +127,8 @@ def choose_setting(
 
     A choice that an interrupted run made stands: chosen again, it may fall otherwise (one greedy answer suffices), and
     what is left of the later stages belongs to the first one. Warns where no setting holds the constraint; the one that
-    misses it by least is then taken. InputError where later stages were made with another setting.
+    misses it by least is then taken. A setting without a restoration is in the table as failed. InputError where that
+    is every one, or where later stages were made with another setting.
     """
     record = work.choice()
     if record is None:
@@ -142,13 +143,17 @@ def choose_setting(
 def _choose(
     prepared: Prepared, plan: Plan, base: Params, tuned: Params, scores: Mapping[str, Scores], reporter: Reporter
 ) -> dict[str, Any]:
-    """The record of the choice, as JSON holds it."""
+    """The record of the choice. InputError where no setting has a restoration, with every reason."""
     opened, settings = open_choice(prepared), settings_of(prepared.config)
     configs = [prepared.config.model_copy(update=setting) for setting in settings]
     start = _asked(prepared, opened, tuned)
     found: list[dict[str, Any]] = [{} for _ in settings]
-    for place, params in _models(prepared, plan, configs, base, tuned, scores, reporter):
-        found[place] = _asked(prepared, opened, params)
+    for item in try_grid(prepared, plan, configs, base, tuned, scores, reporter):
+        if isinstance(item, GridFailure):
+            found[item.place] = {"failed": str(item.error)}
+        else:
+            found[item.place] = _asked(prepared, opened, restored_params(tuned, item.corrected))
+    _check_any(settings, found)
     choice = choose(found, start, opened.constraint)
     return {
         "constraint": prepared.config.choose,
@@ -160,17 +165,14 @@ def _choose(
     }
 
 
-def _models(
-    prepared: Prepared,
-    plan: Plan,
-    configs: Sequence[RestoreConfig],
-    base: Params,
-    tuned: Params,
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
-) -> Iterator[tuple[int, Params]]:
-    for result in restore_grid(prepared, plan, configs, base, tuned, scores, reporter):
-        yield result.place, restored_params(tuned, result.corrected)
+def _check_any(settings: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
+    if any("failed" not in item for item in found):
+        return
+    reasons: dict[str, list[str]] = {}
+    for setting, item in zip(settings, found, strict=True):
+        reasons.setdefault(item["failed"], []).append(label(setting))
+    told = "; ".join(f"[{'] ['.join(names)}] {reason}" for reason, names in reasons.items())
+    raise InputError(f"--choose: none of the {len(settings)} settings can be restored: {told}")
 
 
 def _asked(prepared: Prepared, opened: OpenedChoice, params: Params) -> dict[str, Any]:
@@ -190,5 +192,9 @@ def _tell(record: Mapping[str, Any], reporter: Reporter) -> None:
     rows = [["TUNED", *(percent(record["tuned"][name]) for name in names)]]
     for item in record["settings"]:
         mark = " <- taken" if item["setting"] == record["chosen"] else ""
-        rows.append([label(item["setting"]) + mark, *(percent(item[name]) for name in names)])
+        shown = ["failed", *[""] * (len(names) - 1)] if "failed" in item else [percent(item[name]) for name in names]
+        rows.append([label(item["setting"]) + mark, *shown])
     reporter.console.print(wide_table("settings on held-out rows, percent", header, rows))
+    for item in record["settings"]:
+        if "failed" in item:
+            reporter.say(f"{label(item['setting'])} failed: {item['failed']}")

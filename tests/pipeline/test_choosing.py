@@ -10,11 +10,11 @@ from hcnr_jax.checkpoints import HFTensors
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import normalise_question, parse_row
-from hcnr_jax.errors import Stopped
+from hcnr_jax.errors import InputError, Stopped
 from hcnr_jax.evaluate import question_of
-from hcnr_jax.experiments.choose import Choice
+from hcnr_jax.experiments.choose import Choice, choose
 from hcnr_jax.experiments.measure import METRICS
-from hcnr_jax.pipeline import choosing
+from hcnr_jax.pipeline import choosing, grid
 from hcnr_jax.pipeline.choosing import held_out, open_choice, settings_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.prepare import prepare
@@ -104,6 +104,42 @@ def test_the_weights_that_were_judged_are_written(world, tmp_path, monkeypatch, 
     judged = HFTensors(params, prepared.spec, dict.fromkeys(tensor_names(prepared.spec), "F32"))
     for name, weights in weights_of(out).items():
         np.testing.assert_array_equal(judged[name], weights, err_msg=name)
+
+
+def fail(patch, fails) -> None:
+    """Solves explode for the settings that `fails` is true of."""
+    checked = grid.checked
+
+    def check(config, *arguments):
+        if fails(config):
+            raise InputError("tensor t: the correction is 12 times the base kernel's norm")
+        return checked(config, *arguments)
+
+    patch.setattr(grid, "checked", check)
+
+
+@pytest.mark.parametrize("inputs", ["local", "propagated"])
+def test_a_setting_that_fails_is_in_the_table_and_the_run_goes_on(world, tmp_path, monkeypatch, inputs) -> None:
+    judge(monkeypatch, 0)
+    monkeypatch.setattr(choosing, "choose", choose)
+    fail(monkeypatch, lambda config: config.task_weight == 4.0)
+    ended = call(*world.arguments("--out", tmp_path / "out", *CHOOSE, "--inputs", inputs))
+    assert ended.code == 0, ended.err
+    assert "cross_weight=0.4, task_weight=4 failed: tensor t: the correction is 12 times" in ended.err
+    settings = record_of(tmp_path / "out")["choice"]["settings"]
+    assert [item.get("failed", "").split(":")[0] for item in settings] == ["", "", "tensor t"]
+    assert all(("honesty_f1" in item) != ("failed" in item) for item in settings)
+
+
+def test_where_every_setting_fails_each_is_named(world, tmp_path, monkeypatch) -> None:
+    judge(monkeypatch, 0)
+    monkeypatch.setattr(choosing, "CROSS_WEIGHTS", (0.001,))
+    monkeypatch.setattr(choosing, "TASK_WEIGHTS", (1.0,))
+    fail(monkeypatch, lambda config: True)
+    ended = call(*world.arguments("--out", tmp_path / "out", *CHOOSE))
+    assert ended.code == 2 and "--choose: none of the 2 settings can be restored" in ended.err
+    assert "[cross_weight=0.4, task_weight=2] tensor t: the correction is 12 times" in ended.err
+    assert "[cross_weight=0.001, task_weight=1] " in ended.err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
