@@ -42,9 +42,7 @@ _WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 BASELINES: dict[str, Baseline] = {
     "recommended": Baseline("restore", "configs/recommended.yaml, as it is", ({},), BOTH),
     "recommended_knob": Baseline("restore", "the same, task weight chosen", _grid("task_weight", *_WEIGHTS), BOTH),
-    "refined": Baseline(
-        "restore", "recommended and one step through the network", ({},), BOTH, fixed=(("refine", 1),)
-    ),
+    "refined": Baseline("restore", "recommended and one step through the network", ({},), BOTH, fixed=(("refine", 1),)),
     "refined_knob": Baseline(
         "restore", "the same, task weight chosen", _grid("task_weight", *_WEIGHTS), BOTH, fixed=(("refine", 1),)
     ),

@@ -35,8 +35,8 @@ Outputs = Callable[[Params, Batch], tuple[Float[Array, "n t v"], Float[Array, "n
 """(params, batch) -> logits, and each one's weight: 1 / tokens of its row where it predicts a completion token of the
 row, 0 elsewhere and on padding rows."""
 
-# Conjugate-gradient steps, and the damping, where nothing else is asked for: with less of it the first step overshoots on
-# rows it has not seen.
+# Conjugate-gradient steps, and the damping, where nothing else is asked for: with less of it the first step goes too
+# far for rows it has not seen.
 PRODUCTS, DAMPING = 10, 0.1
 # Halvings of a step before it is given up, and what J must fall by, in nats: a mean KL in float32 is no surer.
 HALVINGS = 8

@@ -13,12 +13,12 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.method.blocks import Result, Settings, Sweep
+from hcnr_jax.method.blocks import BlockModel, Result, Settings, Sweep
 from hcnr_jax.method.compensate import Info
-from hcnr_jax.method.neurons import Kernel, Params, get_leaves
+from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
 from hcnr_jax.method.restore import restore_kernel
 from hcnr_jax.method.solve import REMEDY, Outcome
-from hcnr_jax.models import ModelSpec
+from hcnr_jax.models import KERNELS, ModelSpec
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.model import block_model, place_batch
 from hcnr_jax.pipeline.selecting import Selection
@@ -46,9 +46,7 @@ def correct(
 ) -> dict[Kernel, Corrected]:
     """Every kept kernel corrected. InputError names a kernel whose solve failed or exploded.
 
-    dtype: of the forward pass behind local inputs. Propagated ones are always computed in float32: what is solved for
-    are the differences of two models, which 16 bits would drown. store: what is kept of every kernel as it is made.
-    keep_inputs: of `Plan`.
+    dtype, keep_inputs: of `Plan`. store: what is kept of every kernel as it is made.
     """
     corrected = store.known()
     known = Known(dict(corrected))
@@ -85,7 +83,7 @@ def _items(
         yield from plain_kernels(config, spec, base, tuned, selection, known, layout)
         return
     settings = settings_of(config)
-    model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
+    model = sweep_model(spec, settings, dtype, layout)
     honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in (honesty, task))
     waiting: list[Result] = []
     sweep = Sweep(model, settings, keep_inputs=keep_inputs)
@@ -102,6 +100,15 @@ def _memory_message(error: Exception) -> str:
     if "RESOURCE_EXHAUSTED" in str(error):
         return "device memory does not hold one block's moments: take fewer --samples, or use --stream or --solver cg"
     return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"
+
+
+def sweep_model(spec: ModelSpec, settings: Settings, dtype: str, layout: Layout | None = None) -> BlockModel:
+    """The model whose inputs the corrections are solved for, wherever settings are compared or written.
+
+    dtype: `Plan.dtype`, of the forward pass behind local inputs. Propagated ones are always computed in float32: what
+    is solved for are the differences of two models, which 16 bits would drown.
+    """
+    return block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
 
 
 def settings_of(config: RestoreConfig) -> Settings:
@@ -134,6 +141,17 @@ def plain_kernels(
 
 
 _restore = jax.jit(restore_kernel, static_argnums=3)
+
+
+def restored_params(tuned: Params, corrected: Mapping[Kernel, Corrected]) -> Params:
+    """The tuned params with the corrected kernels in place: what `write_output` would write, on the device."""
+    leaves: Leaves = get_leaves(tuned, KERNELS)
+    for path in KERNELS:
+        layers = [kernel.index[0] for kernel in corrected if kernel.path == path]
+        if layers:
+            rows = jnp.stack([jnp.asarray(corrected[Kernel(path, (layer,))].weights) for layer in layers])
+            leaves[path] = leaves[path].at[np.asarray(layers)].set(rows)
+    return put_leaves(tuned, leaves)
 
 
 def checked(

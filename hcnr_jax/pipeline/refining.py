@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from hcnr_jax.config import RestoreConfig
-from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, spread
+from hcnr_jax.errors import RunError
+from hcnr_jax.method.neurons import Kernel, Params, get_leaves, spread
 from hcnr_jax.method.refine import PRODUCTS, Side, Step, refine
 from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.grid import restored_params
+from hcnr_jax.pipeline.correcting import restored_params
 from hcnr_jax.pipeline.model import completion_outputs
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared

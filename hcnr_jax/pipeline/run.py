@@ -29,6 +29,7 @@ from hcnr_jax.pipeline.fingerprint import Fingerprint, fingerprints
 from hcnr_jax.pipeline.kept import has_scores, keep_scores, keep_selection, recall_scores, recall_selection
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
+from hcnr_jax.pipeline.refining import refined
 from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
 from hcnr_jax.pipeline.selecting import Selection, kernel_squares, select_neurons
 from hcnr_jax.pipeline.session import check_leftover, clear_leftovers, is_finished, session
@@ -50,13 +51,14 @@ class Restored(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a run writes: the configuration it settled on, and how (--choose); what was selected, corrected, scored."""
+    """What a run writes: the configuration it settled on; what was selected, corrected, scored. notes: what hcnr.json
+    says of `choice` (--choose) and `refine`, where there is any."""
 
     config: RestoreConfig
     selection: Selection
     corrected: dict[Kernel, Corrected]
     scores: dict[str, Scores]
-    choice: dict[str, Any] | None
+    notes: dict[str, Any]
 
 
 def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored:
@@ -107,9 +109,7 @@ def _run(
             made = _make(prepared, plan, reporter, work, spill)
             reporter.clean_point = lambda: None
         chosen = dataclasses.replace(prepared, config=made.config)
-        write_output(
-            chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.choice
-        )
+        write_output(chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.notes)
         distributed.barrier("written")
         return config.out
 
@@ -120,9 +120,9 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
     names = kernel_names(spec)
     base, tuned = load_pair(prepared, plan, reporter, work)
     scores = score_pair(prepared, plan, base, tuned, reporter, spill, work)
-    choice = None
+    notes: dict[str, Any] = {}
     if config.choose is not None:
-        config, choice = choose_setting(prepared, plan, base, tuned, scores, reporter)
+        config, notes["choice"] = choose_setting(prepared, plan, base, tuned, scores, reporter, work)
     selection = recall_selection(work, spec)
     if selection is None:
         squares = kernel_squares(spec, base, tuned, config.granularity)
@@ -147,7 +147,9 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
         prepared.layout,
         plan.keep_inputs,
     )
-    return Made(config, selection, corrected, scores, choice)
+    if config.refine:
+        corrected, notes["refine"] = refined(config, prepared, plan, base, tuned, selection, corrected, reporter)
+    return Made(config, selection, corrected, scores, notes)
 
 
 def scoring_of(prepared: Prepared, plan: Plan) -> Scoring:
