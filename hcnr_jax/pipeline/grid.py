@@ -14,9 +14,8 @@ from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.blocks import sweep_cases
 from hcnr_jax.method.neurons import Kernel, Params
-from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.correcting import Corrected, checked, plain_kernels, settings_of, sweep_model
+from hcnr_jax.pipeline.correcting import Corrected, batches_of, checked, plain_kernels, settings_of, sweep_model
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.refining import refined
@@ -108,8 +107,7 @@ def _restored(
     """Every selection's kernels put back and corrected."""
     for place, selection in selections.items():
         if configs[place].compensation == "none":
-            kernels = plain_kernels(configs[place], prepared.spec, base, tuned, selection)
-            yield GridResult(place, selection, dict(kernels))
+            yield GridResult(place, selection, dict(plain_kernels(prepared, base, tuned, selection)))
     for places in _groups(configs, selections):
         cases = [(configs[place], selections[place]) for place in places]
         for item in _sweep(prepared, plan, cases, base, tuned, reporter):
@@ -135,7 +133,7 @@ def _sweep(
     names, settings = kernel_names(prepared.spec), [settings_of(config) for config, _ in cases]
     model = sweep_model(prepared.spec, settings[0], plan.dtype)
     asked = [(one, selection.masks) for one, (_, selection) in zip(settings, cases, strict=True)]
-    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
+    honesty, task = batches_of(prepared, plan)
     found: dict[int, dict[Kernel, Corrected]] = {place: {} for place in range(len(cases))}
     with reporter.stage("correct kernels of the grid", sum(len(s.kept) for _, s in cases), "kernels") as stage:
         for place, result in sweep_cases(model, asked, base, tuned, honesty, task, keep_inputs=plan.keep_inputs):

@@ -13,9 +13,8 @@ from hcnr_jax.config import RestoreConfig
 from hcnr_jax.errors import RunError
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves, spread
 from hcnr_jax.method.refine import PRODUCTS, Side, Step, refine
-from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.correcting import restored_params
+from hcnr_jax.pipeline.correcting import batches_of, restored_params
 from hcnr_jax.pipeline.model import completion_outputs
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared
@@ -45,14 +44,10 @@ def refined(
     kept = {kernel.path for kernel in corrected}
     leaves = get_leaves(start, kept)
     masks = {path: _mask(selection, path, leaf, config.granularity) for path, leaf in leaves.items()}
+    honesty, task = batches_of(prepared, plan)
     sides = [
-        Side(base, [part.batch for part in microbatches(prepared.honesty, plan.shapes)], len(prepared.honesty), 1.0),
-        Side(
-            tuned,
-            [part.batch for part in microbatches(prepared.task, plan.shapes)],
-            len(prepared.task),
-            config.task_weight,
-        ),
+        Side(base, honesty, len(prepared.honesty), 1.0),
+        Side(tuned, task, len(prepared.task), config.task_weight),
     ]
     outputs = completion_outputs(prepared.spec, jnp.dtype(plan.dtype), plan.window)
     record: list[dict[str, float]] = []

@@ -21,7 +21,7 @@ from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.peers import together
-from hcnr_jax.pipeline.batches import Shape, microbatches
+from hcnr_jax.pipeline.batches import Shape
 from hcnr_jax.pipeline.choosing import choose_setting, open_choice
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import correct
@@ -123,30 +123,16 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
     notes: dict[str, Any] = {}
     if config.choose is not None:
         config, notes["choice"] = choose_setting(prepared, plan, base, tuned, scores, reporter, work)
+        prepared = dataclasses.replace(prepared, config=config)
     selection = recall_selection(work, spec)
     if selection is None:
         squares = kernel_squares(spec, base, tuned, config.granularity)
         selection = select_neurons(config, spec, squares, scores["honesty"].scores, scores["task"].scores, names)
         keep_selection(work, selection)
-    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
     # On a mesh corrected kernels are whole, and go to the disk rather than stay on one device each.
     release = config.stream or prepared.layout is not None
     store = Store(work, prepared.tuned, spec, selection, config.granularity, release)
-    corrected = correct(
-        config,
-        spec,
-        base,
-        tuned,
-        selection,
-        honesty,
-        task,
-        names,
-        reporter,
-        plan.dtype,
-        store,
-        prepared.layout,
-        plan.keep_inputs,
-    )
+    corrected = correct(prepared, plan, base, tuned, selection, reporter, store)
     if config.refine:
         corrected, notes["refine"] = refined(config, prepared, plan, base, tuned, selection, corrected, reporter)
     return Made(config, selection, corrected, scores, notes)
