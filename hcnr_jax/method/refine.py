@@ -14,7 +14,7 @@ matrix as well), known by products alone:
     G u = sum over rows and tokens  J_t^T (diag p - p p^T) J_t u            jvp of the logits, then their vjp
 
 (Schraudolph 2002; Martens 2010), and goes along v as far as J falls (halving). Memory is that of one microbatch's
-backward pass, whatever the number of parameters: no matrix is formed.
+backward pass and `COPIES` vectors of the moved leaves' size: no matrix is formed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hcnr_jax.errors import RunError
+from hcnr_jax.errors import NumericalError
 from hcnr_jax.method.neurons import Leaves, Params, get_leaves, put_leaves, wide
 
 Batch = Any
@@ -38,6 +38,8 @@ row, 0 elsewhere and on padding rows."""
 # Conjugate-gradient steps, and the damping, where nothing else is asked for: with less of it the first step goes too
 # far for rows it has not seen.
 PRODUCTS, DAMPING = 10, 0.1
+# Float32 copies of the moved leaves that a solve holds: solution, rest, search direction, product, one in the making.
+COPIES = 5
 # Halvings of a step before it is given up, and what J must fall by, in nats: a mean KL in float32 is no surer.
 HALVINGS = 8
 FALL = 1e-6
@@ -79,7 +81,7 @@ def refine(
         damping: lambda is this times the curvature along the gradient, g^T G g / g^T g.
         on_pass: called after each pass over the rows.
 
-    RunError where J is not finite.
+    NumericalError where J is not finite.
     """
     leaves = get_leaves(params, masks)
     held = _Objective(outputs, params, dict(masks), sides, on_pass)
@@ -129,7 +131,7 @@ class _Objective:
         """J of the sides' distances."""
         total = sum(side.weight * value for side, value in zip(self._sides, values, strict=True))
         if not total < float("inf"):
-            raise RunError(f"the distance between the models' outputs is {total}: their logits overflow")
+            raise NumericalError(f"the distance between the models' outputs is {total}: their logits overflow")
         return total
 
     def gradient(self, leaves: Leaves) -> Leaves:

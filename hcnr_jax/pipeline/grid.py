@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from hcnr_jax.config import RestoreConfig, option_name
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.method.blocks import sweep_cases
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.pipeline.console import Reporter
@@ -90,7 +90,11 @@ def try_grid(
     for item in _restored(prepared, plan, configs, selections, base, tuned, reporter):
         config = configs[item.place]
         if isinstance(item, GridResult) and config.refine:
-            made = refined(config, prepared, plan, base, tuned, item.selection, item.corrected, reporter)
+            try:
+                made = refined(config, prepared, plan, base, tuned, item.selection, item.corrected, reporter)
+            except NumericalError as error:
+                yield GridFailure(item.place, InputError(str(error)))
+                continue
             item = item._replace(corrected=made.corrected)
         yield item
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.errors import RunError
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves, spread
-from hcnr_jax.method.refine import PRODUCTS, Side, Step, refine
+from hcnr_jax.method.refine import COPIES, PRODUCTS, Side, Step, refine
+from hcnr_jax.models import KERNELS
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import batches_of, restored_params
 from hcnr_jax.pipeline.model import completion_outputs
@@ -39,10 +40,11 @@ def refined(
     corrected: Mapping[Kernel, Corrected],
     reporter: Reporter,
 ) -> Refined:
-    """`config.refine` steps from the corrected kernels. RunError where memory does not hold them."""
+    """`config.refine` steps from the corrected kernels. RunError where memory does not hold them, NumericalError where
+    logits overflow."""
     start = restored_params(tuned, corrected)
     kept = {kernel.path for kernel in corrected}
-    leaves = get_leaves(start, kept)
+    leaves = get_leaves(start, [path for path in KERNELS if path in kept])
     masks = {path: _mask(selection, path, leaf, config.granularity) for path, leaf in leaves.items()}
     honesty, task = batches_of(prepared, plan)
     sides = [
@@ -59,7 +61,7 @@ def refined(
                 leaves = step.leaves
         except jax.errors.JaxRuntimeError as error:
             raise RunError(
-                "device memory does not hold what --refine needs beside both models (five float32 copies of the "
+                f"device memory does not hold what --refine needs beside both models ({COPIES} float32 copies of the "
                 f"kernels, and one microbatch): use a smaller --microbatch, or --refine 0 ({str(error)[:200]})"
             ) from error
     found = {

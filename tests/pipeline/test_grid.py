@@ -9,7 +9,8 @@ from hcnr_jax.config import RestoreConfig
 from hcnr_jax.errors import InputError
 from hcnr_jax.pipeline import grid, scoring
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.grid import GridFailure, restore_grid, restored_params, try_grid
+from hcnr_jax.pipeline.correcting import restored_params
+from hcnr_jax.pipeline.grid import GridFailure, restore_grid, try_grid
 from hcnr_jax.pipeline.plan import make_plan
 from hcnr_jax.pipeline.prepare import prepare
 from hcnr_jax.pipeline.run import load_pair, score_pair
@@ -21,6 +22,7 @@ SETTINGS = [
     {"in_weight": 0.25, "cross_weight": 0.4, "compensation": "exact", "inputs": "local", "damping": 0.1},
     {"cross_weight": 0.6, "compensation": "paper", "inputs": "local", "priority": "raw"},
     {"cross_weight": 0.6, "compensation": "none"},
+    {"cross_weight": 0.6, "refine": 1},
 ]
 
 
@@ -84,8 +86,9 @@ def test_a_setting_that_fails_keeps_no_other_from_its_restoration(opened, monkey
     monkeypatch.setattr(grid, "checked", check)
     found = {item.place: item for item in try_grid(prepared, plan, every, base, tuned, scores, Reporter())}
     failed = {place: str(item.error) for place, item in found.items() if isinstance(item, GridFailure)}
-    assert sorted(found) == list(range(7)) and sorted(failed) == [5, 6]
-    assert "rounds to 0" in failed[5] and failed[6] == "tensor t: not positive definite"
-    assert all(set(found[place].corrected) == set(found[place].selection.kept) for place in range(5))
+    few, singular = len(configs), len(configs) + 1
+    assert sorted(found) == list(range(singular + 1)) and sorted(failed) == [few, singular]
+    assert "rounds to 0" in failed[few] and failed[singular] == "tensor t: not positive definite"
+    assert all(set(found[place].corrected) == set(found[place].selection.kept) for place in range(few))
     with pytest.raises(InputError, match="not positive definite"):
         list(restore_grid(prepared, plan, [*configs, undamped], base, tuned, scores, Reporter()))
