@@ -55,7 +55,7 @@ def correct(
                 corrected[kernel] = store.keep(kernel, item)
                 stage.advance()
         except jax.errors.JaxRuntimeError as error:
-            raise RunError(_memory_message(error)) from error
+            raise RunError(device_message(error)) from error
         finally:
             store.work.settle()
     return {kernel: corrected[kernel] for kernel in selection.kept}
@@ -87,7 +87,8 @@ def _items(
         yield checked(config, result, selection, names)
 
 
-def _memory_message(error: Exception) -> str:
+def device_message(error: Exception) -> str:
+    """What to do about a device that failed while kernels were corrected."""
     if "RESOURCE_EXHAUSTED" in str(error):
         return "device memory does not hold one block's moments: take fewer --samples, or use --stream or --solver cg"
     return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"

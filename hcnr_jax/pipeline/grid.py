@@ -10,12 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+
 from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.method.blocks import sweep_cases
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.correcting import Corrected, batches_of, checked, plain_kernels, settings_of, sweep_model
+from hcnr_jax.pipeline.correcting import (
+    Corrected,
+    batches_of,
+    checked,
+    device_message,
+    plain_kernels,
+    settings_of,
+    sweep_model,
+)
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.refining import refined
@@ -140,20 +150,25 @@ def _sweep(
     honesty, task = batches_of(prepared, plan)
     found: dict[int, dict[Kernel, Corrected]] = {place: {} for place in range(len(cases))}
     with reporter.stage("correct kernels of the grid", sum(len(s.kept) for _, s in cases), "kernels") as stage:
-        for place, result in sweep_cases(model, asked, base, tuned, honesty, task, keep_inputs=plan.keep_inputs):
-            if place not in found:
-                continue
-            config, selection = cases[place]
-            try:
-                kernel, item = checked(config, result, selection, names)
-            except InputError as error:
-                del found[place]
-                yield GridFailure(place, error)
-                if not found:
-                    break
-                continue
-            found[place][kernel] = item
-            stage.advance()
+        try:
+            for place, result in sweep_cases(model, asked, base, tuned, honesty, task, keep_inputs=plan.keep_inputs):
+                if place not in found:
+                    continue
+                config, selection = cases[place]
+                try:
+                    kernel, item = checked(config, result, selection, names)
+                except InputError as error:
+                    del found[place]
+                    yield GridFailure(place, error)
+                    if not found:
+                        break
+                    continue
+                found[place][kernel] = item
+                stage.advance()
+        except jax.errors.JaxRuntimeError as error:  # such as memory that ran out
+            for place in found:
+                yield GridFailure(place, InputError(device_message(error)))
+            return
     for place in list(found):
         yield GridResult(place, cases[place][1], found.pop(place))
 

@@ -21,7 +21,7 @@ from hcnr_jax.method.neurons import Params
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import restored_params
-from hcnr_jax.pipeline.grid import FREE, restore_grid
+from hcnr_jax.pipeline.grid import FREE, GridFailure, try_grid
 from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
 from hcnr_jax.pipeline.made_of import restoration
 from hcnr_jax.pipeline.opened import end_ids
@@ -96,26 +96,16 @@ class Lab:
                 )
 
     def _grid(self, scored: _Scored, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
-        """One walk for all; where a setting of several fails, each for itself."""
-        done: set[int] = set()
+        """One walk for all that share one."""
+        prepared, plan, scores, _ = scored
         started = time.perf_counter()
-        try:
-            grid = restore_grid(
-                scored.prepared, scored.plan, configs, self.base, self.tuned, scored.scores, self.reporter
-            )
-            for result in grid:
-                made = jax.block_until_ready(restored_params(self.tuned, result.corrected))
-                done.add(result.place)
-                yield result.place, Made(made, time.perf_counter() - started, kernel_map(result.selection))
-                started = time.perf_counter()
-        except InputError as error:
-            left = [place for place in range(len(configs)) if place not in done]
-            if len(configs) == 1:
-                yield 0, error
-                return
-            for place in left:
-                for _, made in self._grid(scored, [configs[place]]):
-                    yield place, made
+        for item in try_grid(prepared, plan, configs, self.base, self.tuned, scores, self.reporter):
+            if isinstance(item, GridFailure):
+                yield item.place, item.error
+                continue
+            made = jax.block_until_ready(restored_params(self.tuned, item.corrected))
+            yield item.place, Made(made, time.perf_counter() - started, kernel_map(item.selection))
+            started = time.perf_counter()
 
     def _score(self, config: RestoreConfig) -> _Scored:
         key = _scores_key(config)
