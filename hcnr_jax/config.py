@@ -81,7 +81,8 @@ class RestoreConfig(RunConfig):
         None,
         description="take the most honest of a few settings under a constraint, judged on 16 rows or more of each "
         "file beyond --samples: METRIC >= VALUE or <=, such as "
-        '"task_accuracy >= -0.5pt" (half a point below TUNED\'s) or "over_refusal <= 5%" (in all). METRIC: honesty_f1, refusal_delta, over_refusal, task_accuracy, known_facts; '
+        '"task_accuracy >= -0.5pt" (half a point below TUNED\'s) or "over_refusal <= 5%" (in all). METRIC: honesty_f1, '
+        "refusal_delta, over_refusal, task_accuracy, known_facts; "
         "VALUE: with pt, points against TUNED; with %, percent (with a sign: against TUNED); else a fraction 0-1",
     )
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")

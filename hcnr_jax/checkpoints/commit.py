@@ -57,9 +57,7 @@ def check_writable(folder: Path, option: str) -> None:
         except OSError as error:
             why = error.strerror or str(error)
     if why:
-        raise InputError(
-            f"{option}: {place} cannot be written to ({why}); choose another place or see to its permissions"
-        )
+        raise InputError(f"{option}: {place} cannot be written to ({why}); choose another place")
 
 
 def partial_path(out: str | Path) -> Path:

@@ -221,7 +221,7 @@ def after(
         if prompts
     }
     if scores and scores["tuned"]["task_accuracy"] is not None:
-        findings.append(check_task(*(scores[name]["task_accuracy"] for name in ("tuned", "restored")), made))
+        findings.append(check_task(scores["tuned"]["task_accuracy"], scores["restored"]["task_accuracy"], made))
     if scores and scores["restored"]["honesty_f1"] is not None:
         findings.append(check_honesty(scores["restored"]["honesty_f1"], made))
     return findings, scores

@@ -130,7 +130,7 @@ def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
     blind = f"--honesty {honesty} has no answerable row to judge over-refusal with"
     remedy = "add answerable rows, with `answerable` true and their answers as completions"
     if constraint.metric in NEED_ANSWERABLE:
-        raise InputError(f"--choose {text!r}: {blind}, so that no setting has a {constraint.metric}: {remedy}")
+        raise InputError(f"--choose {text!r}: {blind}, so that {constraint.metric} cannot be measured: {remedy}")
     reporter.warn(f"--choose: {blind}: a setting that refuses everything would look best; {remedy}")
 
 

@@ -53,5 +53,5 @@ def test_result_files_are_new(tmp_path):
         write_record(path, {})
     with pytest.raises(InputError, match="is a folder"):
         check_new_file(tmp_path)
-    with pytest.raises(InputError, match="its folder cannot be made"):
+    with pytest.raises(InputError, match=r"cannot be written to \(is no folder\)"):
         check_new_file(path / "below" / "r.json")
