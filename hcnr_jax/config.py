@@ -55,6 +55,9 @@ class RestoreConfig(RunConfig):
     inputs: Literal["local", "propagated"] = Field("propagated", description="inputs the corrections are solved for")
     solver: Literal["dense", "cg"] = Field("dense", description="Cholesky, or matrix-free conjugate gradients")
     damping: float = Field(0.01, ge=0, description="added to the second moments, times their mean diagonal")
+    refine: int = Field(
+        0, ge=0, description="last steps through the whole network, towards BASE's and TUNED's outputs on the rows"
+    )
     scores_at: Literal["tuned", "base"] = Field("tuned", description="weights at which neurons are scored")
     moments_at: Literal["base", "tuned"] = Field("base", description="model whose activations local inputs come from")
     loss: Literal["mean", "sum"] = Field("mean", description="completion loss per row: mean or sum over its tokens")
@@ -99,6 +102,9 @@ class RestoreConfig(RunConfig):
             raise ValueError(
                 "--compensation paper has no propagated form: add --inputs local, or use two_sided or exact"
             )
+        for name, given in (("--stream", self.stream), ("--mesh", bool(self.mesh))):
+            if self.refine and given:
+                raise ValueError(f"--refine needs both models whole on one device: leave out {name}, or --refine")
         return self
 
     @property
@@ -112,7 +118,7 @@ class RestoreConfig(RunConfig):
         corrects, two_sided = self.compensation != "none", self.compensation == "two_sided"
         local = self.inputs == "local"
         reads = {
-            "task_weight": two_sided,
+            "task_weight": two_sided or self.refine > 0,
             "inputs": corrects,
             "solver": corrects,
             "damping": corrects,

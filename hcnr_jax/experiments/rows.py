@@ -77,6 +77,8 @@ GROUPS = {
                 "R_CW 0.4": {"cross_weight": 0.4},
                 "R_IW 1": {"in_weight": 1.0},
                 "task weight 1": {"task_weight": 1.0},
+                "refine 1": {"refine": 1},
+                "refine 3": {"refine": 3},
             },
         ),
     ),

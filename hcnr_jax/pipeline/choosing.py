@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hcnr_jax.baselines import label
-from hcnr_jax.config import RestoreConfig
+from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.data import Row, choose_rows, encode_rows, load_tokenizer, normalise_question, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, detect, encode_prompts, question_of
@@ -18,12 +18,14 @@ from hcnr_jax.experiments.constraint import Constraint, parse_constraint
 from hcnr_jax.experiments.measure import METRICS, measure
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.grid import restore_grid, restored_params
+from hcnr_jax.pipeline.correcting import restored_params
+from hcnr_jax.pipeline.grid import GridFailure, try_grid
 from hcnr_jax.pipeline.opened import end_ids
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared
 from hcnr_jax.pipeline.scoring import Scores
 from hcnr_jax.pipeline.tables import percent, wide_table
+from hcnr_jax.pipeline.work import Work
 
 # Rows of each set that are asked: enough to see half a point of accuracy, few enough to ask a dozen models.
 ASKED = 200
@@ -114,24 +116,47 @@ def _said(row: Row) -> str:
 
 
 def choose_setting(
-    prepared: Prepared, plan: Plan, base: Params, tuned: Params, scores: Mapping[str, Scores], reporter: Reporter
+    prepared: Prepared,
+    plan: Plan,
+    base: Params,
+    tuned: Params,
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+    work: Work,
 ) -> tuple[RestoreConfig, dict[str, Any]]:
     """The configuration to restore with, and the record of the choice: every setting with its scores.
 
-    Warns where no setting holds the constraint; the one that misses it by least is then taken.
+    A choice that an interrupted run made stands: chosen again, it may fall otherwise (one greedy answer suffices), and
+    what is left of the later stages belongs to the first one. Warns where no setting holds the constraint; the one that
+    misses it by least is then taken. A setting without a restoration is in the table as failed. InputError where that
+    is every one, or where later stages were made with another setting.
     """
+    record = work.choice()
+    if record is None:
+        record = _choose(prepared, plan, base, tuned, scores, reporter)
+        work.keep_choice(record)
+    _tell(record, reporter)
+    taken: dict[str, Any] = record["chosen"]
+    work.settle_choice(", ".join(f"{option_name(RestoreConfig, name)} {value}" for name, value in taken.items()))
+    return prepared.config.model_copy(update=taken), record
+
+
+def _choose(
+    prepared: Prepared, plan: Plan, base: Params, tuned: Params, scores: Mapping[str, Scores], reporter: Reporter
+) -> dict[str, Any]:
+    """The record of the choice. InputError where no setting has a restoration, with every reason."""
     opened, settings = open_choice(prepared), settings_of(prepared.config)
     configs = [prepared.config.model_copy(update=setting) for setting in settings]
     start = _asked(prepared, opened, tuned)
     found: list[dict[str, Any]] = [{} for _ in settings]
-    for place, params in _models(prepared, plan, configs, base, tuned, scores, reporter):
-        found[place] = _asked(prepared, opened, params)
+    for item in try_grid(prepared, plan, configs, base, tuned, scores, reporter):
+        if isinstance(item, GridFailure):
+            found[item.place] = {"failed": str(item.error)}
+        else:
+            found[item.place] = _asked(prepared, opened, restored_params(tuned, item.corrected))
+    _check_any(settings, found)
     choice = choose(found, start, opened.constraint)
-    taken = label(settings[choice.place])
-    if not choice.holds:
-        reporter.warn(f"no setting holds {prepared.config.choose!r} on the held-out rows; the nearest is {taken}")
-    _tell(settings, found, start, choice.place, reporter)
-    record = {
+    return {
         "constraint": prepared.config.choose,
         "holds": choice.holds,
         "chosen": settings[choice.place],
@@ -139,20 +164,16 @@ def choose_setting(
         "settings": [{"setting": setting, **item} for setting, item in zip(settings, found, strict=True)],
         "questions": {role: sum(p.role == role for p in opened.prompts) for role in ("honesty", "task")},
     }
-    return configs[choice.place], record
 
 
-def _models(
-    prepared: Prepared,
-    plan: Plan,
-    configs: Sequence[RestoreConfig],
-    base: Params,
-    tuned: Params,
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
-) -> Iterator[tuple[int, Params]]:
-    for result in restore_grid(prepared, plan, configs, base, tuned, scores, reporter):
-        yield result.place, restored_params(tuned, result.corrected)
+def _check_any(settings: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
+    if any("failed" not in item for item in found):
+        return
+    reasons: dict[str, list[str]] = {}
+    for setting, item in zip(settings, found, strict=True):
+        reasons.setdefault(item["failed"], []).append(label(setting))
+    told = "; ".join(f"[{'] ['.join(names)}] {reason}" for reason, names in reasons.items())
+    raise InputError(f"--choose: none of the {len(settings)} settings can be restored: {told}")
 
 
 def _asked(prepared: Prepared, opened: OpenedChoice, params: Params) -> dict[str, Any]:
@@ -162,17 +183,19 @@ def _asked(prepared: Prepared, opened: OpenedChoice, params: Params) -> dict[str
     return {metric: found[metric] for metric in METRICS}
 
 
-def _tell(
-    settings: Sequence[Mapping[str, Any]],
-    found: Sequence[Mapping[str, Any]],
-    start: Mapping[str, Any],
-    place: int,
-    reporter: Reporter,
-) -> None:
+def _tell(record: Mapping[str, Any], reporter: Reporter) -> None:
+    """The record's table, and its warning, which a resumed run repeats for hcnr.json."""
+    if not record["holds"]:
+        nearest = label(record["chosen"])
+        reporter.warn(f"no setting holds {record['constraint']!r} on the held-out rows; the nearest is {nearest}")
     names = ("honesty_f1", "over_refusal", "task_accuracy", "known_facts")
     header = ["setting", *(name.replace("_", " ") for name in names)]
-    rows = [["TUNED", *(percent(start[name]) for name in names)]]
-    for number, (setting, scores) in enumerate(zip(settings, found, strict=True)):
-        mark = " <- taken" if number == place else ""
-        rows.append([label(setting) + mark, *(percent(scores[name]) for name in names)])
+    rows = [["TUNED", *(percent(record["tuned"][name]) for name in names)]]
+    for item in record["settings"]:
+        mark = " <- taken" if item["setting"] == record["chosen"] else ""
+        shown = ["failed", *[""] * (len(names) - 1)] if "failed" in item else [percent(item[name]) for name in names]
+        rows.append([label(item["setting"]) + mark, *shown])
     reporter.console.print(wide_table("settings on held-out rows, percent", header, rows))
+    for item in record["settings"]:
+        if "failed" in item:
+            reporter.say(f"{label(item['setting'])} failed: {item['failed']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,14 +13,17 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.method.blocks import Result, Settings, Sweep
+from hcnr_jax.method.blocks import BlockModel, Result, Settings, Sweep
 from hcnr_jax.method.compensate import Info
-from hcnr_jax.method.neurons import Kernel, Params, get_leaves
+from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
 from hcnr_jax.method.restore import restore_kernel
 from hcnr_jax.method.solve import REMEDY, Outcome
-from hcnr_jax.models import ModelSpec
+from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.pipeline.batches import microbatches
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.model import block_model, place_batch
+from hcnr_jax.pipeline.plan import Plan
+from hcnr_jax.pipeline.prepare import Prepared, kernel_names
 from hcnr_jax.pipeline.selecting import Selection
 from hcnr_jax.pipeline.stored import Corrected, Known, Store
 from hcnr_jax.sharding import Layout
@@ -30,34 +33,25 @@ EXPLODED = 10.0
 
 
 def correct(
-    config: RestoreConfig,
-    spec: ModelSpec,
+    prepared: Prepared,
+    plan: Plan,
     base: Params | StreamedParams,
     tuned: Params | StreamedParams,
     selection: Selection,
-    honesty: Sequence[Batch],
-    task: Sequence[Batch],
-    names: dict[Kernel, str],
     reporter: Reporter,
-    dtype: str,
     store: Store,
-    layout: Layout | None = None,
-    keep_inputs: bool = True,
 ) -> dict[Kernel, Corrected]:
-    """Every kept kernel corrected. InputError names a kernel whose solve failed or exploded.
+    """Every kept kernel corrected, with the settings of `prepared.config`. InputError names a kernel whose solve failed
+    or exploded.
 
-    dtype: of the forward pass behind local inputs. Propagated ones are always computed in float32: what is solved for
-    are the differences of two models, which 16 bits would drown. store: what is kept of every kernel as it is made.
-    keep_inputs: of `Plan`.
+    store: what is kept of every kernel as it is made.
     """
     corrected = store.known()
     known = Known(dict(corrected))
     with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
         stage.advance(len(known))
         try:
-            for kernel, item in _items(
-                config, spec, base, tuned, selection, honesty, task, names, dtype, known, layout, keep_inputs
-            ):
+            for kernel, item in _items(prepared, plan, base, tuned, selection, known):
                 corrected[kernel] = store.keep(kernel, item)
                 stage.advance()
         except jax.errors.JaxRuntimeError as error:
@@ -68,27 +62,22 @@ def correct(
 
 
 def _items(
-    config: RestoreConfig,
-    spec: ModelSpec,
+    prepared: Prepared,
+    plan: Plan,
     base: Params | StreamedParams,
     tuned: Params | StreamedParams,
     selection: Selection,
-    honesty: Sequence[Batch],
-    task: Sequence[Batch],
-    names: dict[Kernel, str],
-    dtype: str,
     known: Mapping[Kernel, jax.Array],
-    layout: Layout | None,
-    keep_inputs: bool,
 ) -> Iterator[tuple[Kernel, Corrected]]:
+    config, layout, names = prepared.config, prepared.layout, kernel_names(prepared.spec)
     if config.compensation == "none":
-        yield from plain_kernels(config, spec, base, tuned, selection, known, layout)
+        yield from plain_kernels(prepared, base, tuned, selection, known)
         return
     settings = settings_of(config)
-    model = block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
-    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in (honesty, task))
+    model = sweep_model(prepared.spec, settings, plan.dtype, layout)
+    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(prepared, plan))
     waiting: list[Result] = []
-    sweep = Sweep(model, settings, keep_inputs=keep_inputs)
+    sweep = Sweep(model, settings, keep_inputs=plan.keep_inputs)
     for result in sweep.run(base, tuned, selection.masks, honesty, task, known):
         # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
         while waiting and waiting[0].kernel.index < result.kernel.index:
@@ -104,6 +93,21 @@ def _memory_message(error: Exception) -> str:
     return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"
 
 
+def batches_of(prepared: Prepared, plan: Plan) -> tuple[list[Batch], list[Batch]]:
+    """The honesty and the task microbatches that corrections are solved for."""
+    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
+    return honesty, task
+
+
+def sweep_model(spec: ModelSpec, settings: Settings, dtype: str, layout: Layout | None = None) -> BlockModel:
+    """The model whose inputs the corrections are solved for, wherever settings are compared or written.
+
+    dtype: `Plan.dtype`, of the forward pass behind local inputs. Propagated ones are always computed in float32: what
+    is solved for are the differences of two models, which 16 bits would drown.
+    """
+    return block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
+
+
 def settings_of(config: RestoreConfig) -> Settings:
     """The configuration's part that says how to compensate."""
     return Settings(
@@ -112,16 +116,14 @@ def settings_of(config: RestoreConfig) -> Settings:
 
 
 def plain_kernels(
-    config: RestoreConfig,
-    spec: ModelSpec,
+    prepared: Prepared,
     base: Params | StreamedParams,
     tuned: Params | StreamedParams,
     selection: Selection,
     known: Collection[Kernel] = (),
-    layout: Layout | None = None,
 ) -> Iterator[tuple[Kernel, Corrected]]:
     """Base where the mask is True, a block at a time."""
-    model, kept = block_model(spec, layout=layout), set(selection.kept) - set(known)
+    model, kept = block_model(prepared.spec, layout=prepared.layout), set(selection.kept) - set(known)
     for index in range(model.num_blocks):
         kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
         if not kernels:
@@ -130,10 +132,21 @@ def plain_kernels(
         for path, kernel in kernels.items():
             mask = np.asarray(selection.masks[kernel.path][kernel.index])
             pair = model.to_solver(kernel, (old[path], new[path]))
-            yield kernel, Corrected(_restore(*pair, mask, config.granularity), "none", None)
+            yield kernel, Corrected(_restore(*pair, mask, prepared.config.granularity), "none", None)
 
 
 _restore = jax.jit(restore_kernel, static_argnums=3)
+
+
+def restored_params(tuned: Params, corrected: Mapping[Kernel, Corrected]) -> Params:
+    """The tuned params with the corrected kernels in place: what `write_output` would write, on the device."""
+    leaves: Leaves = get_leaves(tuned, KERNELS)
+    for path in KERNELS:
+        layers = [kernel.index[0] for kernel in corrected if kernel.path == path]
+        if layers:
+            rows = jnp.stack([jnp.asarray(corrected[Kernel(path, (layer,))].weights) for layer in layers])
+            leaves[path] = leaves[path].at[np.asarray(layers)].set(rows)
+    return put_leaves(tuned, leaves)
 
 
 def checked(

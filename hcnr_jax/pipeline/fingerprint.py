@@ -29,9 +29,13 @@ Fingerprint = dict[str, str]
 # count through the rows they choose.
 OPTIONS = {
     "scores": ("scores_at", "loss", "granularity", "microbatch", "stream", "mesh"),
-    "selection": ("priority", "in_weight", "cross_weight", "seed", "choose"),
-    "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at"),
+    "choice": ("choose",),
+    "selection": ("priority", "in_weight", "cross_weight", "seed"),
+    "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at", "refine"),
 }
+AFTER_CHOICE = ("selection", "kernels")
+# The entry of these stages that no option as typed can give, because the setting is chosen between the stages.
+TAKEN = "the setting that --choose took"
 
 
 def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
@@ -47,10 +51,14 @@ def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
         **{f"version of {name}": version for name, version in versions().items() if name != "device"},
         "device": versions()["device"],
     }
-    if config.choose is not None:  # its judges are the rows of these files that are not scored
-        found |= {option_name(RestoreConfig, name): sha256_file(getattr(config, name)) for name in ("honesty", "task")}
     stages: dict[str, Fingerprint] = {}
     for stage, fields in OPTIONS.items():
+        if stage == "choice" and config.choose is not None:
+            # It restores, which reads all options, and its judges are the rows of these files that are not scored.
+            fields = (*fields, *(name for later in AFTER_CHOICE for name in OPTIONS[later]))
+            found = found | {
+                option_name(RestoreConfig, name): sha256_file(getattr(config, name)) for name in ("honesty", "task")
+            }
         used = [name for name in fields if name not in config.unused]
         found = found | {option_name(RestoreConfig, name): _value(getattr(config, name)) for name in used}
         stages[stage] = found

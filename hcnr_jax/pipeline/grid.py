@@ -7,30 +7,25 @@ block sweep of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-
 from hcnr_jax.config import RestoreConfig, option_name
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.method.blocks import sweep_cases
-from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
-from hcnr_jax.models import KERNELS
-from hcnr_jax.pipeline.batches import microbatches
+from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.correcting import Corrected, checked, plain_kernels, settings_of
-from hcnr_jax.pipeline.model import block_model
+from hcnr_jax.pipeline.correcting import Corrected, batches_of, checked, plain_kernels, settings_of, sweep_model
 from hcnr_jax.pipeline.plan import Plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names
+from hcnr_jax.pipeline.refining import refined
 from hcnr_jax.pipeline.scoring import Scores
 from hcnr_jax.pipeline.selecting import Selection, kernel_squares, select_neurons
 
 # What the settings of a grid may differ in; everything else goes into the scores.
 FREE = frozenset(
     ("in_weight", "cross_weight", "priority", "compensation", "task_weight", "inputs", "solver", "damping",
-     "moments_at", "out")
+     "moments_at", "refine", "out")
 )  # fmt: skip
 
 
@@ -42,6 +37,13 @@ class GridResult(NamedTuple):
     corrected: dict[Kernel, Corrected]
 
 
+class GridFailure(NamedTuple):
+    """A setting of a grid that has no restoration: its place among the settings, and why."""
+
+    place: int
+    error: InputError
+
+
 def restore_grid(
     prepared: Prepared,
     plan: Plan,
@@ -51,50 +53,109 @@ def restore_grid(
     scores: Mapping[str, Scores],
     reporter: Reporter,
 ) -> Iterator[GridResult]:
-    """Every setting's restoration, those with local inputs first (they end together), as soon as it is done.
+    """`try_grid` where every setting must have a restoration: InputError at the first that has none."""
+    for item in try_grid(prepared, plan, configs, base, tuned, scores, reporter):
+        if isinstance(item, GridFailure):
+            raise item.error
+        yield item
+
+
+def try_grid(
+    prepared: Prepared,
+    plan: Plan,
+    configs: Sequence[RestoreConfig],
+    base: Params,
+    tuned: Params,
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+) -> Iterator[GridResult | GridFailure]:
+    """Every setting's restoration, those with local inputs first (they end together), as soon as it is done; or why it
+    has none (its selection or a solve failed), which keeps no other setting from its own.
 
     scores: of `run.score_pair` with `prepared.config`. InputError for a setting that differs from that configuration in
-    anything but `FREE`, or whose solve fails.
+    anything but `FREE`.
     """
     for config in configs:
         _check_same(prepared.config, config)
     spec, names = prepared.spec, kernel_names(prepared.spec)
     squares = list(kernel_squares(spec, base, tuned, prepared.config.granularity))
-    selections = [
-        select_neurons(config, spec, squares, scores["honesty"].scores, scores["task"].scores, names)
-        for config in configs
-    ]
-    for place, (config, selection) in enumerate(zip(configs, selections, strict=True)):
-        if config.compensation == "none":
-            yield GridResult(place, selection, dict(plain_kernels(config, spec, base, tuned, selection)))
-    local = [i for i, config in enumerate(configs) if config.compensation != "none" and config.inputs == "local"]
-    groups = [local, *([i] for i, c in enumerate(configs) if c.compensation != "none" and c.inputs == "propagated")]
-    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
-    for places in filter(None, groups):
-        found: dict[int, dict[Kernel, Corrected]] = {place: {} for place in places}
-        cases = [(settings_of(configs[place]), selections[place].masks) for place in places]
-        total = sum(len(selections[place].kept) for place in places)
-        with reporter.stage("correct kernels of the grid", total, "kernels") as stage:
-            for number, result in sweep_cases(
-                block_model(spec), cases, base, tuned, honesty, task, keep_inputs=plan.keep_inputs
-            ):
-                place = places[number]
-                kernel, item = checked(configs[place], result, selections[place], names)
-                found[place][kernel] = item
-                stage.advance()
-        for place in places:
-            yield GridResult(place, selections[place], found.pop(place))
+    selections: dict[int, Selection] = {}
+    for place, config in enumerate(configs):
+        try:
+            selections[place] = select_neurons(
+                config, spec, squares, scores["honesty"].scores, scores["task"].scores, names
+            )
+        except InputError as error:
+            yield GridFailure(place, error)
+    for item in _restored(prepared, plan, configs, selections, base, tuned, reporter):
+        config = configs[item.place]
+        if isinstance(item, GridResult) and config.refine:
+            try:
+                made = refined(config, prepared, plan, base, tuned, item.selection, item.corrected, reporter)
+            except NumericalError as error:
+                yield GridFailure(item.place, InputError(str(error)))
+                continue
+            item = item._replace(corrected=made.corrected)
+        yield item
 
 
-def restored_params(tuned: Params, corrected: Mapping[Kernel, Corrected]) -> Params:
-    """The tuned params with the corrected kernels in place: what `write_output` would write, on the device."""
-    leaves: Leaves = get_leaves(tuned, KERNELS)
-    for path in KERNELS:
-        layers = [kernel.index[0] for kernel in corrected if kernel.path == path]
-        if layers:
-            rows = jnp.stack([jnp.asarray(corrected[Kernel(path, (layer,))].weights) for layer in layers])
-            leaves[path] = leaves[path].at[np.asarray(layers)].set(rows)
-    return put_leaves(tuned, leaves)
+def _restored(
+    prepared: Prepared,
+    plan: Plan,
+    configs: Sequence[RestoreConfig],
+    selections: Mapping[int, Selection],
+    base: Params,
+    tuned: Params,
+    reporter: Reporter,
+) -> Iterator[GridResult | GridFailure]:
+    """Every selection's kernels put back and corrected."""
+    for place, selection in selections.items():
+        if configs[place].compensation == "none":
+            yield GridResult(place, selection, dict(plain_kernels(prepared, base, tuned, selection)))
+    for places in _groups(configs, selections):
+        cases = [(configs[place], selections[place]) for place in places]
+        for item in _sweep(prepared, plan, cases, base, tuned, reporter):
+            yield item._replace(place=places[item.place])
+
+
+def _groups(configs: Sequence[RestoreConfig], places: Iterable[int]) -> list[list[int]]:
+    """The places with a correction to solve for, those together that share a walk."""
+    solved = [place for place in places if configs[place].compensation != "none"]
+    local = [place for place in solved if configs[place].inputs == "local"]
+    return [*([local] if local else []), *([place] for place in solved if place not in local)]
+
+
+def _sweep(
+    prepared: Prepared,
+    plan: Plan,
+    cases: Sequence[tuple[RestoreConfig, Selection]],
+    base: Params,
+    tuned: Params,
+    reporter: Reporter,
+) -> Iterator[GridResult | GridFailure]:
+    """One group of `try_grid`; places are those among its cases."""
+    names, settings = kernel_names(prepared.spec), [settings_of(config) for config, _ in cases]
+    model = sweep_model(prepared.spec, settings[0], plan.dtype)
+    asked = [(one, selection.masks) for one, (_, selection) in zip(settings, cases, strict=True)]
+    honesty, task = batches_of(prepared, plan)
+    found: dict[int, dict[Kernel, Corrected]] = {place: {} for place in range(len(cases))}
+    with reporter.stage("correct kernels of the grid", sum(len(s.kept) for _, s in cases), "kernels") as stage:
+        for place, result in sweep_cases(model, asked, base, tuned, honesty, task, keep_inputs=plan.keep_inputs):
+            if place not in found:
+                continue
+            config, selection = cases[place]
+            try:
+                kernel, item = checked(config, result, selection, names)
+            except InputError as error:
+                del found[place]
+                yield GridFailure(place, error)
+                if not found:
+                    break
+                continue
+            found[place][kernel] = item
+            stage.advance()
+    for place in list(found):
+        yield GridResult(place, cases[place][1], found.pop(place))
 
 
 def _check_same(first: RestoreConfig, other: RestoreConfig) -> None:

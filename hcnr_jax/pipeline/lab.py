@@ -20,7 +20,8 @@ from hcnr_jax.experiments.config import ExperimentConfig
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.grid import FREE, restore_grid, restored_params
+from hcnr_jax.pipeline.correcting import restored_params
+from hcnr_jax.pipeline.grid import FREE, restore_grid
 from hcnr_jax.pipeline.kernel_map import KernelMap, kernel_map
 from hcnr_jax.pipeline.made_of import restoration
 from hcnr_jax.pipeline.opened import end_ids

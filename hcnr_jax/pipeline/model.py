@@ -18,6 +18,7 @@ from hcnr_jax.data import Batch
 from hcnr_jax.method.blocks import BlockModel
 from hcnr_jax.method.fisher import Loss
 from hcnr_jax.method.neurons import Kernel, Params
+from hcnr_jax.method.refine import Outputs
 from hcnr_jax.models import (
     GROUPS,
     KERNELS,
@@ -70,6 +71,24 @@ def head_nll(
     if window is not None:
         hidden, tokens, completion = completion_window(hidden, tokens, completion, window)
     return completion_nll(apply_head(spec, outer, hidden, dtype), tokens, completion, reduction)
+
+
+@functools.cache
+def completion_outputs(spec: ModelSpec, dtype: DTypeLike = jnp.float32, window: int | None = None) -> Outputs:
+    """What the model says of completions: logits, each with its share of its row's mean. `window` as in `row_loss`."""
+    decoder = Decoder(spec, dtype)
+
+    def outputs(params: Params, batch: Batch) -> tuple[Float[Array, "n t v"], Float[Array, "n t"]]:
+        tokens, completion = jnp.asarray(batch.tokens), jnp.asarray(batch.completion_mask)
+        hidden: Any = decoder.apply({"params": params}, tokens, jnp.asarray(batch.attention_mask), method="hidden")
+        if window is not None:
+            hidden, tokens, completion = completion_window(hidden, tokens, completion, window)
+        predicts = jnp.pad(completion[:, 1:], ((0, 0), (0, 1)))
+        counts = jnp.maximum(jnp.sum(predicts, axis=1, keepdims=True, dtype=jnp.int32), 1)
+        logits = apply_head(spec, params, hidden, dtype)
+        return logits, predicts.astype(logits.dtype) / counts.astype(logits.dtype)
+
+    return outputs
 
 
 @functools.cache

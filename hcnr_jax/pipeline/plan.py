@@ -15,6 +15,7 @@ from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.errors import InputError
 from hcnr_jax.memory import free_bytes
 from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
+from hcnr_jax.method.refine import COPIES, PRODUCTS
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
 from hcnr_jax.pipeline.batches import (
@@ -56,6 +57,7 @@ class Plan:
     weight_bytes: int
     score_bytes: int
     sweep_bytes: int
+    refine_bytes: int
     keep_inputs: bool
     output_bytes: int
     spill_bytes: int
@@ -67,7 +69,7 @@ class Plan:
         rate = matmul_rate(self.dtype)
         per_kernel = ", ".join(f"{_word(path)} {part} of {whole}" for path, (part, whole) in self.neurons.items())
         held = "3 blocks and the embeddings of both models" if self.read_bytes else "weights of both models"
-        working = size(max(self.score_bytes, self.sweep_bytes))
+        working = size(max(self.score_bytes, self.sweep_bytes, self.refine_bytes))
         lines = [
             ("kernels", f"{self.kept} of {self.kernels} kept"),
             ("neurons per kept kernel", per_kernel),
@@ -123,6 +125,7 @@ def make_plan(prepared: Prepared) -> Plan:
         weight_bytes=weight_bytes,
         score_bytes=max(rows * row_bytes(spec, length, window, config.stream) for length, rows in shapes),
         sweep_bytes=_sweep_bytes(config, spec, tokens) + keep_inputs * kept_inputs,
+        refine_bytes=4 * COPIES * kernel_weights if config.refine else 0,
         keep_inputs=keep_inputs,
         output_bytes=stored,
         spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,
@@ -202,7 +205,8 @@ def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list
         products = 2.0 * (tokens[0] * (3 if propagated else 1) + (swept - tokens[0]) * (2 if propagated else 1))
         moments = sum(products * width**2 + width**3 for width in _widths(spec))
         flops += spec.num_layers * min(1.0, config.cross_weight * len(KERNELS) / 4) * moments
-    return flops
+    # A step's products (a forward pass, the same with its derivative, one backward with recomputation) and gradient.
+    return flops + config.refine * (12.0 * PRODUCTS + 14.0) * parameters * total
 
 
 def matmul_rate(dtype: str = "float32", size_: int = 512, repeats: int = 4) -> float:

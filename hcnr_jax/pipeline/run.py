@@ -21,7 +21,7 @@ from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.peers import together
-from hcnr_jax.pipeline.batches import Shape, microbatches
+from hcnr_jax.pipeline.batches import Shape
 from hcnr_jax.pipeline.choosing import choose_setting, open_choice
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.correcting import correct
@@ -29,6 +29,7 @@ from hcnr_jax.pipeline.fingerprint import Fingerprint, fingerprints
 from hcnr_jax.pipeline.kept import has_scores, keep_scores, keep_selection, recall_scores, recall_selection
 from hcnr_jax.pipeline.plan import Plan, make_plan
 from hcnr_jax.pipeline.prepare import Prepared, kernel_names, prepare
+from hcnr_jax.pipeline.refining import refined
 from hcnr_jax.pipeline.scoring import Scores, Scoring, losses_of, prepare_scoring, score
 from hcnr_jax.pipeline.selecting import Selection, kernel_squares, select_neurons
 from hcnr_jax.pipeline.session import check_leftover, clear_leftovers, is_finished, session
@@ -50,13 +51,14 @@ class Restored(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a run writes: the configuration it settled on, and how (--choose); what was selected, corrected, scored."""
+    """What a run writes: the configuration it settled on; what was selected, corrected, scored. notes: what hcnr.json
+    says of `choice` (--choose) and `refine`, where there is any."""
 
     config: RestoreConfig
     selection: Selection
     corrected: dict[Kernel, Corrected]
     scores: dict[str, Scores]
-    choice: dict[str, Any] | None
+    notes: dict[str, Any]
 
 
 def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored:
@@ -107,9 +109,7 @@ def _run(
             made = _make(prepared, plan, reporter, work, spill)
             reporter.clean_point = lambda: None
         chosen = dataclasses.replace(prepared, config=made.config)
-        write_output(
-            chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.choice
-        )
+        write_output(chosen, plan, made.selection, made.corrected, made.scores, reporter, stages["kernels"], made.notes)
         distributed.barrier("written")
         return config.out
 
@@ -120,34 +120,22 @@ def _make(prepared: Prepared, plan: Plan, reporter: Reporter, work: Work, spill:
     names = kernel_names(spec)
     base, tuned = load_pair(prepared, plan, reporter, work)
     scores = score_pair(prepared, plan, base, tuned, reporter, spill, work)
-    choice = None
+    notes: dict[str, Any] = {}
     if config.choose is not None:
-        config, choice = choose_setting(prepared, plan, base, tuned, scores, reporter)
+        config, notes["choice"] = choose_setting(prepared, plan, base, tuned, scores, reporter, work)
+        prepared = dataclasses.replace(prepared, config=config)
     selection = recall_selection(work, spec)
     if selection is None:
         squares = kernel_squares(spec, base, tuned, config.granularity)
         selection = select_neurons(config, spec, squares, scores["honesty"].scores, scores["task"].scores, names)
         keep_selection(work, selection)
-    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
     # On a mesh corrected kernels are whole, and go to the disk rather than stay on one device each.
     release = config.stream or prepared.layout is not None
     store = Store(work, prepared.tuned, spec, selection, config.granularity, release)
-    corrected = correct(
-        config,
-        spec,
-        base,
-        tuned,
-        selection,
-        honesty,
-        task,
-        names,
-        reporter,
-        plan.dtype,
-        store,
-        prepared.layout,
-        plan.keep_inputs,
-    )
-    return Made(config, selection, corrected, scores, choice)
+    corrected = correct(prepared, plan, base, tuned, selection, reporter, store)
+    if config.refine:
+        corrected, notes["refine"] = refined(config, prepared, plan, base, tuned, selection, corrected, reporter)
+    return Made(config, selection, corrected, scores, notes)
 
 
 def scoring_of(prepared: Prepared, plan: Plan) -> Scoring:

@@ -2,6 +2,7 @@
 
     work.json              what each stage depends on (`fingerprint`), and the shapes of the microbatches
     scores-SET, losses-*   Orbax folders: trees, small and written once
+    choice.json            what `--choose` tried and took
     selection              Orbax too
     kernels/PATH-INDEX     a file a kernel: sha256, then safetensors with its restored rows alone (the rest is TUNED's)
 
@@ -32,11 +33,13 @@ from hcnr_jax.distributed import is_first
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.pipeline.batches import Shape
-from hcnr_jax.pipeline.fingerprint import Fingerprint, differences
+from hcnr_jax.pipeline.fingerprint import AFTER_CHOICE, TAKEN, Fingerprint, differences
+from hcnr_jax.report.records import to_json
 
 MANIFEST = "work.json"
 SCORES = ("scores-honesty", "scores-task", "losses-base", "losses-tuned")
 """The trees of the first stage."""
+CHOICE = "choice.json"
 _DIGEST = hashlib.sha256().digest_size
 # Kernels that may wait for the disk before the next solve has to.
 WAITING = 2
@@ -57,6 +60,7 @@ class Work:
     def __init__(self, out: Path, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...]) -> None:
         self.folder = work_path(out)
         self.stages, self.shapes = dict(stages), shapes
+        self._left: tuple[str, ...] = ()  # stages that an interrupted run began
         self._kernels = self.folder / "kernels"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="work")
         self._pending: deque[Future[None]] = deque()
@@ -72,16 +76,44 @@ class Work:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.folder}: expected what an interrupted run left, found something else; remove it "
                              "to begin anew") from error  # fmt: skip
-        for stage in self._begun():
-            other = differences(found.get(stage, {}), self.stages[stage])
-            if other:
-                raise InputError(
-                    f"--resume: the {stage} in {self.folder} were made otherwise ({'; '.join(other)}); repeat the "
-                    "command as it was, or remove that folder to begin anew"
-                )
+        self._left = tuple(self._begun())
+        for stage in self._left:
+            there = found.get(stage, {})
+            # What --choose took is known later: compared in `settle_choice`, and kept until then.
+            taken = {name: value for name, value in there.items() if name == TAKEN}
+            self._check(stage, there, self.stages[stage] | taken)
+            self.stages[stage] = self.stages[stage] | taken
         self.shapes = shapes  # an accelerator's free memory, and with it the choice, may have changed
         if is_first():
             self._write_manifest()
+
+    def settle_choice(self, taken: str) -> None:
+        """What `--choose` took (kept before) becomes a part of the later stages. InputError where one that is left was
+        made with another setting."""
+        later = {stage: self.stages[stage] | {TAKEN: taken} for stage in AFTER_CHOICE}
+        for stage in [stage for stage in self._left if stage in later]:
+            self._check(stage, self.stages[stage], later[stage])
+        self.stages |= later
+        if is_first():
+            self._write_manifest()
+
+    def choice(self) -> dict[str, Any] | None:
+        """The kept choice, None where there is none."""
+        if not self.has(CHOICE):
+            return None
+        try:
+            return dict(json.loads((self.folder / CHOICE).read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{self.folder / CHOICE}: cannot be read as a choice; remove {self.folder} to begin "
+                             "anew") from error  # fmt: skip
+
+    def keep_choice(self, record: Mapping[str, Any]) -> None:
+        """Save what was chosen, and from what."""
+        if not is_first():
+            return
+        self._begin()
+        with explained(self.folder):
+            write_durably(self.folder / CHOICE, to_json(record))
 
     def tree(self, name: str) -> dict[str, Any] | None:
         """A kept tree of numpy arrays, None where there is none."""
@@ -131,7 +163,7 @@ class Work:
 
     def describe(self) -> str:
         """What is kept, as a person reads it."""
-        trees = [name for name in (*SCORES, "selection") if self.has(name)]
+        trees = [name.removesuffix(".json") for name in (*SCORES, CHOICE, "selection") if self.has(name)]
         count = len(self.kernels())
         return ", ".join([*trees, *([f"{count} kernels"] if count else [])]) or "nothing"
 
@@ -143,14 +175,22 @@ class Work:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def has(self, name: str) -> bool:
-        """Whether a tree is kept."""
-        return (self.folder / name).is_dir()
+        """Whether a tree, or the choice, is kept."""
+        return (self.folder / name).exists()
 
     def _begun(self) -> Iterator[str]:
-        places = {"scores": SCORES, "selection": ("selection",)}
+        places = {"scores": SCORES, "choice": (CHOICE,), "selection": ("selection",)}
         for stage in self.stages:
             if any(self.has(name) for name in places.get(stage, ())) or (stage == "kernels" and self.kernels()):
                 yield stage
+
+    def _check(self, stage: str, there: Fingerprint, here: Fingerprint) -> None:
+        other = differences(there, here)
+        if other:
+            raise InputError(
+                f"--resume: the {stage} in {self.folder} were made otherwise ({'; '.join(other)}); repeat the command "
+                "as it was, or remove that folder to begin anew"
+            )
 
     def _begin(self) -> None:
         if not (self.folder / MANIFEST).is_file():

@@ -59,12 +59,12 @@ def write_output(
     scores: Mapping[str, Scores],
     reporter: Reporter,
     fingerprint: Fingerprint,
-    choice: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any],
 ) -> Path:
     """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
 
     Every process calls it: each writes its share of the weight files, the first all else, and it alone makes the
-    folder and gives it its name. choice: what `--choose` tried and took, for the record.
+    folder and gives it its name. notes: what else the record says, such as what `--choose` tried and took.
     """
     config, tuned = prepared.config, prepared.tuned
     restored = RestoredTensors(corrected, tuned, prepared.spec)
@@ -93,8 +93,7 @@ def write_output(
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
         record = make_record(prepared, plan, selection, corrected, scores, reporter)
-        if choice is not None:
-            record["choice"] = dict(choice)
+        record |= notes
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["fingerprint"] = fingerprint
         record["outputs"] = _files_under(folder)

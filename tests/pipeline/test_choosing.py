@@ -1,20 +1,31 @@
 """`hcnr restore --choose`: judged on rows that were not scored, written whole, refused early."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
+from hcnr_jax.checkpoints import HFTensors
+from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import normalise_question, parse_row
+from hcnr_jax.errors import InputError, Stopped
 from hcnr_jax.evaluate import question_of
-from hcnr_jax.pipeline import choosing
+from hcnr_jax.experiments.choose import Choice, choose
+from hcnr_jax.experiments.measure import METRICS
+from hcnr_jax.pipeline import choosing, grid
 from hcnr_jax.pipeline.choosing import held_out, open_choice, settings_of
 from hcnr_jax.pipeline.console import Reporter
 from hcnr_jax.pipeline.prepare import prepare
-from tests.pipeline.worlds import call, make_world
+from hcnr_jax.pipeline.stopping import Stopping
+from tests.pipeline.test_resume import result_of
+from tests.pipeline.worlds import call, make_world, record_of, restore, weights_of
 from tests.tiny import honesty_rows, task_rows, write_rows
 
 ROWS = 30
+SCORES = dict.fromkeys(METRICS, 0.5)
+CHOOSE = ("--choose", "task_accuracy >= -0.5pt")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +36,14 @@ def world(tmp_path_factory):
     write_rows(world.honesty, [*unlabelled, *known])
     write_rows(world.task, [{k: v for k, v in row.items() if k != "answers"} for row in task_rows(ROWS)])
     return world
+
+
+def judge(patch, place) -> None:
+    """Three settings of equal scores, of which the one at `place` is taken, as another run's rounding might have it."""
+    patch.setattr(choosing, "CROSS_WEIGHTS", (0.4,))
+    patch.setattr(choosing, "TASK_WEIGHTS", (1.0, 4.0))
+    patch.setattr(choosing, "_asked", lambda *arguments: SCORES)
+    patch.setattr(choosing, "choose", lambda found, tuned, constraint: Choice(place, False))
 
 
 def config_of(world, **values):
@@ -74,12 +93,62 @@ def test_the_choice_is_written_with_its_whole_table(world, monkeypatch) -> None:
     assert set(choice["tuned"]) >= {"honesty_f1", "task_accuracy"} and choice["questions"]["task"] >= 16
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("inputs", ["local", "propagated"])
+def test_the_weights_that_were_judged_are_written(world, tmp_path, monkeypatch, inputs, dtype) -> None:
+    asked = []
+    judge(monkeypatch, 1)
+    monkeypatch.setattr(choosing, "_asked", lambda prepared, opened, params: asked.append((prepared, params)) or SCORES)
+    out = restore(world, tmp_path / "out", *CHOOSE, "--inputs", inputs, "--dtype", dtype, "--cross-weight", 0.4)
+    prepared, params = asked[2]  # TUNED, the settings as given, then the one that is taken
+    judged = HFTensors(params, prepared.spec, dict.fromkeys(tensor_names(prepared.spec), "F32"))
+    for name, weights in weights_of(out).items():
+        np.testing.assert_array_equal(judged[name], weights, err_msg=name)
+
+
+def fail(patch, fails) -> None:
+    """Solves explode for the settings that `fails` is true of."""
+    checked = grid.checked
+
+    def check(config, *arguments):
+        if fails(config):
+            raise InputError("tensor t: the correction is 12 times the base kernel's norm")
+        return checked(config, *arguments)
+
+    patch.setattr(grid, "checked", check)
+
+
+@pytest.mark.parametrize("inputs", ["local", "propagated"])
+def test_a_setting_that_fails_is_in_the_table_and_the_run_goes_on(world, tmp_path, monkeypatch, inputs) -> None:
+    judge(monkeypatch, 0)
+    monkeypatch.setattr(choosing, "choose", choose)
+    fail(monkeypatch, lambda config: config.task_weight == 4.0)
+    ended = call(*world.arguments("--out", tmp_path / "out", *CHOOSE, "--inputs", inputs))
+    assert ended.code == 0, ended.err
+    assert "cross_weight=0.4, task_weight=4 failed: tensor t: the correction is 12 times" in ended.err
+    settings = record_of(tmp_path / "out")["choice"]["settings"]
+    assert [item.get("failed", "").split(":")[0] for item in settings] == ["", "", "tensor t"]
+    assert all(("honesty_f1" in item) != ("failed" in item) for item in settings)
+
+
+def test_where_every_setting_fails_each_is_named(world, tmp_path, monkeypatch) -> None:
+    judge(monkeypatch, 0)
+    monkeypatch.setattr(choosing, "CROSS_WEIGHTS", (0.001,))
+    monkeypatch.setattr(choosing, "TASK_WEIGHTS", (1.0,))
+    fail(monkeypatch, lambda config: True)
+    ended = call(*world.arguments("--out", tmp_path / "out", *CHOOSE))
+    assert ended.code == 2 and "--choose: none of the 2 settings can be restored" in ended.err
+    assert "[cross_weight=0.4, task_weight=2] tensor t: the correction is 12 times" in ended.err
+    assert "[cross_weight=0.001, task_weight=1] " in ended.err and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--choose", "tasks >= 1"], "--choose 'tasks >= 1': unknown metric 'tasks'"),
         (["--choose", "task_accuracy >= -0.5"], 'a signed number needs a unit, `pt` or `%`: write "task_accuracy >='),
         (["--choose", "task_accuracy >= -1pt", "--stream"], "give one of the two"),
+        (["--choose", "task_accuracy >= -1pt", "--mesh", "data=2"], "leave --mesh and --distributed out"),
         (["--choose", "task_accuracy >= -1pt", "--samples", "28"], "rows beside the 28 that are scored"),
     ],
 )
@@ -100,3 +169,73 @@ def test_the_constraint_is_said_and_rows_of_one_kind_are_warned_about(world, tmp
     assert ended.code == 0 and "has no answerable row to judge over-refusal with" in " ".join(ended.err.split())
     ended = call(*world.arguments("--honesty", refusals, *options, "over_refusal <= 5%"))
     assert ended.code == 2 and "so that over_refusal cannot be measured" in " ".join(ended.err.split())
+
+
+# ---------------------------------------------------------------- what is chosen stays chosen
+
+
+@pytest.fixture
+def interrupted(world, tmp_path, monkeypatch):
+    """(--out, work folder, what a whole run writes) of a run that took setting 1 and was stopped among its kernels."""
+    out, work = tmp_path / "out", tmp_path / ".out.hcnr-work"
+
+    def check(self) -> None:
+        if any((work / "kernels").glob("[!.]*")):
+            raise Stopped("stopped by SIGTERM", 143)
+
+    with monkeypatch.context() as patch:
+        judge(patch, 1)
+        whole = result_of(restore(world, tmp_path / "whole", *CHOOSE))
+        patch.setattr(Stopping, "check", check)
+        ended = call(*world.arguments("--out", out, *CHOOSE))
+    assert ended.code == 143, ended.err
+    return out, work, whole
+
+
+def test_a_choice_is_made_once_however_often_a_run_is_stopped(world, interrupted, monkeypatch) -> None:
+    out, _, whole = interrupted
+    judge(monkeypatch, 2)
+    ended = call(*world.arguments("--out", out, *CHOOSE, "--resume"))
+    assert ended.code == 0 and result_of(out) == whole, ended.err
+    assert "choice, selection" in ended.err and "task_weight=1 <- taken" in ended.err, ended.err
+    assert "kernels of the grid" not in ended.err, "no setting is tried again"
+    record = record_of(out)
+    assert record["config"]["task_weight"] == record["choice"]["chosen"]["task_weight"] == 1.0
+    assert any("no setting holds" in warning for warning in record["warnings"])
+
+
+def test_products_of_another_choice_are_refused_by_name(world, interrupted, monkeypatch) -> None:
+    out, work, whole = interrupted
+    (work / "choice.json").unlink()
+    with monkeypatch.context() as patch:
+        judge(patch, 2)
+        ended = call(*world.arguments("--out", out, *CHOOSE, "--resume"))
+    assert ended.code == 2 and "the selection in" in ended.err
+    there, here = ("--cross-weight 0.4, --task-weight " + weight for weight in ("1.0", "4.0"))
+    assert f"the setting that --choose took is {there} there, {here} here" in ended.err
+    (work / "choice.json").unlink()
+    judge(monkeypatch, 1)
+    assert result_of(restore(world, out, *CHOOSE, "--resume")) == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((*CHOOSE, "--damping", 0.1), "--damping is 0.01 there, 0.1 here"),
+        ((), "--choose is task_accuracy >= -0.5pt there, none here"),
+    ],
+)
+def test_a_choice_of_other_options_is_refused_by_name(world, interrupted, options, message) -> None:
+    out, work, _ = interrupted
+    shutil.rmtree(work / "selection")
+    for kernel in (work / "kernels").iterdir():
+        kernel.unlink()
+    ended = call(*world.arguments("--out", out, *options, "--resume"))
+    assert ended.code == 2 and "the choice in" in ended.err and message in ended.err, ended.err
+
+
+def test_a_damaged_choice_is_named(world, interrupted) -> None:
+    out, work, _ = interrupted
+    (work / "choice.json").write_text("{")
+    ended = call(*world.arguments("--out", out, *CHOOSE, "--resume"))
+    assert ended.code == 2 and "choice.json: cannot be read as a choice" in ended.err
