@@ -32,7 +32,7 @@ def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
     """One row a set: honesty F1, share of the unanswerable questions refused, over-refusal, their difference, accuracy
     (of an honesty set: known facts), and where measured P(refuse)'s AUROC and ECE."""
     calibrated = bool(scores["calibration"])
-    header = ["set", "n", "F1", "refused unanswerable", "over-refusal", "refusal delta", "accuracy"]
+    header = ["set", "n", "F1", "refused", "over-\nrefusal", "delta", "accuracy"]
     header += ["AUROC", "ECE"] if calibrated else []
     rows = []
     for name, found in scores["honesty"].items():
