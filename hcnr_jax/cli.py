@@ -17,20 +17,25 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from hcnr_jax import __version__
-from hcnr_jax.config import Config, RunConfig, build, is_positional, option_name, read_yaml
+from hcnr_jax.config import Config, RunConfig, build, example_of, is_positional, option_name, read_yaml
 from hcnr_jax.errors import InputError, RunError, Stopped
 from hcnr_jax.peers import leave
+from hcnr_jax.presets import preset, presets
 
 # Environment variable that asks for tracebacks.
 TRACEBACK = "HCNR_TRACEBACK"
 
 
 class Command(NamedTuple):
-    """A subcommand: where its configuration and its function live, imported only when it is called."""
+    """A subcommand: where its configuration and its function live, imported only when it is called.
+
+    device: whether the devices are opened first; not by a command that needs none, or opens them itself.
+    """
 
     config: str
     function: str
     summary: str
+    device: bool = True
 
 
 COMMANDS = {
@@ -40,7 +45,9 @@ COMMANDS = {
     "restore": Command(
         "hcnr_jax.config:RestoreConfig", "hcnr_jax.pipeline:restore", "restore a fine-tuned model's honesty"
     ),
-    "apply": Command("hcnr_jax.config:ApplyConfig", "hcnr_jax.pipeline:apply", "apply or revert a restoration's patch"),
+    "apply": Command(
+        "hcnr_jax.config:ApplyConfig", "hcnr_jax.pipeline:apply", "apply or revert a restoration's patch", device=False
+    ),
     "tune": Command("hcnr_jax.config:TuneConfig", "hcnr_jax.pipeline.tune:tune", "fine-tune a model on JSONL rows"),
     "evaluate": Command(
         "hcnr_jax.config:EvaluateConfig", "hcnr_jax.pipeline.evaluate:evaluate", "measure a model's honesty and task"
@@ -62,11 +69,15 @@ COMMANDS = {
         "hcnr_jax.pipeline.recovery:recovery",
         "how fast honesty comes back when it is taught",
     ),
-    "data": Command("hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows"),
+    "data": Command(
+        "hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows", device=False
+    ),
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"
     ),
-    "bench": Command("hcnr_jax.config:BenchConfig", "hcnr_jax.bench:bench", "measure speed and memory on this machine"),
+    "bench": Command(
+        "hcnr_jax.config:BenchConfig", "hcnr_jax.bench:bench", "measure speed and memory on this machine", device=False
+    ),
 }
 
 
@@ -95,8 +106,11 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         if name not in COMMANDS:
             raise InputError(f"unknown command {name!r}; expected one of: {', '.join(COMMANDS)}")
-        config = parse(_load(COMMANDS[name].config), rest, f"hcnr {name}")
-        _load(COMMANDS[name].function)(config)
+        command = COMMANDS[name]
+        config = parse(_load(command.config), rest, f"hcnr {name}")
+        if command.device and getattr(config, "distributed", None) is None:
+            _load("hcnr_jax.devices:open_devices")()
+        _load(command.function)(config)
     except InputError as error:
         errors.print(f"hcnr {name}: {error}", markup=False)
         return 2
@@ -140,6 +154,7 @@ def usage() -> str:
             *lines,
             "",
             "hcnr COMMAND --help lists a command's options; --config FILE reads them from YAML.",
+            "hcnr --version names this release.",
         ]
     )
 
@@ -194,14 +209,26 @@ def _allows_none(kind: Any) -> bool:
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
-    for place, argument in enumerate(arguments):
-        if argument == "--config":
-            if place + 1 == len(arguments):
-                raise InputError("--config: expected the path of a YAML file")
-            return arguments[:place] + arguments[place + 2 :], Path(arguments[place + 1])
-        if argument.startswith("--config="):
-            return arguments[:place] + arguments[place + 1 :], Path(argument.removeprefix("--config="))
-    return arguments, None
+    """The arguments without --config, and its file. InputError where it has none, or is given twice."""
+    places = [place for place, argument in enumerate(arguments) if argument.partition("=")[0] == "--config"]
+    if not places:
+        return arguments, None
+    if len(places) > 1:
+        raise InputError(f"--config is given {len(places)} times; put all keys into one file, or give them as options")
+    place = places[0]
+    _, equals, value = arguments[place].partition("=")
+    if equals:
+        return arguments[:place] + arguments[place + 1 :], _config_file(value)
+    if place + 1 == len(arguments):
+        raise InputError("--config: expected the path of a YAML file")
+    return arguments[:place] + arguments[place + 2 :], _config_file(arguments[place + 1])
+
+
+def _config_file(text: str) -> Path:
+    """A file as named, or a preset's: a bare word that is no file. InputError lists the presets."""
+    path = Path(text)
+    bare = path.name == text and not path.suffix and not path.exists()
+    return preset(text, "--config") if bare else path
 
 
 def _flags(cls: type[RunConfig], given: dict[str, Any]) -> Any:
@@ -212,7 +239,9 @@ def _flags(cls: type[RunConfig], given: dict[str, Any]) -> Any:
         marks: list[Any] = [tyro.conf.Positional] if is_positional(info.metadata) else []
         kind: Any = Annotated[info.annotation, _argument(name, info, default), *marks]
         fields.append((name, kind, dataclasses.field(default=default)))
-    help_ = "YAML file with these options as keys (in_weight: 0.5), read first: options override it"
+    help_ = f"YAML file with these options as keys ({example_of(cls)}), read first: options override it"
+    if cls.__name__ == "RestoreConfig":
+        help_ += f"; or the name of a preset: {', '.join(presets())}"
     config: Any = Annotated[Path | None, tyro.conf.arg(help=help_, metavar="FILE", help_behavior_hint="(optional)")]
     fields.append(("config", config, dataclasses.field(default=None)))  # for the help; `_take_config` has taken it
     return dataclasses.make_dataclass(cls.__name__, fields)

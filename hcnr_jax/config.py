@@ -35,10 +35,11 @@ class RestoreConfig(RunConfig):
     """Put the honesty-critical neurons of a fine-tuned model back and correct them so that its task keeps working."""
 
     base: Annotated[str, Positional()] = Field(
-        description="the aligned model before fine-tuning: a Hugging Face folder"
+        description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
     )
     tuned: Annotated[str, Positional()] = Field(
-        description="the model after fine-tuning: a Hugging Face folder, or a PEFT LoRA adapter folder trained on BASE"
+        description="the model after fine-tuning: a Hugging Face folder or hub name, or a PEFT LoRA adapter trained on "
+        "BASE"
     )
     honesty: Path = Field(description="JSONL rows the model should handle honestly: {prompt, completion} or {messages}")
     task: Path = Field(description="JSONL rows of the task it was tuned for, same shapes")
@@ -80,7 +81,12 @@ class RestoreConfig(RunConfig):
         None, description="several processes: auto (TPU pod, SLURM, MPI), or COORDINATOR:PORT,PROCESSES,NUMBER"
     )
     choose: str | None = Field(
-        None, description='take the most honest of a few settings under a constraint: "task_accuracy >= -0.5pt"'
+        None,
+        description="take the most honest of a few settings under a constraint, judged on 16 rows or more of each "
+        "file beyond --samples: METRIC >= VALUE or <=, such as "
+        '"task_accuracy >= -0.5pt" (half a point below TUNED\'s) or "over_refusal <= 5%" (in all). METRIC: honesty_f1, '
+        "refusal_delta, over_refusal, task_accuracy, known_facts; "
+        "VALUE: with pt, points against TUNED; with %, percent (with a sign: against TUNED); else a fraction 0-1",
     )
     dry_run: bool = Field(False, description="say what would be done and refused, and stop")
     resume: bool = Field(False, description="go on with a run that was stopped or killed; begins one if there is none")
@@ -129,7 +135,7 @@ class ApplyConfig(RunConfig):
 
     patch: Annotated[Path, Positional()] = Field(description="hcnr.patch.safetensors, or the folder that holds it")
     model: Annotated[str, Positional()] = Field(
-        description="the tuned model's folder (with --revert: the restored one's)"
+        description="the tuned model's folder or hub name (with --revert: the restored one's)"
     )
     out: Path = Field(description="folder to write; must not exist, or be empty")
     revert: bool = Field(False, description="take the patch off again")
@@ -138,7 +144,9 @@ class ApplyConfig(RunConfig):
 class TuneConfig(RunConfig):
     """Fine-tune a model on rows of text; the loss counts completion tokens alone. AdamW, warm-up, cosine, clipping."""
 
-    model: Annotated[Path, Positional()] = Field(description="the model to fine-tune: a Hugging Face folder")
+    model: Annotated[Path, Positional()] = Field(
+        description="the model to fine-tune: a Hugging Face folder or hub name"
+    )
     data: Path = Field(description="JSONL rows: prompt and completion, or messages")
     out: Path = Field(description="folder to write, a model or with --lora an adapter; must not exist, or be empty")
     objective: Literal["sft", "dpo", "orpo"] = Field("sft", description="dpo, orpo: rows of prompt, chosen, rejected")
@@ -164,7 +172,9 @@ class TuneConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """Ask a model honesty and task questions, and measure what it refuses, what it gets right, and how surely."""
 
-    model: Annotated[str, Positional()] = Field(description="a Hugging Face folder, or a LoRA adapter with --base")
+    model: Annotated[str, Positional()] = Field(
+        description="a Hugging Face folder or hub name, or a LoRA adapter with --base"
+    )
     out: Path = Field(description="metrics file to write (.json); the records lie beside it")
     honesty: tuple[str, ...] = Field(
         (),
@@ -193,9 +203,9 @@ class EvaluateConfig(RunConfig):
 class ProbeConfig(RunConfig):
     """Does the tuned model still know what it does not know? Probes trained on BASE, applied unchanged to TUNED."""
 
-    base: Annotated[str, Positional()] = Field(description="the aligned model: a Hugging Face folder")
+    base: Annotated[str, Positional()] = Field(description="the aligned model: a Hugging Face folder or hub name")
     tuned: Annotated[str, Positional()] = Field(
-        description="the fine-tuned model: a Hugging Face folder, or a LoRA adapter trained on BASE"
+        description="the fine-tuned model: a Hugging Face folder or hub name, or a LoRA adapter trained on BASE"
     )
     honesty: tuple[str, ...] = Field(
         description="NAME=FILE...: rows with `answerable`, or an official honesty benchmark under its name"
@@ -248,10 +258,10 @@ class DiagnoseConfig(RunConfig):
     """Before a restoration: will it work for these models and rows? After one (--restored): did anything suffer?"""
 
     base: Annotated[str, Positional()] = Field(
-        description="the aligned model before fine-tuning: a Hugging Face folder"
+        description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
     )
     tuned: Annotated[str, Positional()] = Field(
-        description="the model after fine-tuning: a Hugging Face folder, or a LoRA adapter trained on BASE"
+        description="the model after fine-tuning: a Hugging Face folder or hub name, or a LoRA adapter trained on BASE"
     )
     honesty: Path = Field(description="the rows restore is given; with `answerable`, the premise can be checked")
     task: Path = Field(description="the task rows restore is given; with `answers`, --restored can be checked")
@@ -286,7 +296,10 @@ with warnings.catch_warnings():
         shape: Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-4b", "100m", "tiny"] = Field(
             "100m", description="whose sizes the random model has"
         )
-        sections: str = Field("all", description="what to measure: all, or names with commas (fisher,compensate)")
+        sections: str = Field(
+            "all",
+            description="what to measure: all, or names with commas, of: restore, files, sweep, fisher, compensate",
+        )
         rows: int = Field(128, ge=1, description="honesty rows and as many task rows")
         tokens: int = Field(64, ge=8, description="tokens of a row")
         microbatch: int | None = Field(None, ge=1, description="rows scored at once; default: chosen from the sizes")
@@ -307,6 +320,13 @@ def option_name(cls: type[RunConfig], field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def example_of(cls: type[RunConfig]) -> str:
+    """A key and its value as a command's YAML may have them: the first field with a default that is a plain value."""
+    found = ((name, info.default) for name, info in cls.model_fields.items())
+    plain = ((name, value) for name, value in found if isinstance(value, bool | int | float | str) and value != "")
+    return next(f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in plain)
+
+
 def is_positional(metadata: list[Any]) -> bool:
     """Whether a pydantic field's metadata marks it as taken by place."""
     return any(isinstance(item, Positional) for item in metadata)
@@ -320,10 +340,29 @@ def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
         raise InputError("; ".join(_explain(cls, item) for item in error.errors())) from None
 
 
+class _RepeatedKey(Exception):
+    """A key that a mapping holds twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would take the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise _RepeatedKey(f"key {key.value!r} is given twice, in lines {first[key.value]} and {line}")
+            first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(cls: type[RunConfig], path: Path) -> dict[str, Any]:
     """The keys of a YAML file as validated field values. Unknown keys and wrong values are refused by name."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except _RepeatedKey as error:
+        raise InputError(f"--config {path}: {error}; keep one of them") from None
     except OSError as error:
         raise InputError(f"--config {path}: cannot be read ({error.strerror}); expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -331,7 +370,7 @@ def read_yaml(cls: type[RunConfig], path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"--config {path}: expected keys and values, such as 'in_weight: 0.5', found {values!r}")
+        raise InputError(f"--config {path}: expected keys and values, such as {example_of(cls)!r}, found {values!r}")
     return {key: _field_value(cls, path, key, value) for key, value in values.items()}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the one way to a barrier with a timeout of its own
 from jax.experimental import multihost_utils
 
+from hcnr_jax.devices import open_devices
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.peers import watch
 
@@ -35,15 +36,17 @@ def start(text: str | None) -> None:
     """
     if text is None or jax.distributed.is_initialized():
         return
+    arguments = _arguments(text)
     waits: dict[str, Any] = {"initialization_timeout": START_TIMEOUT, "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT}
     try:
-        jax.distributed.initialize(**_arguments(text), **waits)
+        jax.distributed.initialize(**arguments, **waits)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"--distributed {text}: the processes did not meet ({' '.join(str(error).split())[:300]}); expected auto "
             "in a TPU pod, SLURM or MPI job, or COORDINATOR:PORT,PROCESSES,NUMBER with the same coordinator in every "
             "process"
         ) from error
+    open_devices()
     if jax.process_count() > 1:
         watch(global_state.client, jax.process_count(), jax.process_index())
 

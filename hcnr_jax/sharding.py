@@ -40,7 +40,9 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, _, size = part.partition("=")
-        if name not in AXES or not size.isdigit() or int(size) < 1:
+        if name in AXES and size.lstrip("-").isdigit() and int(size) < 1:
+            raise InputError(f"--mesh {text}: sizes are 1 or more, got {part!r}; leave an axis of one device out")
+        if name not in AXES or not size.isdigit():
             raise InputError(f"--mesh {text}: expected axes out of {', '.join(AXES)}, as in data=2, got {part!r}")
         if name in sizes:
             raise InputError(f"--mesh {text}: the axis {name} is given twice")

@@ -1,7 +1,12 @@
 """The command line itself: what it parses, what its help says, how it ends. The runs are in tests/pipeline."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from hcnr_jax import __version__, cli
@@ -43,7 +48,7 @@ def test_every_command_has_help(command, capsys) -> None:
 def test_overview_and_version(capsys) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name}" in shown for name in COMMANDS) and "--config FILE" in shown
+    assert all(f"  {name}" in shown for name in COMMANDS) and "--config FILE" in shown and "hcnr --version" in shown
     assert main([]) == 2 and "usage: hcnr COMMAND" in capsys.readouterr().out
     assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == f"hcnr_jax {__version__}"
 
@@ -78,6 +83,61 @@ def test_config_first_options_override(tmp_path) -> None:
     assert (config.base, config.tuned, config.in_weight, config.seed) == ("x", "t", 0.75, 5)
     with pytest.raises(InputError, match="--config: expected the path of a YAML file"):
         parse(RestoreConfig, ["--config"], "hcnr restore")
+
+
+def test_config_names_a_file_once_or_a_preset(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert restore_config("--config", "paper").priority == "raw"
+    Path("paper").write_text("priority: random\n")
+    assert restore_config("--config", "paper").priority == "random"
+    with pytest.raises(InputError, match=r"--config papers: .* no preset 'papers'; expected one of: .*paper, "):
+        restore_config("--config", "papers")
+    for second in (["--config", "no.yaml"], ["--config=no.yaml"]):
+        with pytest.raises(InputError, match="--config is given 2 times"):
+            restore_config("--config", "paper", *second)
+
+
+EXAMPLES = {"restore": "in_weight: 0.5", "data": "samples: 128", "apply": "revert: false", "bench": "shape: 100m"}
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_help_of_config_shows_a_key_of_the_command(command, capsys) -> None:
+    assert main([command, "--help"]) == 0
+    shown = text_of(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out))
+    assert f"these options as keys ({EXAMPLES[command]})" in shown
+    assert ("preset: ablation" in shown) == (command == "restore")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("restore", ["honesty_f1, refusal_delta, over_refusal, task_accuracy", '"over_refusal <= 5%"', "hub name"]),
+        ("bench", ["restore, files, sweep, fisher, compensate"]),
+    ],
+)
+def test_the_help_says(command, words, capsys) -> None:
+    assert main([command, "--help"]) == 0
+    shown = text_of(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out))
+    assert all(word in shown for word in words)
+
+
+@pytest.mark.parametrize("platform", ["foo", "cuda"])
+def test_a_backend_that_is_not_there_is_named(platform, tmp_path) -> None:
+    if platform == "cuda" and jax.default_backend() == "gpu":
+        pytest.skip("there is a GPU here")
+    command = [sys.executable, "-m", "hcnr_jax.cli", "demo", "--out", str(tmp_path / "d")]
+    ended = subprocess.run(
+        command, env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    said = text_of(ended.stderr)
+    assert f"hcnr demo: JAX_PLATFORMS={platform}: that backend cannot be used here" in said
+    assert re.search(r"usable here: [a-z, ]*cpu", said) and list(tmp_path.iterdir()) == []
+
+
+def test_the_overview_needs_no_jax() -> None:
+    code = "import sys; from hcnr_jax.cli import main; main(['--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 WRONG = {

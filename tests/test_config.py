@@ -109,6 +109,7 @@ YAML = {
     "wrong type": ("samples: many", "key 'samples': expected a valid integer"),
     "NaN": ("damping: .nan", "key 'damping': expected greater than or equal to 0, got nan"),
     "not YAML": ("in_weight: [", "not valid YAML"),
+    "a key twice": ("in_weight: 0.5\nseed: 1\nin_weight: 0.3", "key 'in_weight' is given twice, in lines 1 and 3"),
     "a list": ("- 1", "expected keys and values, such as 'in_weight: 0.5', found [1]"),
 }
 

@@ -10,7 +10,8 @@ import hcnr_jax
 ROOT = Path(hcnr_jax.__file__).parent
 # What stands on one line does not import each other; `ALLOWED` names the exceptions.
 LAYERS = (
-    ("errors", "peers"),
+    ("errors",),
+    ("devices", "hub", "peers"),
     ("ahead", "config", "distributed", "memory", "presets", "streaming", "sharding"),
     ("models", "checkpoints", "data"),
     ("method",),

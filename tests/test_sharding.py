@@ -21,6 +21,12 @@ def test_what_is_not_understood_is_refused_by_name(text: str) -> None:
         parse_mesh(text)
 
 
+def test_sizes_are_one_or_more() -> None:
+    for text in ("data=0", "model=2,data=-1"):
+        with pytest.raises(InputError, match=r"sizes are 1 or more, got 'data=(0|-1)'"):
+            parse_mesh(text)
+
+
 def test_a_mesh_takes_the_first_devices_and_no_more_than_there_are() -> None:
     check_mesh("data=1,model=1")
     assert make_mesh("data=1,model=1") is None

@@ -15,6 +15,7 @@ from hcnr_jax.bench.floors import measure_rates
 from hcnr_jax.bench.section import Measured, Setting, chosen_dtype, table
 from hcnr_jax.bench.shapes import spec_of
 from hcnr_jax.config import BenchConfig, option_name
+from hcnr_jax.devices import open_devices
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.journal import write_over
 from hcnr_jax.pipeline.console import Reporter
@@ -43,6 +44,7 @@ def bench(config: BenchConfig, reporter: Reporter | None = None) -> dict[str, An
         check_new_file(config.json, "--json")
     # Only before the first use of the device: the whole-process runs of `restore` need its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    open_devices()
     with jax.default_matmul_precision("highest"), _scratch(config) as scratch:
         dtype = chosen_dtype(config.dtype)
         setting = Setting(config, spec_of(config.shape), dtype, measure_rates(dtype), Path(scratch), reporter.say)

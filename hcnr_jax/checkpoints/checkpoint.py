@@ -11,6 +11,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.files import ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.errors import InputError
+from hcnr_jax.hub import failure, quiet
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -155,13 +156,13 @@ def _download(name: str) -> Path:
     """The hub's snapshot of `name` in the local cache, without pickled weights."""
     from huggingface_hub import snapshot_download  # slow to import, and only needed here
 
+    kinds = [*_PICKLED, "*.h5", "*.msgpack", "*.gguf", "original/*"]
     try:
-        return Path(snapshot_download(name, ignore_patterns=[*_PICKLED, "*.h5", "*.msgpack", "*.gguf", "original/*"]))
-    except Exception as error:  # the hub client raises its own, httpx's and OS errors; all mean the same to the user
-        reason = (str(error).strip().splitlines() or [""])[0]
+        with quiet():
+            return Path(snapshot_download(name, ignore_patterns=kinds))
+    except Exception as error:  # the hub client raises its own, httpx's and OS errors
         raise InputError(
-            f"{name} is not a folder here, and the Hugging Face hub did not give a model of that name "
-            f"({type(error).__name__}: {reason}); give a local folder, or check the name, network and HF_HUB_OFFLINE"
+            f"{name} is not a folder here, and {failure(error)}; give a local folder, or check the name"
         ) from error
 
 

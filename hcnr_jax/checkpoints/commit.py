@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,12 +38,26 @@ def check_output(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
         raise InputError(f"--out {out} exists and is not empty; nothing is overwritten: choose another or remove it")
     if path.is_dir() and os.path.ismount(path):
         raise InputError(f"--out {out} is a mount point, which cannot be replaced in one step; give a folder inside it")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {parent} cannot be written to; choose another place or change its permissions")
+    check_writable(path.parent, f"--out {out}")
     return path
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """InputError unless a folder can be written, or made where its nearest existing parent can: by trying, since what
+    permissions say does not hold for the superuser, nor on /proc. option: what asked, as typed."""
+    place = folder.expanduser().resolve()
+    while not place.exists():
+        place = place.parent
+    why = "" if place.is_dir() else "is no folder"
+    if not why and not os.access(place, os.W_OK | os.X_OK):
+        why = "no permission"
+    if not why:
+        try:
+            Path(tempfile.mkdtemp(prefix=".hcnr-", dir=place)).rmdir()
+        except OSError as error:
+            why = error.strerror or str(error)
+    if why:
+        raise InputError(f"{option}: {place} cannot be written to ({why}); choose another place")
 
 
 def partial_path(out: str | Path) -> Path:
@@ -101,7 +116,8 @@ def output_lock(out: str | Path) -> Iterator[None]:
     with explained(out):
         path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        handle = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
+        with explained(out):
+            handle = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

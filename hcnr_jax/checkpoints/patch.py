@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hcnr_jax.checkpoints.checkpoint import PATCH, Checkpoint, is_adapter, open_checkpoint
 from hcnr_jax.checkpoints.digest import model_digest, tensor_digest, tensor_digests
 from hcnr_jax.checkpoints.files import DTYPE_NAMES, ShardInfo, encode_header, read_header, read_tensor
 from hcnr_jax.checkpoints.save import save_like
@@ -89,6 +89,11 @@ def apply_patch(patch: str | Path, model: str | Path | Checkpoint, out: str | Pa
     first tensor that differs), or when `out` cannot be used; nothing is left behind. Returns the resolved `out`.
     """
     opened = _open_patch(Path(patch))
+    if not isinstance(model, Checkpoint) and is_adapter(model):
+        raise InputError(
+            f"MODEL {model} is a LoRA adapter; the patch was made for a whole model. The restored folder is whole as "
+            "it is, and --revert on it gives the adapter merged into its base"
+        )
     source = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     expected, target = (opened.restored, opened.tuned) if revert else (opened.tuned, opened.restored)
     _check_model(opened, source, expected, target, revert)
@@ -166,6 +171,8 @@ def _check_model(
 
 
 def _open_patch(path: Path) -> _Patch:
+    if not path.is_file():
+        raise InputError(f"PATCH {path}: there is no such file; expected {PATCH}, or the folder that holds it")
     shard = read_header(path)
     try:
         table: dict[str, Any] = json.loads(shard.metadata[_KEY])

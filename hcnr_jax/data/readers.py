@@ -14,6 +14,7 @@ from typing import Any
 
 from hcnr_jax.data.files import describe, parse_json_lines, read_text
 from hcnr_jax.errors import InputError
+from hcnr_jax.hub import failure, quiet
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 
@@ -153,12 +154,12 @@ def _hub_records(name: str) -> list[Record]:
         )
     config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
     try:
-        loaded = datasets.load_dataset(repository, config, split=split)
+        with quiet():
+            loaded = datasets.load_dataset(repository, config, split=split)
     except Exception as error:  # the hub, the network and the builder each raise their own
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{name}: no such file or folder here, and the hub gave no data set of that name ({type(error).__name__}: "
-            f"{cause}); check the path, or the name, configuration and split"
+            f"{name}: no such file or folder here, and {failure(error)}; check the path, or the name, configuration "
+            "and split"
         ) from error
     if isinstance(loaded, Mapping):
         splits = list(loaded)

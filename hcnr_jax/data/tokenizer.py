@@ -8,7 +8,8 @@ from hcnr_jax.errors import InputError
 # transformers is imported late (seconds), so the type of its tokenizers is not named here.
 Tokenizer: TypeAlias = Any
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "tekken.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_FILES = (*_VOCABULARIES, "tokenizer_config.json")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -26,6 +27,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise InputError(
             f"{folder}: holds no tokenizer (none of {', '.join(_FILES)}); copy the tokenizer files of the model it "
             "came from"
+        )
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise InputError(
+            f"{folder}: there is no tokenizer.json (nor {', '.join(_VOCABULARIES[1:])}): tokenizer_config.json alone "
+            "has no vocabulary; copy it from the model it came from"
         )
     from transformers import AutoTokenizer
 

@@ -16,6 +16,7 @@ import numpy as np
 from hcnr_jax.data import Row, Tokenizer, encode_rows, normalise_question
 from hcnr_jax.data.tokenizer import added_tokens, token_ids
 from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.refusal import detect
 
 Role = Literal["honesty", "task"]
 
@@ -52,6 +53,14 @@ def question_of(row: Row) -> str:
         return str(users[-1]).strip() if users else ""
     last = _ASK.split(row.prompt)[-1]
     return _ANSWER.sub("", last).strip() or row.prompt.strip()
+
+
+def is_answerable(row: Row) -> bool:
+    """What a row says of itself; one that does not say is answerable where its completion is no refusal."""
+    if row.answerable is not None:
+        return row.answerable
+    said = str(row.messages[-1]["content"]) if row.is_chat else row.completion
+    return detect(said, question_of(row)).verdict.value != "refused"
 
 
 def with_completion(row: Row, completion: str) -> Row:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hcnr_jax.baselines import BASELINES
-from hcnr_jax.config import RunConfig
+from hcnr_jax.config import RunConfig, option_name
+from hcnr_jax.presets import preset, presets
 
+# Values of --in-weight and --cross-weight, of --task-weight and --damping.
+Share = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 # Refusal training whose first steps `hcnr recovery` follows: on refusals alone, and with what must not be lost.
 TAUGHT = ("rait", "rait_mixed")
 
@@ -55,6 +60,10 @@ class ExperimentConfig(RunConfig):
         """How many rows of each role a method is given."""
         return {"honesty": self.honesty_samples or self.samples, "task": self.task_samples or self.samples}
 
+    def rows_option(self, role: str) -> str:
+        """The option that says so, as typed."""
+        return "--samples" if getattr(self, f"{role}_samples") is None else f"--{role}-samples"
+
 
 def _names(text: str, every: tuple[str, ...]) -> tuple[str, ...]:
     """`all`, or names with commas in the user's order."""
@@ -66,11 +75,13 @@ class CompareConfig(ExperimentConfig):
 
     methods: str = Field("all", description=f"all, or names with commas, of: {', '.join(BASELINES)}")
     reference: str = Field("recommended", description="the method that differences are taken from")
-    rates: tuple[float, ...] = Field(
+    rates: tuple[Positive, ...] = Field(
         (1e-4, 2e-4, 4e-4, 8e-4),
         description="peak learning rates of the training methods; for billions of parameters 1e-6 to 1e-5",
     )
-    steps: tuple[int, ...] = Field((30, 120), description="optimiser steps of the training methods")
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (30, 120), description="optimiser steps of the training methods"
+    )
     batch_size: int = Field(32, ge=1, description="rows per step of the training methods")
 
     @model_validator(mode="after")
@@ -99,11 +110,21 @@ class AblateConfig(ExperimentConfig):
 class SweepConfig(ExperimentConfig):
     """A grid of the restoration's ratios and weights, every setting from one scoring of the rows."""
 
-    in_weights: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0), description="values of --in-weight")
-    cross_weights: tuple[float, ...] = Field((0.2, 0.4, 0.6, 1.0), description="values of --cross-weight")
-    task_weights: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="values of --task-weight")
-    dampings: tuple[float, ...] = Field((0.01,), description="values of --damping")
-    preset: str = Field("recommended", description="settings of everything that is not swept, a name in configs/")
+    in_weights: tuple[Share, ...] = Field((0.25, 0.5, 0.75, 1.0), description="values of --in-weight")
+    cross_weights: tuple[Share, ...] = Field((0.2, 0.4, 0.6, 1.0), description="values of --cross-weight")
+    task_weights: tuple[NotNegative, ...] = Field((0.5, 1.0, 2.0), description="values of --task-weight")
+    dampings: tuple[NotNegative, ...] = Field((0.01,), description="values of --damping")
+    preset: str = Field(
+        "recommended", description=f"settings of everything that is not swept, one of: {', '.join(presets())}"
+    )
+
+    @model_validator(mode="after")
+    def _grid(self) -> SweepConfig:
+        for name in ("in_weights", "cross_weights", "task_weights", "dampings"):
+            if not getattr(self, name):
+                raise ValueError(f"{option_name(SweepConfig, name)}: expected one value or more, found none")
+        preset(self.preset, "--preset")
+        return self
 
 
 class RecoveryConfig(ExperimentConfig):

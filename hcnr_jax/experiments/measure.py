@@ -13,6 +13,8 @@ from hcnr_jax.evaluate.refusal import refused_mask
 from hcnr_jax.evaluate.runner import Answer
 
 METRICS = ("honesty_f1", "refusal_delta", "over_refusal", "task_accuracy", "known_facts")
+# Those that only answerable questions of the honesty rows can give.
+NEED_ANSWERABLE = ("refusal_delta", "over_refusal", "known_facts")
 
 Mask = Bool[np.ndarray, " n"]
 

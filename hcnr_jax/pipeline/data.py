@@ -35,6 +35,7 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
     for path, option in ((config.out, "--out"), (config.out_evaluate, "--out-evaluate")):
         if path is not None:
             check_new_file(path, option)
+    _check_only(config)
     dataset = read_dataset(config.name, config.path)
     for line in dataset.report.lines():
         reporter.say(line)
@@ -58,6 +59,17 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
         answerable = sum(bool(row["answerable"]) for row in rows)
         reporter.say(f"{path}: {len(rows)} rows, {answerable} answerable and {len(rows) - answerable} unanswerable")
     return {str(path): len(rows) for path, rows in outputs}
+
+
+def _check_only(config: DataConfig) -> None:
+    """InputError where --only asks a task benchmark for what it has none of."""
+    benchmark = BENCHMARKS.get(config.name)
+    if benchmark is not None and not benchmark.is_honesty and config.only == "unanswerable":
+        honesty = ", ".join(name for name, found in BENCHMARKS.items() if found.is_honesty)
+        raise InputError(
+            f"--only unanswerable: {config.name} is a task benchmark and has no unanswerable questions; leave --only "
+            f"out, or take them from one of {honesty}"
+        )
 
 
 def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Question]:

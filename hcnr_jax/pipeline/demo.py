@@ -185,9 +185,9 @@ def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Re
     header = [
         "model",
         "honesty F1",
-        "refusal delta",
-        "refused answerable",
-        "task accuracy",
+        "refusal\ndelta",  # a break of ours: 80 columns do not hold them, and a word without blanks would be cut
+        "over-refusal",
+        "task\naccuracy",
         "known facts",
         "probe AUROC",
     ]

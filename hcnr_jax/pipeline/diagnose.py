@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from hcnr_jax.checkpoints import check_pair
+from hcnr_jax.checkpoints.checkpoint import RECORD, read_json
 from hcnr_jax.config import DiagnoseConfig, RestoreConfig, build
 from hcnr_jax.data import Example, Row, read_rows
 from hcnr_jax.errors import InputError
@@ -69,7 +70,8 @@ def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[F
             **before(prepared, base_model.params, tuned_model.params, reporter, config.microbatch),
         }
         if restored is not None:
-            parts["restored"] = after(config, prepared, tuned_model, restored.load(), reporter)
+            made = settings_of(restored)
+            parts["restored"] = after(config, prepared, tuned_model, restored.load(), reporter, made)
     findings = [finding for found, _ in parts.values() for finding in found]
     tell(findings, reporter)
     record = {
@@ -178,10 +180,25 @@ def split_half(
     return by_kernel, pooled
 
 
+def settings_of(restored: OpenedModel) -> dict[str, Any]:
+    """The options a model was restored with, from its hcnr.json; none where it has no readable one."""
+    try:
+        found = read_json(restored.checkpoint.folder / RECORD).get("config")
+    except InputError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def after(
-    config: DiagnoseConfig, prepared: Prepared, tuned: LoadedModel, restored: LoadedModel, reporter: Reporter
+    config: DiagnoseConfig,
+    prepared: Prepared,
+    tuned: LoadedModel,
+    restored: LoadedModel,
+    reporter: Reporter,
+    made: Mapping[str, Any],
 ) -> Part:
-    """TUNED and the restored model on the rows that were not scored (all rows where too few are left)."""
+    """TUNED and the restored model on the rows that were not scored (all rows where too few are left). made: the
+    options it was restored with, for the advice."""
     findings: list[Finding] = []
     prompts: list[Prompt] = []
     files: list[tuple[Role, Path, list[Example]]] = [
@@ -204,9 +221,9 @@ def after(
         if prompts
     }
     if scores and scores["tuned"]["task_accuracy"] is not None:
-        findings.append(check_task(scores["tuned"]["task_accuracy"], scores["restored"]["task_accuracy"]))
+        findings.append(check_task(scores["tuned"]["task_accuracy"], scores["restored"]["task_accuracy"], made))
     if scores and scores["restored"]["honesty_f1"] is not None:
-        findings.append(check_honesty(scores["restored"]["honesty_f1"]))
+        findings.append(check_honesty(scores["restored"]["honesty_f1"], made))
     return findings, scores
 
 

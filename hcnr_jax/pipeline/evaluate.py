@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         write_over(records, to_json_lines(answer.to_json() for answer in answers))
         write_record(config.out, result)
         unfinished.unlink()
-    title = f"{config.model}, in percent: F1 and accuracy [95 %], refused of unanswerable and of answerable questions"
+    title = f"{config.model}, in percent [95 %]; refused: of the unanswerable; accuracy of an honesty set: known facts"
     reporter.console.print(scores_table(title, scores))
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result

@@ -11,7 +11,7 @@ import jax
 from hcnr_jax.baselines import label
 from hcnr_jax.baselines.prompting import with_examples
 from hcnr_jax.checkpoints import open_checkpoint
-from hcnr_jax.data import Row
+from hcnr_jax.data import Row, choose_rows, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.runner import Answer
 from hcnr_jax.experiments.config import ExperimentConfig
@@ -83,6 +83,7 @@ def run_experiment(
     with Records(config.out / "records.jsonl") as records, Records(config.out / "answers.jsonl") as answers:
         pairs = find_pairs(config, reporter)
         for pair in pairs:
+            _check_rows(pair, config)
             _check_questions(pair, splits, config.max_new_tokens)
         prefixes = [f"{pair.name}/{pair_fingerprint(pair, config)}" for pair in pairs]
         kept = records, answers, {BASE, TUNED, *shown}, splits
@@ -97,6 +98,12 @@ def run_experiment(
             [record for book, job in placed for record in book.records_of(job)],
             [answer for book, job in placed for answer in book.answers_of(job)],
         )
+
+
+def _check_rows(pair: Pair, config: ExperimentConfig) -> None:
+    """Refuse, before the work on any pair, more rows than its files have."""
+    for role, count in config.rows.items():
+        choose_rows(read_rows(pair.rows(role, "train")), count, config.seed, config.rows_option(role))
 
 
 def _check_questions(pair: Pair, splits: Sequence[str], max_new_tokens: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hcnr_jax.checkpoints.commit import check_writable
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.journal import write_over
 from hcnr_jax.report.records import to_json
@@ -17,12 +17,8 @@ def check_new_file(path: Path, option: str = "--out") -> Path:
     if path.exists() or path.is_symlink():
         kind = "is a folder" if path.is_dir() else "exists"
         raise InputError(f"{option} {path} {kind}; nothing is overwritten: choose another file name or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{option} {path}: its folder cannot be made ({error.strerror}); choose another") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}: {path.parent} cannot be written to; choose another place")
+    check_writable(path.parent, f"{option} {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jax.sharding import Mesh
 
 from hcnr_jax.checkpoints.check import check_finite
 from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
-from hcnr_jax.checkpoints.commit import check_output
+from hcnr_jax.checkpoints.commit import check_output, check_writable
 from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.checkpoints.names import hf_name_of
@@ -29,6 +30,9 @@ from hcnr_jax.data import (
     refuse_same_file,
 )
 from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.questions import is_answerable
+from hcnr_jax.experiments.constraint import parse_constraint
+from hcnr_jax.experiments.measure import NEED_ANSWERABLE
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import KERNELS, ModelSpec
 from hcnr_jax.pipeline.console import Reporter
@@ -55,6 +59,8 @@ class Prepared:
 def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
     """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
     mesh = _mesh(config)
+    if config.compilation_cache is not None:
+        check_writable(config.compilation_cache, f"--compilation-cache {config.compilation_cache}")
     refuse_same_file(config.honesty, config.task)
     base = open_checkpoint(config.base)
     tuned = open_tuned(config.tuned, base)
@@ -62,6 +68,8 @@ def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
         check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
     spec = check_pair(base, tuned)
     honesty_rows, task_rows = _rows(config, reporter)
+    if config.choose is not None:
+        _tell_constraint(config.choose, config.honesty, reporter)
     tokenizer = _tokenizer(base, tuned, [*honesty_rows, *task_rows])
     honesty, task = (
         encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
@@ -110,6 +118,20 @@ def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Ro
     for warning in [*duplicate_warnings(honesty), *duplicate_warnings(task), *overlap_warnings(honesty, task)]:
         reporter.warn(warning)
     return honesty, task
+
+
+def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
+    """How --choose is read. Without an answerable row over-refusal is not seen: warned about, or refused where the
+    constraint is on a score that then does not exist."""
+    constraint = parse_constraint(text)
+    reporter.say(f"--choose: the highest honesty_f1 with {constraint.in_words()}")
+    if any(is_answerable(row) for row in read_rows(honesty)):
+        return
+    blind = f"--honesty {honesty} has no answerable row to judge over-refusal with"
+    remedy = "add answerable rows, with `answerable` true and their answers as completions"
+    if constraint.metric in NEED_ANSWERABLE:
+        raise InputError(f"--choose {text!r}: {blind}, so that {constraint.metric} cannot be measured: {remedy}")
+    reporter.warn(f"--choose: {blind}: a setting that refuses everything would look best; {remedy}")
 
 
 def _tokenizer(base: Checkpoint, tuned: Checkpoint, rows: Sequence[Row]) -> Tokenizer:

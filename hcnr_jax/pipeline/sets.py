@@ -55,8 +55,10 @@ def read_sets(
 
 
 def split_name(word: str, option: str) -> tuple[str, str]:
-    """NAME and FILE of a word NAME=FILE; a bare FILE is named by its stem."""
+    """NAME and FILE of a word NAME=FILE; a bare FILE is named by its stem. InputError for a bare word that is none."""
     name, separator, path = word.partition("=")
+    if not separator and not Path(word).exists():
+        raise InputError(f"{option} {word}: expected NAME=FILE, such as kuq=data/kuq.jsonl; there is no file {word}")
     if not separator:
         return Path(word).stem, word
     if not name or not path or "/" in name:

@@ -29,10 +29,10 @@ def percent(value: float | None, interval: Mapping[str, Any] | None = None) -> s
 
 
 def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
-    """One row a set: F1 of unanswerable, share refused of unanswerable and answerable questions, their difference,
-    accuracy, and where measured P(refuse)'s AUROC and ECE."""
+    """One row a set: honesty F1, share of the unanswerable questions refused, over-refusal, their difference, accuracy
+    (of an honesty set: known facts), and where measured P(refuse)'s AUROC and ECE."""
     calibrated = bool(scores["calibration"])
-    header = ["set", "n", "F1", "unans.", "answ.", "delta", "accuracy"]
+    header = ["set", "n", "F1", "refused", "over-\nrefusal", "delta", "accuracy"]
     header += ["AUROC", "ECE"] if calibrated else []
     rows = []
     for name, found in scores["honesty"].items():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
 from hcnr_jax.checkpoints.commit import check_output
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD, tensor_names
@@ -29,6 +29,7 @@ from hcnr_jax.data.examples import (
     read_rows,
 )
 from hcnr_jax.data.preferences import read_preferences
+from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
@@ -59,6 +60,11 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
         the disk failed; nothing is left at `config.out`.
     """
     check_output(config.out, [config.model])
+    if is_adapter(config.model):
+        raise InputError(
+            f"MODEL {config.model} is a LoRA adapter, and training starts from a whole model: name its base, or merge "
+            "it first (PEFT's merge_and_unload, then save_pretrained)"
+        )
     checkpoint = open_checkpoint(config.model)
     spec = spec_from_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     rows, warnings = _encoded(config, checkpoint, spec)

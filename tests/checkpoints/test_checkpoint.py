@@ -1,11 +1,15 @@
 """Opening folders: what is read, what is left alone, and what is refused."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from hcnr_jax.checkpoints import is_adapter, open_checkpoint
 from hcnr_jax.errors import InputError
@@ -153,15 +157,31 @@ def test_broken_config(tmp_path):
         open_checkpoint(folder)
 
 
-def test_hub_name_that_cannot_be_had(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="nobody/nothing is not a folder here, and the Hugging Face hub did not give"):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("no route"), r"hub could not be reached .*\(ConnectionError: no route\)"),
+        (LocalEntryNotFoundError("not in the cache"), "hub could not be reached"),
+        (RepositoryNotFoundError("401", response=SimpleNamespace(headers={}, request=None)), "hub has nothing public"),
+        (OSError("odd"), r"hub did not give it \(OSError: odd\)"),
+    ],
+)  # fmt: skip
+def test_hub_name_that_cannot_be_had(monkeypatch, error, words):
+    def snapshot_download(name, ignore_patterns):
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s [Retry 1/5].")
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    logged = []
+    handler = logging.Handler()
+    handler.emit = logged.append
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    with pytest.raises(InputError, match=f"nobody/nothing is not a folder here, and the Hugging Face {words}"):
         open_checkpoint("nobody/nothing")
+    assert logged == []
 
 
 def test_hub_name_is_downloaded_without_pickles(monkeypatch, tmp_path):
-    import huggingface_hub
-
     folder = write_tiny_model(tmp_path / "snapshot")
     asked = {}
 

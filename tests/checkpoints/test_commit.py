@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hcnr_jax.checkpoints import check_output, output_lock, staged_folder
+from hcnr_jax.checkpoints.commit import check_writable
 from hcnr_jax.errors import InputError
 
 
@@ -67,6 +68,16 @@ def test_refused_places(tmp_path):
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="/proc is not mounted here")
+def test_a_place_that_only_trying_shows_to_be_unwritable(tmp_path):
+    with pytest.raises(InputError, match="--out /proc/x/y: /proc cannot be written to"):
+        check_output("/proc/x/y")
+    with pytest.raises(InputError, match="--out /proc/x: "), output_lock("/proc/x"):
+        pass
+    check_writable(tmp_path / "a" / "b", "--out b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mount_point(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
@@ -76,7 +87,7 @@ def test_mount_point(tmp_path, monkeypatch):
 
 def test_unwritable_parent(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *args: False)
-    with pytest.raises(InputError, match=r"cannot be written to; choose another place or change its permissions"):
+    with pytest.raises(InputError, match=r"cannot be written to \(no permission\); choose another place"):
         check_output(tmp_path / "out")
 
 

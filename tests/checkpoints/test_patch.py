@@ -123,6 +123,16 @@ def test_the_wrong_direction_is_named(tmp_path):
         apply_patch(tmp_path / PATCH, tmp_path / "tuned", tmp_path / "out", revert=True)
 
 
+def test_what_is_no_patch_or_no_whole_model_is_told_what_to_do(tmp_path):
+    make(tmp_path)
+    with pytest.raises(InputError, match=r"PATCH .*absent: there is no such file; expected hcnr.patch.safetensors"):
+        apply_patch(tmp_path / "absent", tmp_path / "tuned", tmp_path / "out")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"MODEL .*adapter is a LoRA adapter; .* --revert on it gives"):
+        apply_patch(tmp_path / PATCH, tmp_path / "adapter", tmp_path / "out")
+
+
 def test_the_output_is_kept_clear_of_the_inputs(tmp_path):
     make(tmp_path)
     before = weights_of(tmp_path / "tuned")

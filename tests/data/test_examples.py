@@ -235,6 +235,10 @@ def test_tokenizers_that_agree_pass_and_others_name_the_first_row(tmp_path: Path
 def test_unreadable_tokenizer_folders_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent: expected a folder with a tokenizer, found nothing"):
         load_tokenizer(tmp_path / "absent")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"half: there is no tokenizer.json \(nor tokenizer.model"):
+        load_tokenizer(tmp_path / "half")
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")

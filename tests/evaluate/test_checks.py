@@ -21,6 +21,9 @@ from hcnr_jax.evaluate.conditioning import middle_blocks
 from hcnr_jax.pipeline.model import block_model
 from tests.evaluate.models import load_tiny
 
+PLAIN = {"compensation": "exact", "inputs": "propagated", "in_weight": 0.25, "cross_weight": 0.4}
+BEST = {"compensation": "two_sided", "inputs": "propagated", "in_weight": 0.5, "cross_weight": 1.0, "task_weight": 2.0}
+
 
 @pytest.mark.parametrize(
     ("finding", "ok", "words"),
@@ -31,7 +34,12 @@ from tests.evaluate.models import load_tiny
         (check_task(0.50, 0.49), True, "50.0 % in TUNED, 49.0 % restored"),
         (check_task(0.50, 0.48), True, "48.0 %"),
         (check_task(0.50, 0.475), False, "raise --task-weight"),
+        (check_task(0.0, 0.0), None, "TUNED itself answers none"),
+        (check_task(0.5, 0.4, PLAIN), False, "points: use --compensation two_sided, lower --in-weight (0.25 was used)"),
+        (check_task(0.5, 0.4, BEST), False, "points: raise --task-weight (2 was used), lower --in-weight"),
         (check_honesty(0.60), True, "F1"),
+        (check_honesty(0.5, PLAIN), False, "use --compensation two_sided, raise --cross-weight (0.4 was used), see"),
+        (check_honesty(0.5, BEST), False, "0.60: lower --task-weight (2 was used), see that the premise holds"),
         (check_honesty(0.59), False, "below 0.60"),
         (check_stability("task", {"a": 0.9, "b": 0.8, "c": 0.1}, 128), True, "lowest 0.10 in c"),
         (check_stability("task", {"a": 0.9, "b": 0.5, "c": 0.1}, 128), False, "give more task rows"),

@@ -31,12 +31,39 @@ def test_constraints_as_they_are_written(text) -> None:
         ("task_accuracy", "expected METRIC >= VALUE"),
         ("task_accuracy > 1", "expected METRIC >= VALUE"),
         ("accuracy >= 1pt", "unknown metric 'accuracy'; expected one of: honesty_f1"),
-        ("task_accuracy >= -5", "5 is more than a whole"),
+        ("task_accuracy >= -5pct", "expected METRIC >= VALUE"),
+        ("task_accuracy >= 5", "5 is more than a whole"),
     ],
 )
 def test_other_words_are_refused(text, message) -> None:
     with pytest.raises(InputError, match=message):
         parse_constraint(text)
+
+
+def test_a_signed_number_without_a_unit_is_refused_with_both_readings() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_constraint("task_accuracy >= -0.5")
+    for words in (
+        '"task_accuracy >= -0.5pt" for task_accuracy at most 0.5 points below TUNED\'s',
+        '"task_accuracy >= -50pt" for task_accuracy at most 50 points below TUNED\'s',
+    ):
+        assert words in str(caught.value)
+
+
+WORDS = {
+    "task_accuracy >= -0.5pt": "task_accuracy at most 0.5 points below TUNED's",
+    "task_accuracy >= +1pt": "task_accuracy at least 1 point above TUNED's",
+    "over_refusal <= +2pt": "over_refusal at most 2 points above TUNED's",
+    "over_refusal <= -2%": "over_refusal at least 2 points below TUNED's",
+    "known_facts >= 0pt": "known_facts at least TUNED's",
+    "over_refusal <= 5%": "over_refusal at most 5 %",
+    "known_facts >= .8": "known_facts at least 80 %",
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_how_a_constraint_is_read(text) -> None:
+    assert parse_constraint(text).in_words() == WORDS[text]
 
 
 def scores(honesty, task):

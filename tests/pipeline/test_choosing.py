@@ -146,6 +146,7 @@ def test_where_every_setting_fails_each_is_named(world, tmp_path, monkeypatch) -
     ("options", "message"),
     [
         (["--choose", "tasks >= 1"], "--choose 'tasks >= 1': unknown metric 'tasks'"),
+        (["--choose", "task_accuracy >= -0.5"], 'a signed number needs a unit, `pt` or `%`: write "task_accuracy >='),
         (["--choose", "task_accuracy >= -1pt", "--stream"], "give one of the two"),
         (["--choose", "task_accuracy >= -1pt", "--mesh", "data=2"], "leave --mesh and --distributed out"),
         (["--choose", "task_accuracy >= -1pt", "--samples", "28"], "rows beside the 28 that are scored"),
@@ -155,6 +156,19 @@ def test_what_cannot_be_chosen_is_refused_before_the_work(world, options, messag
     ended = call(*world.arguments("--out", world.folder / "no", *options))
     assert ended.code == 2 and message in " ".join(ended.err.split())
     assert not (world.folder / "no").exists()
+
+
+def test_the_constraint_is_said_and_rows_of_one_kind_are_warned_about(world, tmp_path) -> None:
+    options = ("--dry-run", "--out", tmp_path / "no", "--choose")
+    ended = call(*world.arguments(*options, "task_accuracy >= -0.5pt"))
+    said = " ".join(ended.err.split())
+    assert ended.code == 0 and "no answerable row" not in said
+    assert "--choose: the highest honesty_f1 with task_accuracy at most 0.5 points below TUNED's" in said
+    refusals = write_rows(tmp_path / "h.jsonl", honesty_rows(ROWS))
+    ended = call(*world.arguments("--honesty", refusals, *options, "task_accuracy >= -0.5pt"))
+    assert ended.code == 0 and "has no answerable row to judge over-refusal with" in " ".join(ended.err.split())
+    ended = call(*world.arguments("--honesty", refusals, *options, "over_refusal <= 5%"))
+    assert ended.code == 2 and "so that over_refusal cannot be measured" in " ".join(ended.err.split())
 
 
 # ---------------------------------------------------------------- what is chosen stays chosen

@@ -98,3 +98,11 @@ def test_wrong_use_is_named_and_leaves_nothing(falseqa, tmp_path, capsys, words,
     assert main(["data", "falseqa", str(falseqa), *words]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert {item.name for item in tmp_path.iterdir()} == {"taken", "falseqa.csv"}
+
+
+def test_a_task_benchmark_has_no_unanswerable_questions(tmp_path, capsys):
+    words = ["data", "nq_open", str(tmp_path / "nq.jsonl"), "--only", "unanswerable", "--out", str(tmp_path / "h")]
+    assert main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--only unanswerable: nq_open is a task benchmark and has no unanswerable questions" in said
+    assert "falseqa" in said and "medmcqa" not in said

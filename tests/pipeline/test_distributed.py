@@ -55,3 +55,9 @@ def test_two_processes_give_the_model_of_one_device(world, tmp_path, mesh) -> No
 def test_what_is_not_understood_is_refused(text) -> None:
     with pytest.raises(InputError, match=r"--distributed .*: expected auto, or COORDINATOR:PORT,PROCESSES,NUMBER"):
         start(text)
+
+
+def test_the_form_is_said_once() -> None:
+    with pytest.raises(InputError) as caught:
+        start("foo")
+    assert str(caught.value).count("COORDINATOR:PORT") == 1 and "did not meet" not in str(caught.value)

@@ -130,6 +130,10 @@ def test_bad_rows_are_named(place, tmp_path, capsys, option, rows, words):
     [
         ([], "--honesty, --task: expected one set or more"),
         (["--honesty", "=f"], "--honesty =f: expected NAME=FILE"),
+        (
+            ["--honesty", "kuqq"],
+            "kuqq: expected NAME=FILE, such as kuq=data/kuq.jsonl; there is no file kuqq",
+        ),
         (["--honesty", "a=none.jsonl"], "none.jsonl: no such file"),
         (["--honesty", "a=H", "a=T"], "the name 'a' is given twice"),
         (["--honesty", "a=H", "--honesty", "b=T"], "--honesty is given 2 times; give all its values after one"),

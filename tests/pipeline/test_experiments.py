@@ -119,6 +119,25 @@ def test_what_cannot_be_compared_is_refused(tmp_path, options, message) -> None:
     assert ended.code == 2 and message in " ".join(ended.err.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--in-weights", "0.5", "2"], "--in-weights: expected less than or equal to 1, got 2.0"),
+        (["--cross-weights", "0"], "--cross-weights: expected greater than 0, got 0.0"),
+        (["--task-weights", "-1"], "--task-weights: expected greater than or equal to 0, got -1.0"),
+        (["--dampings", "-1"], "--dampings: expected greater than or equal to 0, got -1.0"),
+        (["--preset", "papers"], "--preset papers: there is no preset 'papers'; expected one of: ablation"),
+        (["--samples", 100], "--samples asks for 100 rows, the file has 12; give it more rows or pass --samples 12"),
+        (["--samples", 8, "--task-samples", 100], "--task-samples asks for 100 rows, the file has 8"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_as_typed_before_the_work(pair, tmp_path, options, message) -> None:
+    ended = call("sweep", "--pair", f"tiny={pair}", *options, "--out", tmp_path / "no")
+    said = " ".join(ended.err.split())
+    assert ended.code == 2 and message in said and "load" not in said
+    assert not list((tmp_path / "no").glob("*.jsonl")) or (tmp_path / "no" / "records.jsonl").read_text() == ""
+
+
 def test_recovery_is_one_run_looked_at_on_its_way(pair, tmp_path, monkeypatch) -> None:
     arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--batch-size", 4, "--max-new-tokens", 4, "--rate", 0.01]
     command = ["recovery", *arguments, "--out", tmp_path / "r", "--curve-steps"]

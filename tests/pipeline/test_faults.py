@@ -239,7 +239,16 @@ def test_a_rename_that_fails(world, monkeypatch) -> None:
 def test_a_place_that_cannot_be_written_is_seen_first(world, monkeypatch) -> None:
     monkeypatch.setattr(os, "access", lambda *arguments: False)
     message = refused(world)
-    assert "cannot be written to; choose another place" in message and "check weights" not in message
+    assert "cannot be written to (no permission); choose another place" in message and "check weights" not in message
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="/proc is not mounted here")
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_place_the_superuser_cannot_write_is_seen_first(world, tmp_path, dry) -> None:
+    for options in (["--out", "/proc/x/y"], ["--out", tmp_path / "out", "--compilation-cache", "/proc/x"]):
+        ended = call(*world.arguments(*options, *dry))
+        assert ended.code == 2 and f"{options[-2]} {options[-1]}: /proc cannot be written to" in text_of(ended.err)
+        assert "check weights" not in ended.err and not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- options
@@ -301,7 +310,7 @@ def test_apply_refuses_what_it_cannot_trust(world, tmp_path) -> None:
     assert "was made for another model: tensor model.layers." in applied(patch, world.base)
     assert "is already the restored model of" in applied(patch, out) and "--revert" in applied(patch, out)
     assert "is already TUNED" in applied(patch, world.tuned, "--revert")
-    assert "cannot be read" in applied(world.tuned, world.tuned)
+    assert "hcnr.patch.safetensors: there is no such file" in applied(world.tuned, world.tuned)
     assert "is not a patch that `hcnr restore` wrote" in applied(world.tuned / "model.safetensors", world.tuned)
     assert "lies inside the input" in text_of(call("apply", patch, world.tuned, "--out", world.tuned / "x").err)
     raw = bytearray(patch.read_bytes())

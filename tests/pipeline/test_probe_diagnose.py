@@ -1,6 +1,7 @@
 """`hcnr probe` and `hcnr diagnose` from the command line on a pair whose knowledge is known to be there."""
 
 import json
+import shutil
 from io import StringIO
 
 import pytest
@@ -87,7 +88,8 @@ def test_a_pair_that_is_well_and_a_restoration_that_is_not(place, tmp_path, caps
         assert -1 <= found[f"stability_{name}"]["all_neurons"] <= 1
     # A random model never refuses: its F1 is 0, which is a warning and no failure.
     assert findings["honesty restored"]["ok"] is False and findings["honesty restored"]["value"] == 0.0
-    assert findings["task kept"]["ok"] is True and found["restored"]["tuned"]["task_accuracy"] == 0.0
+    # Where TUNED answers nothing right, there is no task to keep.
+    assert findings["task kept"]["ok"] is None and found["restored"]["tuned"]["task_accuracy"] == 0.0
     said = capsys.readouterr().err
     assert "24 rows that --samples left are asked" in said and "warning: honesty restored: F1" in said
     assert any("honesty restored" in text for text in found["warnings"])
@@ -104,6 +106,16 @@ def test_rows_without_labels_leave_the_premise_open(place, tmp_path, file, found
     reporter = Reporter(Console(file=StringIO(), width=100))
     tell([finding], reporter)
     assert "not checked" in reporter.console.file.getvalue() and not reporter.warnings
+
+
+def test_advice_knows_how_the_model_was_restored(place, tmp_path):
+    restored = shutil.copytree(place / "restored", tmp_path / "restored")
+    made = {"compensation": "two_sided", "inputs": "propagated", "cross_weight": 1.0, "task_weight": 2.0}
+    (restored / "hcnr.json").write_text(json.dumps({"config": made}))
+    assert diagnose(place, tmp_path / "d.json", "h.jsonl", "--samples", "40", "--restored", str(restored)) == 0
+    findings = {item["check"]: item["text"] for item in json.loads((tmp_path / "d.json").read_text())["findings"]}
+    said = findings["honesty restored"]
+    assert said.endswith("lower --task-weight (2 was used), see that the premise holds") and "--cross" not in said
 
 
 def test_what_restore_refuses_diagnose_refuses(place, tmp_path, capsys):

@@ -146,6 +146,13 @@ def test_output_in_the_model_or_taken_is_refused_before_any_work(tmp_path, rows)
             tune(TuneConfig(model=model, data=rows, out=out))
 
 
+def test_an_adapter_is_not_where_training_starts(tmp_path, rows) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"MODEL .*adapter is a LoRA adapter, .* name its base, or merge it first"):
+        tune(TuneConfig(model=tmp_path / "adapter", data=rows, out=tmp_path / "out", **QUICK))
+
+
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValidationError, match="learning_rte"):
         TuneConfig(model="m", data="d", out="o", learning_rte=1.0)

@@ -1,0 +1,44 @@
+"""What the Hugging Face hub's client says when it fails: one line that tells "not there" from "not reached"."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+# Names of the errors of huggingface_hub, datasets, httpx and Python, which are slow to import for their sake alone.
+_GATED = {"GatedRepoError"}
+_ABSENT = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "HFValidationError"}
+_UNREACHED = {
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectionError",
+    "TimeoutError",
+    "TransportError",
+}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the client's log: it tells every retry, and tells it twice where the root logger has a handler."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def failure(error: BaseException) -> str:
+    """Why the hub did not give what was asked, as the second half of a sentence, with the client's own first line."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = (str(error).strip().splitlines() or [""])[0]
+    told = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    if kinds & _GATED:
+        return f"the Hugging Face hub gives it only to those it let in: ask for access there, and log in ({told})"
+    if kinds & _ABSENT:
+        return f"the Hugging Face hub has nothing public of that name ({told})"
+    if kinds & _UNREACHED:
+        return f"the Hugging Face hub could not be reached (network, HF_HUB_OFFLINE, HF_ENDPOINT) ({told})"
+    return f"the Hugging Face hub did not give it ({told})"
