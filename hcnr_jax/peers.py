@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from hcnr_jax.errors import InputError, RunError, Stopped
+from hcnr_jax.errors import InputError, Stopped
 
 # Seconds between beats, and after which a process that has not beaten is given up.
 BEAT = 2.0
@@ -151,7 +151,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _COLLECTIVE.search(str(error)) and not isinstance(error, InputError | RunError | Stopped):
+        if _COLLECTIVE.search(str(error)) and not isinstance(error, InputError | Stopped):
             # Another process is the cause, which the listening thread soon knows by name; it ends this one then.
             time.sleep(SILENCE + 10 * BEAT)
         code = error.code if isinstance(error, Stopped) else 2 if isinstance(error, InputError) else 1
