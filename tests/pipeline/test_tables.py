@@ -41,8 +41,8 @@ def test_a_row_of_every_kind_fits_eighty_columns():
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 3 + 4 and max(map(len, lines)) <= 80
     said = [" ".join(line.split()) for line in lines]
-    assert said[2] == "selfaware 1234 50.0 [40, 60] 100.0 25.0 75.0 - 0.875 0.125"
-    assert said[3].startswith("all honesty") and said[5] == "all task 99 1.0 30.0 [20, 40]"
+    assert said[3] == "selfaware 1234 50.0 [40, 60] 100.0 25.0 75.0 - 0.875 0.125"
+    assert said[4].startswith("all honesty") and said[6] == "all task 99 1.0 30.0 [20, 40]"
 
 
 def test_result_files_are_new(tmp_path):
