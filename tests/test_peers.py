@@ -27,6 +27,7 @@ if what == "barrier" and number != 1:
         distributed.barrier("written", 2)
     except RunError as error:
         print(error, flush=True)
+    time.sleep(3 if number == 0 else 0)  # the store goes with it
     os._exit(0)
 if what == "gone" and number == int(which):
     sys.exit(0)
