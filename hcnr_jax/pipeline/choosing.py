@@ -11,7 +11,8 @@ from hcnr_jax.baselines import label
 from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.data import Row, choose_rows, encode_rows, load_tokenizer, normalise_question, read_rows
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, detect, encode_prompts, question_of
+from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts, question_of
+from hcnr_jax.evaluate.questions import is_answerable
 from hcnr_jax.evaluate.runner import answer
 from hcnr_jax.experiments.choose import choose
 from hcnr_jax.experiments.constraint import Constraint, parse_constraint
@@ -73,14 +74,15 @@ def open_choice(prepared: Prepared) -> OpenedChoice:
     room = spec.max_positions - longest - SPARE
     prompts: list[Prompt] = []
     for role, path, label_ in (("honesty", config.honesty, _honesty), ("task", config.task, _task)):
+        taken = config.rows[role == "task"]
         rows = held_out(read_rows(path), scored, config.seed)
         examples = encode_rows(rows, tokenizer, spec.max_positions, None, spec.vocab_size)
         fitting = [item.row for item in examples if item.completion_start <= room][:ASKED]
         if len(fitting) < LEAST:
             raise InputError(
-                f"--choose: {path} has {len(fitting)} rows beside the {config.samples} that are scored (questions that "
+                f"--choose: {path} has {len(fitting)} rows beside the {taken} that are scored (questions that "
                 f"repeat those, or are too long, left out); expected {LEAST} or more to judge with: give it more rows, "
-                "or lower --samples"
+                "or score fewer (--samples)"
             )
         labelled = [label_(row) for row in fitting]
         prompts += encode_prompts(role, role, labelled, tokenizer, spec.vocab_size, room)  # type: ignore[arg-type]
@@ -100,10 +102,7 @@ def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> li
 
 
 def _honesty(row: Row) -> Row:
-    """A row that does not say whether it is answerable is so where its completion is no refusal."""
-    if row.answerable is not None:
-        return row
-    return replace(row, answerable=detect(_said(row), question_of(row)).verdict.value != "refused")
+    return replace(row, answerable=is_answerable(row))
 
 
 def _task(row: Row) -> Row:

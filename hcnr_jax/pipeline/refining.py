@@ -40,8 +40,10 @@ def refined(
     corrected: Mapping[Kernel, Corrected],
     reporter: Reporter,
 ) -> Refined:
-    """`config.refine` steps from the corrected kernels. RunError where memory does not hold them, NumericalError where
-    logits overflow."""
+    """`config.refine` steps from the corrected kernels, whose infos stay those of their solves.
+
+    RunError where memory does not hold them, NumericalError where logits overflow.
+    """
     start = restored_params(tuned, corrected)
     kept = {kernel.path for kernel in corrected}
     leaves = get_leaves(start, [path for path in KERNELS if path in kept])
