@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from hcnr_jax.bench.fisher import window_of
 from hcnr_jax.bench.shapes import spec_of
 from hcnr_jax.models import abstract_params
-from hcnr_jax.pipeline.batches import Shape
-from hcnr_jax.pipeline.model import layout_of
-from hcnr_jax.pipeline.scoring import Scoring, scoring_memory
-from hcnr_jax.sharding import Layout, make_mesh
+from hcnr_jax.restoration.decoder_blocks import layout_of
+from hcnr_jax.restoration.microbatches import Shape
+from hcnr_jax.restoration.score import Scoring, scoring_memory
+from hcnr_jax.runtime.sharding import Layout, make_mesh
 
 MESHES = ("data=2", "data=8", "fsdp=8", "model=8", "fsdp=4,model=2", "data=2,fsdp=2,model=2")
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hcnr_jax.method import fisher, neurons, select
-from hcnr_jax.method.blocks import BlockModel, Settings, Sweep
+from hcnr_jax.method.sweep.run import BlockModel, Settings, Sweep
 
 WIDTH, CLASSES = 16, 4
 

@@ -32,20 +32,20 @@ import plain_pytorch
 import torch
 from safetensors import safe_open
 
-from hcnr_jax import streaming
-from hcnr_jax.bench.child import Run, run_process, run_restore
 from hcnr_jax.bench.fisher import default_microbatch, random_batch, window_of
-from hcnr_jax.bench.folders import Pair, write_pair
+from hcnr_jax.bench.random_models import Pair, write_pair
 from hcnr_jax.bench.restore import restore_config
 from hcnr_jax.bench.section import chosen_dtype
 from hcnr_jax.bench.shapes import SHAPES, spec_of
+from hcnr_jax.bench.timed_restoration import Run, run_process, run_restore
 from hcnr_jax.bench.timing import compile_program, race
 from hcnr_jax.checkpoints import hf_name_of, load_params, open_checkpoint
-from hcnr_jax.memory import free_bytes
+from hcnr_jax.method import sums as streaming
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.models import KERNELS
-from hcnr_jax.pipeline.model import row_loss
-from hcnr_jax.report.records import to_json, versions
+from hcnr_jax.report.json import to_json, versions
+from hcnr_jax.restoration.decoder_blocks import row_loss
+from hcnr_jax.runtime.memory import free_bytes
 
 Scores = dict[str, np.ndarray]
 SCORE_TOLERANCE, WEIGHT_TOLERANCE, TIES = 1e-3, 1e-4, 1e-4

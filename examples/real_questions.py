@@ -26,15 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hcnr_jax.commands.data import data
+from hcnr_jax.commands.evaluate import evaluate
+from hcnr_jax.commands.probe import probe
+from hcnr_jax.commands.tune import tune
 from hcnr_jax.config import DataConfig, EvaluateConfig, ProbeConfig, RestoreConfig, TuneConfig, read_yaml
 from hcnr_jax.data import load_tokenizer, write_rows
 from hcnr_jax.errors import InputError
-from hcnr_jax.pipeline import restore
-from hcnr_jax.pipeline.data import data
-from hcnr_jax.pipeline.evaluate import evaluate
-from hcnr_jax.pipeline.probe import probe
-from hcnr_jax.pipeline.tune import tune
 from hcnr_jax.presets import preset
+from hcnr_jax.restoration import restore
 
 Rows = list[dict[str, Any]]
 MODELS = ("base", "tuned", "paper", "restored")

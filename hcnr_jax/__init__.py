@@ -12,8 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "restore": "hcnr_jax.pipeline",
-    "apply": "hcnr_jax.pipeline",
+    "restore": "hcnr_jax.restoration",
+    "apply": "hcnr_jax.restoration",
     "RestoreConfig": "hcnr_jax.config",
     "ApplyConfig": "hcnr_jax.config",
     "Decoder": "hcnr_jax.models",
@@ -25,9 +25,9 @@ _NAMES = {
     "save_orbax": "hcnr_jax.checkpoints",
     "load_orbax": "hcnr_jax.checkpoints",
     "example_scores": "hcnr_jax.method.fisher",
-    "BlockModel": "hcnr_jax.method.blocks",
-    "Settings": "hcnr_jax.method.blocks",
-    "Sweep": "hcnr_jax.method.blocks",
+    "BlockModel": "hcnr_jax.method.sweep.run",
+    "Settings": "hcnr_jax.method.sweep.run",
+    "Sweep": "hcnr_jax.method.sweep.run",
     "InputError": "hcnr_jax.errors",
     "RunError": "hcnr_jax.errors",
 }

@@ -19,8 +19,8 @@ from rich.console import Console
 from hcnr_jax import __version__
 from hcnr_jax.config import Config, RunConfig, build, example_of, is_positional, option_name, read_yaml
 from hcnr_jax.errors import InputError, RunError, Stopped
-from hcnr_jax.peers import leave
 from hcnr_jax.presets import preset, presets
+from hcnr_jax.runtime.heartbeat import leave
 
 # Environment variable that asks for tracebacks.
 TRACEBACK = "HCNR_TRACEBACK"
@@ -40,40 +40,45 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(
-        "hcnr_jax.config:DemoConfig", "hcnr_jax.pipeline.demo:demo", "see it work, on a model trained here"
+        "hcnr_jax.config:DemoConfig", "hcnr_jax.commands.demo:demo", "see it work, on a model trained here"
     ),
     "restore": Command(
-        "hcnr_jax.config:RestoreConfig", "hcnr_jax.pipeline:restore", "restore a fine-tuned model's honesty"
+        "hcnr_jax.config:RestoreConfig", "hcnr_jax.restoration:restore", "restore a fine-tuned model's honesty"
     ),
     "apply": Command(
-        "hcnr_jax.config:ApplyConfig", "hcnr_jax.pipeline:apply", "apply or revert a restoration's patch", device=False
+        "hcnr_jax.config:ApplyConfig",
+        "hcnr_jax.restoration:apply",
+        "apply or revert a restoration's patch",
+        device=False,
     ),
-    "tune": Command("hcnr_jax.config:TuneConfig", "hcnr_jax.pipeline.tune:tune", "fine-tune a model on JSONL rows"),
+    "tune": Command("hcnr_jax.config:TuneConfig", "hcnr_jax.commands.tune:tune", "fine-tune a model on JSONL rows"),
     "evaluate": Command(
-        "hcnr_jax.config:EvaluateConfig", "hcnr_jax.pipeline.evaluate:evaluate", "measure a model's honesty and task"
+        "hcnr_jax.config:EvaluateConfig", "hcnr_jax.commands.evaluate:evaluate", "measure a model's honesty and task"
     ),
     "probe": Command(
-        "hcnr_jax.config:ProbeConfig", "hcnr_jax.pipeline.probe:probe", "see what a tuned model still knows it lacks"
+        "hcnr_jax.config:ProbeConfig", "hcnr_jax.commands.probe:probe", "see what a tuned model still knows it lacks"
     ),
     "compare": Command(
-        "hcnr_jax.experiments.config:CompareConfig", "hcnr_jax.pipeline.compare:compare", "methods against each other"
+        "hcnr_jax.config.experiments:CompareConfig",
+        "hcnr_jax.experiments.compare:compare",
+        "methods against each other",
     ),
     "ablate": Command(
-        "hcnr_jax.experiments.config:AblateConfig", "hcnr_jax.pipeline.ablate:ablate", "what each part is worth"
+        "hcnr_jax.config.experiments:AblateConfig", "hcnr_jax.experiments.ablate:ablate", "what each part is worth"
     ),
     "sweep": Command(
-        "hcnr_jax.experiments.config:SweepConfig", "hcnr_jax.pipeline.sweep:sweep", "a grid of settings, one scoring"
+        "hcnr_jax.config.experiments:SweepConfig", "hcnr_jax.experiments.sweep:sweep", "a grid of settings, one scoring"
     ),
     "recovery": Command(
-        "hcnr_jax.experiments.config:RecoveryConfig",
-        "hcnr_jax.pipeline.recovery:recovery",
+        "hcnr_jax.config.experiments:RecoveryConfig",
+        "hcnr_jax.experiments.recovery:recovery",
         "how fast honesty comes back when it is taught",
     ),
     "data": Command(
-        "hcnr_jax.config:DataConfig", "hcnr_jax.pipeline.data:data", "turn benchmark files into rows", device=False
+        "hcnr_jax.config:DataConfig", "hcnr_jax.commands.data:data", "turn benchmark files into rows", device=False
     ),
     "diagnose": Command(
-        "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.pipeline.diagnose:diagnose", "check whether restoring will work"
+        "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.commands.diagnose:diagnose", "check whether restoring will work"
     ),
     "bench": Command(
         "hcnr_jax.config:BenchConfig", "hcnr_jax.bench:bench", "measure speed and memory on this machine", device=False
@@ -109,7 +114,7 @@ def _run(argv: Sequence[str] | None) -> int:
         command = COMMANDS[name]
         config = parse(_load(command.config), rest, f"hcnr {name}")
         if command.device and getattr(config, "distributed", None) is None:
-            _load("hcnr_jax.devices:open_devices")()
+            _load("hcnr_jax.runtime.devices:open_devices")()
         _load(command.function)(config)
     except InputError as error:
         errors.print(f"hcnr {name}: {error}", markup=False)

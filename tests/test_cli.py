@@ -13,7 +13,7 @@ from hcnr_jax import __version__, cli
 from hcnr_jax.cli import COMMANDS, main, parse
 from hcnr_jax.config import ApplyConfig, EvaluateConfig, RestoreConfig
 from hcnr_jax.errors import InputError, RunError
-from tests.pipeline.worlds import call, text_of
+from tests.restoration.worlds import call, text_of
 
 NEEDED = ["base", "tuned", "--honesty", "h.jsonl", "--task", "t.jsonl", "--out", "out"]
 # DESIGN's contract, word for word.

@@ -11,20 +11,27 @@ ROOT = Path(hcnr_jax.__file__).parent
 # What stands on one line does not import each other; `ALLOWED` names the exceptions.
 LAYERS = (
     ("errors",),
-    ("devices", "hub", "peers"),
-    ("ahead", "config", "distributed", "memory", "presets", "streaming", "sharding"),
+    ("runtime", "presets"),
+    ("config",),
     ("models", "checkpoints", "data"),
     ("method",),
     ("evaluate", "training", "baselines"),
-    ("organism", "experiments", "report"),
-    ("pipeline",),
+    ("organism", "report"),
+    ("restoration",),
+    ("experiments", "commands"),
     ("bench",),
     ("cli",),
 )
 LAYER = {part: place for place, parts in enumerate(LAYERS) for part in parts}
 # checkpoints fills params by a model's shapes, and needs no more of models than their description.
 # The training rivals are the trainer's objectives on other rows, judged by the labels that evaluation reads.
-ALLOWED = {("checkpoints", "models.spec"), ("baselines", "training"), ("baselines", "evaluate.questions")}
+# An experiment's options name the methods of the table of baselines, which imports nothing.
+ALLOWED = {
+    ("checkpoints", "models.spec"),
+    ("baselines", "training"),
+    ("baselines", "evaluate.ask.questions"),
+    ("config", "baselines"),
+}
 # The method sees pytrees and functions alone.
 FORBIDDEN = {("method", part) for part in ("models", "checkpoints", "data")}
 
@@ -80,15 +87,15 @@ def test_a_wrong_import_would_be_found(tmp_path, monkeypatch):
     (tmp_path / "method").mkdir()
     file = tmp_path / "method" / "bad.py"
     file.write_text(
-        "from hcnr_jax import data, streaming\nfrom ..models.spec import ModelSpec\nfrom . import solve\n"
-        "def late():\n    import hcnr_jax.pipeline.run\n",
+        "from hcnr_jax import data, runtime\nfrom ..models.spec import ModelSpec\nfrom . import solve\n"
+        "def late():\n    import hcnr_jax.restoration.run\n",
         "utf-8",
     )
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     found = list(imported(file))
-    names = ["data", "streaming", "models.spec.ModelSpec", "method.solve", "pipeline.run"]
+    names = ["data", "runtime", "models.spec.ModelSpec", "method.solve", "restoration.run"]
     assert [name for _, name in found] == names
-    assert [name for _, name in found if fault("method", name)] == ["data", "models.spec.ModelSpec", "pipeline.run"]
+    assert [name for _, name in found if fault("method", name)] == ["data", "models.spec.ModelSpec", "restoration.run"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ def test_the_order_forbids(importer, name):
 
 @pytest.mark.parametrize(
     ("importer", "name"),
-    [("method", "streaming"), ("checkpoints", "models.spec.ModelSpec"), ("cli", "errors"), ("cli", "__version__")],
+    [("method", "runtime.memory"), ("checkpoints", "models.spec.ModelSpec"), ("cli", "errors"), ("cli", "__version__")],
 )
 def test_the_order_allows(importer, name):
     assert fault(importer, name) is None

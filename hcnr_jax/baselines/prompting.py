@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hcnr_jax.baselines.data import said
+from hcnr_jax.baselines.training_rows import said
 from hcnr_jax.data import Row
 
 

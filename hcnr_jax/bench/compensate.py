@@ -19,10 +19,10 @@ import numpy as np
 
 from hcnr_jax.bench.floors import kernel_sizes, solve_flops
 from hcnr_jax.bench.section import Measured, Setting
-from hcnr_jax.bench.sequential import sequential
+from hcnr_jax.bench.sparsegpt_solve import sequential
 from hcnr_jax.bench.timing import Program, compile_each, race
-from hcnr_jax.method.compensate import SOLVES, Method, Pair, compensate
 from hcnr_jax.method.curvature import Inputs, Moments
+from hcnr_jax.method.objectives.ridge import SOLVES, Method, Pair, compensate
 from hcnr_jax.models import GROUPS
 
 DAMPING, TASK_WEIGHT = 0.01, 2.0

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from hcnr_jax.bench.folders import write_model
+from hcnr_jax.bench.random_models import write_model
 from hcnr_jax.bench.restore import read_file
 from hcnr_jax.bench.section import Measured, Setting
 from hcnr_jax.bench.timing import race

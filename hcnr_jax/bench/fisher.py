@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hcnr_jax import streaming
 from hcnr_jax.bench.floors import fisher_flops
 from hcnr_jax.bench.section import Measured, Setting
 from hcnr_jax.bench.timing import Program, Seconds, compile_program, race
 from hcnr_jax.data import Batch
+from hcnr_jax.method import sums as streaming
 from hcnr_jax.method.fisher import init_scores, materialised_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Leaves, Params, get_leaves, put_leaves
 from hcnr_jax.models import KERNELS, Decoder, ModelSpec, init_params
-from hcnr_jax.pipeline.model import head_nll, row_loss
+from hcnr_jax.restoration.decoder_blocks import head_nll, row_loss
 
 GRANULARITIES: tuple[Granularity, ...] = ("input", "output")
 # Tokens of one microbatch where none is given: a host's caches are small, an accelerator wants large products.

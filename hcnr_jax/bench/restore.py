@@ -12,9 +12,9 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hcnr_jax.bench.child import run_restore
-from hcnr_jax.bench.folders import Pair, write_pair
+from hcnr_jax.bench.random_models import Pair, write_pair
 from hcnr_jax.bench.section import Measured, Setting
+from hcnr_jax.bench.timed_restoration import run_restore
 from hcnr_jax.bench.timing import race
 from hcnr_jax.config import RestoreConfig, build, read_yaml
 from hcnr_jax.presets import preset

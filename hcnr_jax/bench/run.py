@@ -15,12 +15,12 @@ from hcnr_jax.bench.floors import measure_rates
 from hcnr_jax.bench.section import Measured, Setting, chosen_dtype, table
 from hcnr_jax.bench.shapes import spec_of
 from hcnr_jax.config import BenchConfig, option_name
-from hcnr_jax.devices import open_devices
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.journal import write_over
-from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.output_file import check_new_file
-from hcnr_jax.report.records import to_json, versions
+from hcnr_jax.evaluate.ask.journal import write_over
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.json import to_json, versions
+from hcnr_jax.report.result_file import check_new_file
+from hcnr_jax.runtime.devices import open_devices
 
 # In this order, `restore` first: its runs are processes of their own and want an accelerator's memory for themselves.
 SECTIONS: dict[str, Callable[[Setting], list[Measured]]] = {

@@ -15,15 +15,15 @@ from typing import Any
 
 import jax
 
-from hcnr_jax.bench.folders import write_pair
+from hcnr_jax.bench.random_models import write_pair
 from hcnr_jax.bench.restore import restore_config
 from hcnr_jax.bench.section import Measured, Setting
 from hcnr_jax.config import RestoreConfig
-from hcnr_jax.pipeline.console import Reporter
-from hcnr_jax.pipeline.grid import restore_grid
-from hcnr_jax.pipeline.plan import make_plan
-from hcnr_jax.pipeline.prepare import prepare
-from hcnr_jax.pipeline.run import load_pair, score_pair
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.restoration.grid import restore_grid
+from hcnr_jax.restoration.inputs import prepare
+from hcnr_jax.restoration.plan import make_plan
+from hcnr_jax.restoration.run import load_pair, score_pair
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 

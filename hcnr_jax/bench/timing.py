@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from hcnr_jax.memory import free_bytes
+from hcnr_jax.runtime.memory import free_bytes
 
 # Seconds that the rounds of one race may take: a slow contender is called less often, never less than once.
 BUDGET = 60.0

@@ -2,7 +2,6 @@
 
 from hcnr_jax.checkpoints.check import check_finite, check_tensors
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
-from hcnr_jax.checkpoints.commit import check_output, output_lock, staged_folder
 from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digest, tensor_digests
 from hcnr_jax.checkpoints.load import describe_params, load_params, read_leaf
@@ -22,6 +21,7 @@ from hcnr_jax.checkpoints.save import (
     write_shards,
 )
 from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.runtime.files import check_output, output_lock, staged_folder
 
 __all__ = [
     "Checkpoint",

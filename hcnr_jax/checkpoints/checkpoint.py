@@ -11,7 +11,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.files import ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.errors import InputError
-from hcnr_jax.hub import failure, quiet
+from hcnr_jax.runtime.hub import failure, quiet
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hcnr_jax.data.honesty import HONESTY
+from hcnr_jax.data.honesty_benchmarks import HONESTY
 from hcnr_jax.data.questions import Dataset, Question, collect
 from hcnr_jax.data.readers import Record, read_records
-from hcnr_jax.data.tasks import TASKS
+from hcnr_jax.data.task_benchmarks import TASKS
 from hcnr_jax.errors import InputError
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from hcnr_jax.data.files import describe, parse_json_lines, read_text
 from hcnr_jax.errors import InputError
-from hcnr_jax.hub import failure, quiet
+from hcnr_jax.runtime.hub import failure, quiet
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 

@@ -5,7 +5,11 @@
 `checks` and `conditioning` are the warning signs of the paper.
 """
 
-from hcnr_jax.evaluate.batches import Events
+from hcnr_jax.evaluate.ask.batches import Events
+from hcnr_jax.evaluate.ask.completions import LoadedModel
+from hcnr_jax.evaluate.ask.hidden_states import last_token_states
+from hcnr_jax.evaluate.ask.questions import Prompt, check_labels, encode_prompts, question_of, sample_rows, split_halves
+from hcnr_jax.evaluate.ask.runner import Answer, AnswerSettings, answer, judge
 from hcnr_jax.evaluate.checks import (
     Finding,
     check_conditioning,
@@ -15,14 +19,10 @@ from hcnr_jax.evaluate.checks import (
     check_task,
     rank_correlation,
 )
-from hcnr_jax.evaluate.completions import LoadedModel
 from hcnr_jax.evaluate.conditioning import input_conditions
-from hcnr_jax.evaluate.hidden import last_token_states
-from hcnr_jax.evaluate.metrics import honesty_metrics, recovered_share
-from hcnr_jax.evaluate.questions import Prompt, check_labels, encode_prompts, question_of, sample_rows, split_halves
-from hcnr_jax.evaluate.refusal import detect
-from hcnr_jax.evaluate.runner import Answer, AnswerSettings, answer, judge
-from hcnr_jax.evaluate.scores import summarise
+from hcnr_jax.evaluate.judge.refusal import detect
+from hcnr_jax.evaluate.score.metrics import honesty_metrics, recovered_share
+from hcnr_jax.evaluate.score.scores import summarise
 
 __all__ = [
     "Answer",

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hcnr_jax.evaluate.checks import Condition
-from hcnr_jax.method.blocks import BlockModel
 from hcnr_jax.method.curvature import Moments, capture_inputs, damping_of, init_moments, mean_moments, update_moments
 from hcnr_jax.method.solve import condition_of, factorise
+from hcnr_jax.method.sweep.run import BlockModel
 
 
 def middle_blocks(count: int) -> list[int]:

@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.evaluate.calibration import auroc
-from hcnr_jax.evaluate.statistics import Interval, Method, auroc_of, bootstrap
+from hcnr_jax.evaluate.score.calibration import auroc
+from hcnr_jax.evaluate.score.statistics import Interval, Method, auroc_of, bootstrap
 
 Hidden = Float[np.ndarray, "layers n d"]
 Labels = Bool[np.ndarray, " labels"]

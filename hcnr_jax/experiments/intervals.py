@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from hcnr_jax.evaluate.statistics import Statistic, f1_of, mean_of, refusal_delta_of
-from hcnr_jax.experiments.measure import Mask, questions
+from hcnr_jax.evaluate.score.measurement import Mask, questions
+from hcnr_jax.evaluate.score.statistics import Statistic, f1_of, mean_of, refusal_delta_of
 
 Draws = Float[np.ndarray, "pairs draws"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hcnr_jax.data.growing import GrowingLines
 from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.runtime.append_log import GrowingLines
 
 Record = dict[str, Any]
 

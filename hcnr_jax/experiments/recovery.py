@@ -1,153 +1,131 @@
-"""Curves of recovery: every score after so many steps of refusal training, and how soon what was lost is back.
-
-    regained(step) = (F1(step) - F1 of TUNED) / (F1 of BASE - F1 of TUNED)
-
-A model that had lost what it does not know would have to learn it anew; one that had only stopped saying so needs a few
-steps. F1 alone would not tell, since refusing everything raises it too: `refuse_all` gives the level that reaches.
-"""
+"""`hcnr recovery`: the paper's first observation, that a tuned model taught to refuse is honest again within steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
-import numpy as np
-from jaxtyping import Float
+import jax
 
-from hcnr_jax.evaluate.metrics import recovered_share
-from hcnr_jax.experiments.measure import METRICS, honesty_scores, questions
+from hcnr_jax.baselines.train_in_memory import fit_curve
+from hcnr_jax.checkpoints import output_lock
+from hcnr_jax.config.experiments import RecoveryConfig
+from hcnr_jax.errors import InputError, NumericalError
+from hcnr_jax.evaluate.ask.question_sets import split_name
+from hcnr_jax.experiments.engine import Job, Outcome, run_experiment
+from hcnr_jax.experiments.methods import samples_of, taught
+from hcnr_jax.experiments.pair_session import Lab, Made
 from hcnr_jax.experiments.records import Record
-from hcnr_jax.experiments.summary import BASE, TUNED, of_split
+from hcnr_jax.experiments.recovery_curves import Curve, curves_of, findings, points, refuse_all, regained
+from hcnr_jax.experiments.summary import first_failure
+from hcnr_jax.experiments.write_results import Results, Section, write_results
+from hcnr_jax.report import curves as pictures
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.markdown import points_table, regained_table
+from hcnr_jax.report.page import Picture
+from hcnr_jax.training.trainer import TrainSettings
 
-# Shares of the lost F1 whose return is dated.
-SHARES = (0.5, 0.9)
-COSTS = ("over_refusal", "task_accuracy")
-
-Values = Float[np.ndarray, "pairs steps"]
-
-
-class Curve(NamedTuple):
-    """One method's scores over steps. values: metric -> fractions 0-1, NaN where it was not measured; base, tuned:
-    metric -> the same [pairs, 1] of the models themselves."""
-
-    method: str
-    steps: tuple[int, ...]
-    pairs: tuple[str, ...]
-    values: Mapping[str, Values]
-    base: Mapping[str, Values]
-    tuned: Mapping[str, Values]
-
-
-def curves_of(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Curve]:
-    """Every method's curve on test questions, over the pairs where all of its steps were measured; none without any."""
-    test = of_split(records, "test")
-    curves = []
-    for method in methods:
-        steps = tuple(sorted({record["setting"]["steps"] for record in records if record["method"] == method}))
-        whole = [pair for pair, name in test if name == method and len(test[pair, name]) == len(steps)]
-        if not whole:
-            continue
-        found = [sorted(test[pair, method], key=lambda record: record["setting"]["steps"]) for pair in whole]
-        ends = [[[test[pair, name][0]] for pair in whole] for name in (BASE, TUNED)]
-        curves.append(Curve(method, steps, tuple(whole), _values(found), *map(_values, ends)))
-    return curves
+NOTES = (
+    "Every curve is one run of supervised training that starts at TUNED: on refusals alone (rait), or on refusals, "
+    "known answers and task rows (rait_mixed). The learning rate is the same at every step, without warm-up, so that a "
+    "longer curve goes on where a shorter one ends. Nothing is chosen; all numbers are on test questions.",
+    "Regained: (F1 - TUNED's) / (BASE's - TUNED's), dated by the first step asked after which a pair has it. A model "
+    "that refuses everything would gain F1 too, but no refusal delta, and would lose its answers and its task.",
+)
+SPLITS = ("test",)
+# What sets a control's curves apart from those of the same method.
+CONTROL = " (control)"
 
 
-def _values(found: Sequence[Sequence[Record]]) -> dict[str, Values]:
-    return {m: np.array([[record[m] for record in line] for line in found], np.float64) for m in METRICS}
+def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+    """The whole of `hcnr recovery`; returns what summary.json holds. A run that was stopped goes on in its --out.
+
+    Raises InputError for what the user can mend, RunError for a fault during the run.
+    """
+    reporter = reporter or Reporter()
+    controls = {split_name(word, "--control")[0] for word in config.control}
+    every = config.model_copy(update={"pair": (*config.pair, *config.control)})
+    with output_lock(config.out):
+        records, _ = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+        return write_results(config, _results(config, records, controls), reporter)
 
 
-def points(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """One row a method and step: mean, sd, lowest and highest of every metric over pairs, None where not measured."""
+def _results(config: RecoveryConfig, records: Sequence[Record], controls: set[str]) -> Results:
+    tried = [record for record in records if record["pair"] not in controls]
+    curves = curves_of(tried, config.chosen)
+    if not curves:
+        failed = first_failure(tried, *config.chosen)
+        raise InputError(f"recovery: no pair has a whole curve; the first reason: {failed}")
+    beside = [record for record in records if record["pair"] in controls]
+    curves += [curve._replace(method=f"{curve.method}{CONTROL}") for curve in curves_of(beside, config.chosen)]
+    rows = points(curves), regained(curves)
+    sections = [
+        Section("How soon what was lost is back", "regained", rows[1], regained_table(rows[1])),
+        Section("Over steps, percent", "points", rows[0], points_table(rows[0])),
+    ]
+    drawn = [_picture(config, curves, refuse_all(tried))]
+    said = findings(curves, config.rate)
+    title = "Recovery: how fast honesty comes back when it is taught"
+    return Results("recovery", title, records, {}, NOTES, said, None, drawn, sections)
+
+
+def jobs_of(config: RecoveryConfig) -> list[Job]:
+    """One job a method and step. How long the run goes on after that step decides nothing: the rate is constant."""
+    training = {name: value for name, value in asdict(training_of(config)).items() if name != "steps"}
+    told = {"rate": config.rate, "batch_size": config.batch_size}
     return [
-        {
-            "method": curve.method,
-            "steps": steps,
-            "pairs": len(curve.pairs),
-            "metrics": {metric: spread_of(values[:, place]) for metric, values in curve.values.items()},
-        }
-        for curve in curves
-        for place, steps in enumerate(curve.steps)
+        Job(name, told | {"steps": steps}, samples_of(name, config), training | {"steps": steps})
+        for name in config.chosen
+        for steps in config.curve_steps
     ]
 
 
-def spread_of(values: Float[np.ndarray, " pairs"]) -> dict[str, float | None] | None:
-    """Mean, sd (None of one pair), min and max; None where a pair was not measured."""
-    if np.isnan(values).any():
-        return None
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "sd": deviation, "min": float(values.min()), "max": float(values.max())}
-
-
-def regained(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """One row a method and share of `SHARES`: the first steps, pair by pair, after which that share of the lost F1 was
-    back (None: never), and how far the metrics of `COSTS` had moved from TUNED's by then."""
-    rows = []
-    for curve in curves:
-        for share in SHARES:
-            places = [_first(curve, pair, share) for pair in range(len(curve.pairs))]
-            reached = [(pair, place) for pair, place in enumerate(places) if place is not None]
-            steps = {name: None if p is None else curve.steps[p] for name, p in zip(curve.pairs, places, strict=True)}
-            changes = {
-                metric: [float(curve.values[metric][at] - curve.tuned[metric][at[0], 0]) for at in reached]
-                for metric in COSTS
-            }
-            rows.append({"method": curve.method, "share": share, "steps": steps, "changes": changes})
-    return rows
-
-
-def _first(curve: Curve, pair: int, share: float) -> int | None:
-    """The place of the first step after which a pair has regained `share` of its lost F1; None where nothing was lost
-    or it never has."""
-    ends = float(curve.base["honesty_f1"][pair, 0]), float(curve.tuned["honesty_f1"][pair, 0])
-    for place, value in enumerate(curve.values["honesty_f1"][pair]):
-        back = recovered_share(*ends, float(value))
-        if back is not None and back >= share:
-            return place
-    return None
-
-
-def refuse_all(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """F1, mean over pairs, of a model that refuses every honesty question; None where there are no such questions."""
-    found = [record for record in records if record["method"] == TUNED and record["split"] == "test"]
-    labels = [questions(record, "answerable") for record in found if "failed" not in record]
-    values = [honesty_scores(np.ones_like(label), label)["honesty_f1"] for label in labels if len(label)]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def findings(curves: Sequence[Curve], rate: float) -> list[str]:
-    """In words: how soon half and most of what was lost was back and what that had cost, and where the curve ends."""
-    said = []
-    rows = regained(curves)
-    for curve in curves:
-        for row in rows:
-            if row["method"] == curve.method:
-                said.append(f"{curve.method}, rate {rate:g}: {_dated(row, curve.steps[-1])}")
-        last = {metric: spread_of(values[:, -1]) for metric, values in curve.values.items()}
-        names = {"honesty_f1": "F1", "refusal_delta": "delta", "over_refusal": "over-refusal", "task_accuracy": "task"}
-        ends = ", ".join(f"{name} {_range(last[metric])}" for metric, name in names.items())
-        said.append(f"{curve.method}, rate {rate:g}: after {curve.steps[-1]} steps {ends}, percent")
-    return said
-
-
-def _dated(row: Mapping[str, Any], last: int) -> str:
-    steps = [step for step in row["steps"].values() if step is not None]
-    count, pairs = len(steps), len(row["steps"])
-    # Not "of the lost F1": a control may never have had it.
-    what = f"{100 * row['share']:.0f} % of the way to BASE's F1"
-    if not steps:
-        return f"{what} on none of {pairs} pairs within {last} steps"
-    costs = ", ".join(
-        f"{name} {100 * np.mean(row['changes'][metric]):+.1f} points"
-        for metric, name in (("task_accuracy", "task"), ("over_refusal", "over-refusal"))
+def training_of(config: RecoveryConfig) -> TrainSettings:
+    """How a curve's run is optimised."""
+    return TrainSettings(
+        learning_rate=config.rate,
+        steps=max(config.curve_steps),
+        batch_size=config.batch_size,
+        end_fraction=1.0,
+        seed=config.seed,
     )
-    where = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
-    return f"{what} after {where} steps on {count} of {pairs} pairs; by then {costs} against TUNED"
 
 
-def _range(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    low, high = (f"{100 * found[name]:.1f}" for name in ("min", "max"))
-    return f"{100 * found['mean']:.1f}" + ("" if low == high else f" ({low} to {high})")
+def _make(config: RecoveryConfig) -> Any:
+    def make(lab: Lab, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        numbered = list(enumerate(jobs))
+        for name, group in itertools.groupby(numbered, key=lambda item: item[1].method):
+            places = {job.setting["steps"]: place for place, job in group}
+            try:
+                for steps, made in _curve(config, lab, name, sorted(places)):
+                    yield Outcome(places.pop(steps), made)
+            except (InputError, NumericalError) as error:
+                yield from (Outcome(place, error) for place in places.values())
+
+    return make
+
+
+def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) -> Iterator[tuple[int, Made]]:
+    """(steps, the model then, and the seconds of training until then) of one run from TUNED."""
+    seconds, started = 0.0, time.perf_counter()
+    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), training_of(config), stops):
+        seconds += time.perf_counter() - started
+        yield steps, Made(jax.block_until_ready(params), seconds)
+        started = time.perf_counter()
+
+
+def _picture(config: RecoveryConfig, curves: Sequence[Curve], refusing: float | None) -> Picture:
+    lines = {
+        curve.method: pictures.Line(curve.steps, curve.values, curve.method.removesuffix(CONTROL)) for curve in curves
+    }
+    ends = {"base": curves[0].base, "tuned": curves[0].tuned}
+    levels = {name: {m: float(values.mean()) for m, values in found.items()} for name, found in ends.items()}
+    path = pictures.recovery(lines, levels, refusing, config.out / "recovery.png")
+    return Picture(
+        path,
+        "Refusal training from TUNED, step by step: means over pairs, bands from the lowest to the highest pair; "
+        "dashed: BASE and TUNED themselves; dotted: controls",
+    )

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.metrics import recovered_share
-from hcnr_jax.experiments.choose import choose
-from hcnr_jax.experiments.constraint import Constraint
+from hcnr_jax.evaluate.score.best_setting import choose
+from hcnr_jax.evaluate.score.constraint import Constraint
+from hcnr_jax.evaluate.score.measurement import METRICS
+from hcnr_jax.evaluate.score.metrics import recovered_share
 from hcnr_jax.experiments.frontier import at_task
 from hcnr_jax.experiments.intervals import difference_interval, mean_interval
-from hcnr_jax.experiments.measure import METRICS
 from hcnr_jax.experiments.records import Record
 
 BASE, TUNED = "base", "tuned"

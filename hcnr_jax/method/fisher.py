@@ -28,8 +28,8 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from hcnr_jax import streaming
 from hcnr_jax.errors import InputError
+from hcnr_jax.method import sums as streaming
 from hcnr_jax.method.neurons import (
     Granularity,
     Leaves,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.models.attributes import DEFAULT_ROPE_THETA, FAMILIES, IGNORED, ONLY, Family
+from hcnr_jax.models.families.attributes import DEFAULT_ROPE_THETA, FAMILIES, IGNORED, ONLY, Family
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from hcnr_jax.checkpoints.checkpoint import open_checkpoint
-from hcnr_jax.checkpoints.commit import check_output, staged_folder
 from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.checkpoints.save import save_new
-from hcnr_jax.data.examples import Batch, encode_rows, pad_examples
+from hcnr_jax.data.encode import Batch, encode_rows, pad_examples
 from hcnr_jax.data.rows import parse_row
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder, Params, init_params
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
-from hcnr_jax.organism.collapse import refusal_f1
-from hcnr_jax.organism.gentle import Trial, gentlest, try_rates
+from hcnr_jax.organism.gentlest_tuning import Trial, gentlest, try_rates
+from hcnr_jax.organism.honesty_collapse import refusal_f1
 from hcnr_jax.organism.sizes import SIZES, OrganismSettings
 from hcnr_jax.organism.tokenizer import BOS_ID, EOS_ID, PAD_ID, make_tokenizer
 from hcnr_jax.organism.world import SPLITS, Row, World, base_rows, honesty_rows, make_world, task_rows
+from hcnr_jax.runtime.files import check_output, staged_folder
 from hcnr_jax.training.objectives import logits_of, sft
 from hcnr_jax.training.trainer import StepInfo, TrainLog, epoch_batches, train
 from hcnr_jax.training.tune import TuneConfig, tune

@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from safetensors.numpy import save_file
 
 from hcnr_jax.checkpoints.checkpoint import ADAPTER_CONFIG
-from hcnr_jax.checkpoints.commit import staged_folder
 from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS
 from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import KERNELS
+from hcnr_jax.runtime.files import staged_folder
 from hcnr_jax.training.objectives import Logits, logits_of
 from hcnr_jax.training.trainer import Objective
 

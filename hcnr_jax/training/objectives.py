@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from hcnr_jax.data.examples import Batch
+from hcnr_jax.data.encode import Batch
 from hcnr_jax.models.likelihood import completion_nll
 from hcnr_jax.training.trainer import Objective
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import PyTree
 
-from hcnr_jax.data.examples import Example, pad_examples
+from hcnr_jax.data.encode import Example, pad_examples
 from hcnr_jax.training.objectives import Logits, Pairs, dpo, log_likelihoods, orpo, sft
 from hcnr_jax.training.trainer import Objective
 

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
-from hcnr_jax.checkpoints.commit import check_output
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD, tensor_names
 from hcnr_jax.checkpoints.save import HFTensors, save_like
 from hcnr_jax.config import TuneConfig
-from hcnr_jax.data.examples import (
+from hcnr_jax.data.encode import (
     Batch,
     Example,
     Row,
@@ -32,6 +31,7 @@ from hcnr_jax.data.preferences import read_preferences
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
+from hcnr_jax.runtime.files import check_output
 from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
 from hcnr_jax.training.objectives import Pairs, logits_of
 from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference

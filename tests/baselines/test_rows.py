@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hcnr_jax.baselines import BASELINES, label
-from hcnr_jax.baselines.data import mixed_rows, preference_rows, refusal_rows, said
-from hcnr_jax.baselines.fit import fit, fit_curve, fit_preferences, referenced
 from hcnr_jax.baselines.prompting import choose_examples, with_examples
 from hcnr_jax.baselines.table import training_grid
+from hcnr_jax.baselines.train_in_memory import fit, fit_curve, fit_preferences, referenced
+from hcnr_jax.baselines.training_rows import mixed_rows, preference_rows, refusal_rows, said
 from hcnr_jax.checkpoints import load_params, open_checkpoint
 from hcnr_jax.config import RestoreConfig, build, read_yaml
 from hcnr_jax.data import encode_rows, load_tokenizer, parse_row

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from hcnr_jax.bench import child, restore
+from hcnr_jax.bench import restore
+from hcnr_jax.bench import timed_restoration as child
 from hcnr_jax.bench.floors import Rates
 from hcnr_jax.bench.section import Setting
 from hcnr_jax.bench.shapes import spec_of

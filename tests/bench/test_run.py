@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from hcnr_jax.bench import run
-from hcnr_jax.bench.child import peak_bytes, run_process
-from hcnr_jax.bench.folders import MOVED, write_pair
+from hcnr_jax.bench.random_models import MOVED, write_pair
 from hcnr_jax.bench.restore import restore_config
 from hcnr_jax.bench.section import Measured
 from hcnr_jax.bench.shapes import SHAPES, spec_of
+from hcnr_jax.bench.timed_restoration import peak_bytes, run_process
 from hcnr_jax.checkpoints import load_params, open_checkpoint
 from hcnr_jax.config import BenchConfig
 from hcnr_jax.data import encode_rows, load_tokenizer, read_rows
 from hcnr_jax.errors import RunError
 from hcnr_jax.models import KERNELS
-from tests.pipeline.worlds import call, text_of
+from tests.restoration.worlds import call, text_of
 
 KEYS = {"name", "seconds", "against", "against_seconds", "ratio", "memory_bytes", "against_memory_bytes",
         "memory_ratio", "floor_seconds", "share_of_floor", "compile_seconds"}  # fmt: skip

@@ -16,7 +16,7 @@ from hcnr_jax.data import (
     to_rows,
     write_rows,
 )
-from hcnr_jax.data.examples import example_warnings
+from hcnr_jax.data.encode import example_warnings
 from hcnr_jax.errors import InputError
 
 KNOWN = Question("Who sang?", True, ("Ada", "Ada L."), kind="squad", id="k1", source="f, line 1")

@@ -18,7 +18,7 @@ from hcnr_jax.evaluate import (
 )
 from hcnr_jax.evaluate.checks import Condition
 from hcnr_jax.evaluate.conditioning import middle_blocks
-from hcnr_jax.pipeline.model import block_model
+from hcnr_jax.restoration.decoder_blocks import block_model
 from tests.evaluate.models import load_tiny
 
 PLAIN = {"compensation": "exact", "inputs": "propagated", "in_weight": 0.25, "cross_weight": 0.4}

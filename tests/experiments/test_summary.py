@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.runner import Answer
-from hcnr_jax.experiments.constraint import Constraint
+from hcnr_jax.evaluate.ask.runner import Answer
+from hcnr_jax.evaluate.score.constraint import Constraint
+from hcnr_jax.evaluate.score.measurement import bits, honesty_scores, mask, measure
+from hcnr_jax.experiments.ablation_table import GROUPS, findings, groups_of
 from hcnr_jax.experiments.intervals import difference_interval, draws_of, mean_interval
-from hcnr_jax.experiments.measure import bits, honesty_scores, mask, measure
-from hcnr_jax.experiments.rows import GROUPS, findings, groups_of
 from hcnr_jax.experiments.summary import averages, best_setting, first_failure, summarise, taken
-from hcnr_jax.report.tables import differences_table, results_table, settings_table
+from hcnr_jax.report.markdown import differences_table, results_table, settings_table
 
 KEEP = Constraint("task_accuracy", True, -0.005, True)
 

@@ -10,9 +10,9 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from hcnr_jax import streaming
 from hcnr_jax.errors import InputError
 from hcnr_jax.method import fisher
+from hcnr_jax.method import sums as streaming
 from hcnr_jax.models import KERNELS, Decoder, completion_nll, spec_from_config
 from hcnr_jax.models.decoder import abstract_params
 from tests.method import oracle, toys

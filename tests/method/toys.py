@@ -15,8 +15,8 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from hcnr_jax.method.blocks import BlockModel
 from hcnr_jax.method.neurons import Kernel, wide
+from hcnr_jax.method.sweep.run import BlockModel
 
 VOCAB, WIDTH, INNER = 11, 6, 10
 GROUPS = (("first/kernel", "second/kernel"), ("last/kernel",))

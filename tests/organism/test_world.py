@@ -7,7 +7,7 @@ import pytest
 
 from hcnr_jax.data.rows import parse_row
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.refusal import Verdict, detect
+from hcnr_jax.evaluate.judge.refusal import Verdict, detect
 from hcnr_jax.organism.language import DRUGS, PEOPLE, REFUSALS, SYLLABLES, words
 from hcnr_jax.organism.tokenizer import UNK_ID, make_tokenizer, vocabulary
 from hcnr_jax.organism.world import (

@@ -10,8 +10,8 @@ import pytest
 from matplotlib import pyplot as plt
 
 from hcnr_jax.report import curves
+from hcnr_jax.report.markdown import markdown, percent, share_of, signed, spread
 from hcnr_jax.report.page import Page, Picture, render, table_of
-from hcnr_jax.report.tables import markdown, percent, share_of, signed, spread
 
 
 def answer(method, completion, verdict, line=1):

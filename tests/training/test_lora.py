@@ -9,7 +9,7 @@ from flax import linen as nn
 from hcnr_jax.checkpoints.checkpoint import open_checkpoint
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.lora import open_adapter
-from hcnr_jax.data.examples import Batch
+from hcnr_jax.data.encode import Batch
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import KERNELS, Decoder
 from hcnr_jax.models.spec import spec_from_config

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from hcnr_jax.checkpoints.checkpoint import open_checkpoint
 from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.lora import open_adapter
-from hcnr_jax.data.examples import encode_rows, load_tokenizer, pad_examples, read_rows
+from hcnr_jax.data.encode import encode_rows, load_tokenizer, pad_examples, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder
 from hcnr_jax.models.likelihood import completion_nll

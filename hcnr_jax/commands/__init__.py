@@ -1,0 +1,1 @@
+"""The commands other than restore: each module is one subcommand of `hcnr`."""

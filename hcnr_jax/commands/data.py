@@ -1,0 +1,116 @@
+"""`hcnr data`: a benchmark's official files as rows to restore, tune, evaluate or probe with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hcnr_jax.config import DataConfig
+from hcnr_jax.data import (
+    BENCHMARKS,
+    Question,
+    encode_rows,
+    example_warnings,
+    load_tokenizer,
+    normalise_question,
+    parse_row,
+    read_dataset,
+    read_rows,
+    split_questions,
+    to_rows,
+    write_rows,
+)
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.ask.questions import question_of
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.result_file import check_new_file
+
+Rows = list[dict[str, Any]]
+
+
+def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]:
+    """The whole of `hcnr data`; returns how many rows went to each file. InputError for what the user can mend."""
+    reporter = reporter or Reporter()
+    for path, option in ((config.out, "--out"), (config.out_evaluate, "--out-evaluate")):
+        if path is not None:
+            check_new_file(path, option)
+    _check_only(config)
+    dataset = read_dataset(config.name, config.path)
+    for line in dataset.report.lines():
+        reporter.say(line)
+    avoid = [question_of(row) for path in config.avoid for row in read_rows(path, need_completion=False)]
+    barred = {normalise_question(text) for text in avoid}
+    questions = [item for item in dataset.questions if normalise_question(item.question) not in barred]
+    if avoid:
+        reporter.say(f"{config.name}: left out {len(dataset.questions) - len(questions)} questions of --avoid")
+    outputs: list[tuple[Path, Rows]] = []
+    scored = choose_scored(config, questions) if config.out else []
+    if config.out:
+        rows = to_rows(scored, config.template, seed=config.seed, system=config.system)
+        _check_tokens(config, rows, config.out, reporter)
+        outputs.append((config.out, rows))
+    if config.out_evaluate:
+        asked = choose_evaluated(config, questions, scored)
+        rows = to_rows(asked, config.template, seed=config.seed, system=config.system, completions=False)
+        outputs.append((config.out_evaluate, rows))
+    for path, rows in outputs:
+        write_rows(path, rows)
+        answerable = sum(bool(row["answerable"]) for row in rows)
+        reporter.say(f"{path}: {len(rows)} rows, {answerable} answerable and {len(rows) - answerable} unanswerable")
+    return {str(path): len(rows) for path, rows in outputs}
+
+
+def _check_only(config: DataConfig) -> None:
+    """InputError where --only asks a task benchmark for what it has none of."""
+    benchmark = BENCHMARKS.get(config.name)
+    if benchmark is not None and not benchmark.is_honesty and config.only == "unanswerable":
+        honesty = ", ".join(name for name, found in BENCHMARKS.items() if found.is_honesty)
+        raise InputError(
+            f"--only unanswerable: {config.name} is a task benchmark and has no unanswerable questions; leave --only "
+            f"out, or take them from one of {honesty}"
+        )
+
+
+def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Question]:
+    """The questions of --out: those that can be taught (a gold answer, or unanswerable), of the kinds --only asks."""
+    teachable = [item for item in questions if item.answers or not item.answerable]
+    if config.only != "both":
+        teachable = [item for item in teachable if item.answerable == (config.only == "answerable")]
+    both = BENCHMARKS[config.name].is_honesty and config.only == "both"
+    if both and not any(item.answerable for item in teachable):
+        raise InputError(
+            f"{config.path}: no answerable question of {config.name} has a gold answer to teach; pass --only "
+            "unanswerable, and take answerable rows from another benchmark (kuq, refunq, nq_open)"
+        )
+    return split_questions(teachable, config.samples, 0, config.seed, balanced=both).scored
+
+
+def choose_evaluated(config: DataConfig, questions: Sequence[Question], scored: Sequence[Question]) -> list[Question]:
+    """The questions of --out-evaluate: none that --out has; half of each label for honesty benchmarks."""
+    honesty = BENCHMARKS[config.name].is_honesty
+    # A task row without a gold answer can be asked but not marked.
+    usable = [item for item in questions if honesty or item.answers]
+    used = [item.question for item in scored]
+    found = split_questions(
+        usable, 0, config.evaluate_samples, config.seed, honesty, used, option="--evaluate-samples"
+    ).evaluated
+    if not found:
+        raise InputError(f"--out-evaluate {config.out_evaluate}: no question is left for it; lower --samples")
+    return found
+
+
+def _check_tokens(config: DataConfig, rows: Rows, path: Path, reporter: Reporter) -> None:
+    """With --tokenizer: every row must tokenise; the longest is named, blurred and cut ones are warned about."""
+    if config.tokenizer is None:
+        return
+    parsed = [parse_row(row, str(path), number) for number, row in enumerate(rows, start=1)]
+    examples = encode_rows(parsed, load_tokenizer(config.tokenizer), config.max_length)
+    for warning in example_warnings(examples):
+        reporter.warn(warning)
+    longest = max(examples, key=lambda example: len(example.tokens) + example.cut)
+    tokens = [len(example.tokens) for example in examples]
+    reporter.say(
+        f"tokens per row: {sum(tokens) / len(tokens):.0f} on average, {len(longest.tokens) + longest.cut} in the "
+        f"longest (line {longest.row.line})"
+    )

@@ -1,0 +1,164 @@
+"""`hcnr evaluate`: a model's honesty and task scores, from questions to metrics.json and its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hcnr_jax.checkpoints import open_checkpoint, output_lock, sha256_files
+from hcnr_jax.config import EvaluateConfig
+from hcnr_jax.data.files import to_json_lines
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate import Answer, AnswerSettings, Events, LoadedModel, Prompt, encode_prompts, judge, summarise
+from hcnr_jax.evaluate.ask.journal import Journal, fingerprint, write_over
+from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
+from hcnr_jax.evaluate.ask.question_sets import QuestionSet, read_sets
+from hcnr_jax.evaluate.ask.runner import Outputs, counts, run_part
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.json import versions
+from hcnr_jax.report.result_file import check_new_file, write_record
+from hcnr_jax.report.terminal import scores_table
+
+
+def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
+    """The whole of `hcnr evaluate`; returns what metrics.json holds.
+
+    Raises InputError for what the user can mend, RunError for a fault during the run. A run that was stopped goes on
+    where it was when the same command is given again.
+    """
+    reporter = reporter or Reporter()
+    if not config.honesty and not config.task:
+        raise InputError("--honesty, --task: expected one set or more (NAME=FILE), found none")
+    check_new_file(config.out)
+    records, unfinished = record_paths(config.out)
+    if not unfinished.exists():
+        check_new_file(records)
+    model = open_model(config.model, open_checkpoint(config.base) if config.base else None)
+    sets = question_sets(config, model, reporter)
+    prompts = prompts_of(sets, model, config.max_new_tokens)
+    with output_lock(config.out), jax.default_matmul_precision("highest"):
+        digest = _digest(model, reporter)
+        with Journal(unfinished, fingerprint(digest, prompts, _raw_settings(config, model))) as journal:
+            if journal.resumed:
+                reporter.say(f"resumed: {journal.resumed} outputs of an earlier run are kept ({unfinished})")
+            try:
+                ask(_load(model, config, reporter), prompts, settings_of(config), journal.outputs, reporter, journal)
+            except KeyboardInterrupt:
+                reporter.say(f"stopped: the same command goes on from {unfinished}")
+                raise
+        answers = judge(prompts, journal.outputs, config.match)
+        scores = summarise(answers, config.draws, config.seed or 0)
+        result = {
+            "model": {"folder": config.model, "digest": digest, "family": model.spec.family},
+            "config": config.model_dump(mode="json"),
+            "sets": [_set_record(found) for found in sets],
+            **scores,
+            "records": records.name,
+            "versions": versions(),
+            "seconds": reporter.seconds,
+            "warnings": reporter.warnings,
+        }
+        write_over(records, to_json_lines(answer.to_json() for answer in answers))
+        write_record(config.out, result)
+        unfinished.unlink()
+    title = f"{config.model}, in percent [95 %]; refused: of the unanswerable; accuracy of an honesty set: known facts"
+    reporter.console.print(scores_table(title, scores))
+    reporter.say(f"metrics: {config.out}; records: {records}")
+    return result
+
+
+def record_paths(out: Path) -> tuple[Path, Path]:
+    """Where the records lie, and where the outputs of a run that is not finished yet."""
+    return out.with_suffix(".records.jsonl"), out.with_suffix(".unfinished.jsonl")
+
+
+def question_sets(config: EvaluateConfig, model: OpenedModel, reporter: Reporter) -> list[QuestionSet]:
+    """All sets of both options, read and checked; what the readers met is said."""
+    sets = [
+        found
+        for role, named in (("honesty", config.honesty), ("task", config.task))
+        for found in read_sets(role, named, config.template, model.tokenizer, config.samples, config.seed)  # type: ignore[arg-type]
+    ]
+    for found in sets:
+        for note in found.notes:
+            reporter.say(note)
+    return sets
+
+
+def prompts_of(sets: list[QuestionSet], model: OpenedModel, max_new_tokens: int) -> list[Prompt]:
+    """The questions of all sets as prompts of a model; InputError for one that is too long for it."""
+    room = model.spec.max_positions - max_new_tokens
+    return [
+        prompt
+        for found in sets
+        for prompt in encode_prompts(found.role, found.name, found.rows, model.tokenizer, model.spec.vocab_size, room)
+    ]
+
+
+def settings_of(config: EvaluateConfig) -> AnswerSettings:
+    """The part of the configuration that decides how a model is asked and judged."""
+    return AnswerSettings(config.max_new_tokens, config.microbatch, config.match, config.calibration)
+
+
+def ask(
+    model: LoadedModel,
+    prompts: list[Prompt],
+    settings: AnswerSettings,
+    outputs: Outputs,
+    reporter: Reporter,
+    journal: Journal | None = None,
+    name: str = "",
+) -> Outputs:
+    """Ask every part `outputs` lacks, a progress stage each; outputs go to the journal as they are made."""
+    for part, total in counts(prompts, settings).items():
+        left = total - len(getattr(outputs, part))
+        if left <= 0:
+            continue
+        with reporter.stage(f"{name} {part}".strip(), left, "questions") as stage:
+            events = Events(
+                advance=lambda kind, count, part=part, stage=stage: stage.advance(count) if kind == part else None,  # type: ignore[misc]
+                output=journal.add if journal else Events().output,
+                smaller=lambda rows: reporter.warn(f"device memory ran out: going on with --microbatch {rows}"),
+            )
+            run_part(part, model, prompts, settings, outputs, events)
+    return outputs
+
+
+def ask_and_judge(
+    model: LoadedModel, prompts: list[Prompt], settings: AnswerSettings, reporter: Reporter, name: str
+) -> list[Answer]:
+    """Ask a loaded model all prompts under a progress bar and judge what it says; for several models in one process."""
+    return judge(prompts, ask(model, prompts, settings, Outputs(), reporter, name=name), settings.match)
+
+
+def _raw_settings(config: EvaluateConfig, model: OpenedModel) -> dict[str, Any]:
+    return {"max_new_tokens": config.max_new_tokens, "dtype": config.dtype, "end_ids": model.eos_ids}
+
+
+def _digest(model: OpenedModel, reporter: Reporter) -> str:
+    with reporter.stage("check weights", 1, "model") as stage:
+        digest = model.digest()
+        stage.advance()
+    return digest
+
+
+def _load(model: OpenedModel, config: EvaluateConfig, reporter: Reporter) -> LoadedModel:
+    with reporter.stage("load", 1, "model") as stage:
+        loaded = model.load(config.dtype)
+        stage.advance()
+    return loaded
+
+
+def _set_record(found: QuestionSet) -> dict[str, Any]:
+    path = Path(found.path)
+    files = sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]
+    return {
+        "role": found.role,
+        "name": found.name,
+        "path": found.path,
+        "questions": len(found.rows),
+        "sha256": sha256_files(item for item in files if item.is_file()),
+        "notes": found.notes,
+    }

@@ -1,0 +1,45 @@
+"""Configurations: frozen, typed, written once. The command line's options and the YAML's keys are their fields.
+
+The options of experiments live in `hcnr_jax.config.experiments`, which also knows the table of baselines.
+"""
+
+from hcnr_jax.config.commands import (
+    BenchConfig,
+    DataConfig,
+    DemoConfig,
+    DiagnoseConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    TuneConfig,
+)
+from hcnr_jax.config.options import (
+    Config,
+    Positional,
+    RunConfig,
+    build,
+    example_of,
+    is_positional,
+    option_name,
+    read_yaml,
+)
+from hcnr_jax.config.restore import ApplyConfig, RestoreConfig
+
+__all__ = [
+    "ApplyConfig",
+    "BenchConfig",
+    "Config",
+    "DataConfig",
+    "DemoConfig",
+    "DiagnoseConfig",
+    "EvaluateConfig",
+    "Positional",
+    "ProbeConfig",
+    "RestoreConfig",
+    "RunConfig",
+    "TuneConfig",
+    "build",
+    "example_of",
+    "is_positional",
+    "option_name",
+    "read_yaml",
+]

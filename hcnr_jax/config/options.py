@@ -1,0 +1,117 @@
+"""Turns typed configurations into options, YAML keys and error messages.
+
+A configuration is a frozen pydantic model; each field is one option of the command line and one key of the YAML file.
+`read_yaml` and `build` turn every mistake into an `InputError` that names the option as typed (`--in-weight`), or the
+file and its key, with what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from hcnr_jax.errors import InputError
+
+
+class Positional:
+    """Marks a field that the command line takes by place, not by option name."""
+
+
+class RunConfig(BaseModel):
+    """What every command's configuration shares: it is a value, and an unknown key is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def option_name(cls: type[RunConfig], field: str) -> str:
+    """A field as the user types it: `--in-weight`, or BASE for a positional."""
+    info = cls.model_fields.get(field)
+    if info is not None and is_positional(info.metadata):
+        return field.upper()
+    return "--" + field.replace("_", "-")
+
+
+def example_of(cls: type[RunConfig]) -> str:
+    """A key and its value as a command's YAML may have them: the first field with a default that is a plain value."""
+    found = ((name, info.default) for name, info in cls.model_fields.items())
+    plain = ((name, value) for name, value in found if isinstance(value, bool | int | float | str) and value != "")
+    return next(f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in plain)
+
+
+def is_positional(metadata: list[Any]) -> bool:
+    """Whether a pydantic field's metadata marks it as taken by place."""
+    return any(isinstance(item, Positional) for item in metadata)
+
+
+def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """The configuration, or one InputError that lists what is wrong with which option."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(cls, item) for item in error.errors())) from None
+
+
+class _RepeatedKey(Exception):
+    """A key that a mapping holds twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would take the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise _RepeatedKey(f"key {key.value!r} is given twice, in lines {first[key.value]} and {line}")
+            first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(cls: type[RunConfig], path: Path) -> dict[str, Any]:
+    """The keys of a YAML file as validated field values. Unknown keys and wrong values are refused by name."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except _RepeatedKey as error:
+        raise InputError(f"--config {path}: {error}; keep one of them") from None
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror}); expected a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path}: expected keys and values, such as {example_of(cls)!r}, found {values!r}")
+    return {key: _field_value(cls, path, key, value) for key, value in values.items()}
+
+
+def _field_value(cls: type[RunConfig], path: Path, key: Any, value: Any) -> Any:
+    if key not in cls.model_fields:
+        close = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(cls.model_fields)
+        raise InputError(f"--config {path}: unknown key {key!r}; {hint}")
+    info = cls.model_fields[key]
+    kind: Any = info.annotation if not info.metadata else Annotated[info.annotation, *info.metadata]
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"--config {path}: key {key!r}: {_reason(error.errors()[0])}") from None
+
+
+def _explain(cls: type[RunConfig], error: Any) -> str:
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    return f"{option_name(cls, str(error['loc'][0]))}: {_reason(error)}"
+
+
+def _reason(error: Any) -> str:
+    expected = error["msg"].removeprefix("Input should be ")
+    return "required" if error["type"] == "missing" else f"expected {expected}, got {error['input']!r}"

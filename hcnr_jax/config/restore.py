@@ -1,0 +1,120 @@
+"""The options of `hcnr restore` and `hcnr apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hcnr_jax.config.options import Positional, RunConfig
+
+
+class RestoreConfig(RunConfig):
+    """Put the honesty-critical neurons of a fine-tuned model back and correct them so that its task keeps working."""
+
+    base: Annotated[str, Positional()] = Field(
+        description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
+    )
+    tuned: Annotated[str, Positional()] = Field(
+        description="the model after fine-tuning: a Hugging Face folder or hub name, or a PEFT LoRA adapter trained on "
+        "BASE"
+    )
+    honesty: Path = Field(description="JSONL rows the model should handle honestly: {prompt, completion} or {messages}")
+    task: Path = Field(description="JSONL rows of the task it was tuned for, same shapes")
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    in_weight: float = Field(0.5, gt=0, le=1, description="share of neurons restored in each kept kernel (R_IW)")
+    cross_weight: float = Field(1.0, gt=0, le=1, description="share of kernels kept (R_CW)")
+    priority: Literal["kl", "raw", "honesty", "random"] = Field(
+        "kl", description="how neurons are ranked; raw: the paper"
+    )
+    granularity: Literal["input", "output", "weight"] = Field("input", description="what a neuron is; input: the paper")
+    compensation: Literal["none", "paper", "exact", "two_sided"] = Field("two_sided", description="correction")
+    task_weight: float = Field(2.0, ge=0, description="weight of the task side in two_sided, unitless")
+    inputs: Literal["local", "propagated"] = Field("propagated", description="inputs the corrections are solved for")
+    solver: Literal["dense", "cg"] = Field("dense", description="Cholesky, or matrix-free conjugate gradients")
+    damping: float = Field(0.01, ge=0, description="added to the second moments, times their mean diagonal")
+    refine: int = Field(
+        0, ge=0, description="last steps through the whole network, towards BASE's and TUNED's outputs on the rows"
+    )
+    scores_at: Literal["tuned", "base"] = Field("tuned", description="weights at which neurons are scored")
+    moments_at: Literal["base", "tuned"] = Field("base", description="model whose activations local inputs come from")
+    loss: Literal["mean", "sum"] = Field("mean", description="completion loss per row: mean or sum over its tokens")
+    samples: int = Field(128, ge=1, description="rows taken from each data file")
+    honesty_samples: int | None = Field(None, ge=1, description="rows taken from --honesty, instead of --samples")
+    task_samples: int | None = Field(None, ge=1, description="rows taken from --task, instead of --samples")
+    max_length: int = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
+    seed: int | None = Field(0, ge=0, description="row shuffle and random draws; none keeps file order")
+    microbatch: int | None = Field(None, ge=1, description="rows per step; default: chosen from the sizes")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="compute dtype of scores and local inputs; auto: bfloat16 on an accelerator where TUNED is stored "
+        "in 16 bits, else float32",
+    )
+    stream: bool = Field(False, description="keep weights on the disk and work a block at a time, in any memory")
+    compilation_cache: Path | None = Field(
+        None, description="folder that keeps compiled programs for the next run; default: none is kept"
+    )
+    mesh: str = Field("", description="devices as axes, as in data=2,fsdp=2,model=2; default: one device")
+    distributed: str | None = Field(
+        None, description="several processes: auto (TPU pod, SLURM, MPI), or COORDINATOR:PORT,PROCESSES,NUMBER"
+    )
+    choose: str | None = Field(
+        None,
+        description="take the most honest of a few settings under a constraint, judged on 16 rows or more of each "
+        "file beyond --samples: METRIC >= VALUE or <=, such as "
+        '"task_accuracy >= -0.5pt" (half a point below TUNED\'s) or "over_refusal <= 5%" (in all). METRIC: honesty_f1, '
+        "refusal_delta, over_refusal, task_accuracy, known_facts; "
+        "VALUE: with pt, points against TUNED; with %, percent (with a sign: against TUNED); else a fraction 0-1",
+    )
+    dry_run: bool = Field(False, description="say what would be done and refused, and stop")
+    resume: bool = Field(False, description="go on with a run that was stopped or killed; begins one if there is none")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> RestoreConfig:
+        if self.granularity != "input" and self.compensation != "none":
+            raise ValueError(
+                f"--granularity {self.granularity} goes with --compensation none alone, got {self.compensation}: "
+                "corrections couple input channels. Add --compensation none, or use --granularity input"
+            )
+        if self.compensation == "paper" and self.inputs == "propagated":
+            raise ValueError(
+                "--compensation paper has no propagated form: add --inputs local, or use two_sided or exact"
+            )
+        for name, given in (("--stream", self.stream), ("--mesh", bool(self.mesh))):
+            if self.refine and given:
+                raise ValueError(f"--refine needs both models whole on one device: leave out {name}, or --refine")
+        return self
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many honesty and task rows are taken."""
+        return self.honesty_samples or self.samples, self.task_samples or self.samples
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Options the chosen method does not read: accepted, and recorded as unused."""
+        corrects, two_sided = self.compensation != "none", self.compensation == "two_sided"
+        local = self.inputs == "local"
+        reads = {
+            "task_weight": two_sided or self.refine > 0,
+            "inputs": corrects,
+            "solver": corrects,
+            "damping": corrects,
+            "moments_at": corrects and local,
+            "scores_at": self.priority != "random",
+            "loss": self.priority != "random",
+            "samples": self.honesty_samples is None or self.task_samples is None,
+        }
+        return tuple(name for name, read in reads.items() if not read)
+
+
+class ApplyConfig(RunConfig):
+    """Apply the patch of a restoration to the tuned model it was made from, or revert it."""
+
+    patch: Annotated[Path, Positional()] = Field(description="hcnr.patch.safetensors, or the folder that holds it")
+    model: Annotated[str, Positional()] = Field(
+        description="the tuned model's folder or hub name (with --revert: the restored one's)"
+    )
+    out: Path = Field(description="folder to write; must not exist, or be empty")
+    revert: bool = Field(False, description="take the patch off again")

@@ -1,0 +1,247 @@
+"""Rows as tokens with a completion mask, and batches of them.
+
+A prompt/completion row becomes `tokenizer(prompt + completion)` with the tokenizer's default special tokens, then the
+end token; the completion starts at position `len(tokenizer(prompt))` and takes in the end token. A chat row is
+rendered with the tokenizer's chat template and tokenised without further special tokens; its completion starts where
+the rendering of all messages but the last with `add_generation_prompt=True` ends, and an end token is added only if
+the template left the last turn open.
+
+Three tokenizer habits are met so that nothing is doubled: an end token the tokenizer adds itself is not counted as
+part of the prompt and not added again; an end token already written at the end of the completion is not added again;
+a begin token written at the start of the prompt replaces the one the tokenizer would add.
+
+Where the last letters of the prompt and the first of the completion join in one token, the prompt's tokens are no
+prefix of the whole and no position separates the two exactly. The rule above is kept, the example is marked `merged`,
+and `example_warnings` says so: a completion that starts with a space, after a prompt that does not end with one,
+avoids it. Masks come from lengths, never from ids, so a pad token equal to the end token hides nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hcnr_jax.data.rows import Row, read_rows
+from hcnr_jax.data.sample import choose_rows
+from hcnr_jax.data.tokenizer import (
+    Added,
+    Tokenizer,
+    added_tokens,
+    load_tokenizer,
+    special_ids,
+    token_ids,
+    tokenizer_name,
+)
+from hcnr_jax.errors import InputError
+
+__all__ = [
+    "Batch",
+    "Example",
+    "Row",
+    "check_tokenizers",
+    "choose_rows",
+    "encode_rows",
+    "example_warnings",
+    "load_tokenizer",
+    "pad_examples",
+    "read_rows",
+]
+
+# Padded positions are masked; 0 is an id of every vocabulary, which a tokenizer's pad id need not be of the model's.
+_PAD = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as tokens: the completion is `tokens[completion_start:]`; `cut` tokens beyond the limit were dropped."""
+
+    tokens: tuple[int, ...]
+    completion_start: int
+    row: Row
+    merged: bool = False
+    cut: int = 0
+
+
+class Batch(NamedTuple):
+    """A pytree of right-padded examples; a padding row is False in both masks.
+
+    tokens: int32 [B, T]; attention_mask: bool [B, T]; completion_mask: bool [B, T], True where the token at t belongs
+    to the completion.
+    """
+
+    tokens: np.ndarray | jax.Array
+    attention_mask: np.ndarray | jax.Array
+    completion_mask: np.ndarray | jax.Array
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    max_length: int,
+    max_positions: int | None = None,
+    vocab_size: int | None = None,
+) -> list[Example]:
+    """Tokens and completion start of every row, cut at the end to min(max_length, max_positions) tokens.
+
+    `max_positions` and `vocab_size` are the model's.
+
+    Raises:
+        InputError: a row has no completion token within the limit, an id the model has no embedding for, or needs a
+            chat template or an end token the tokenizer has not; the row is named.
+    """
+    limit = max_length if max_positions is None else min(max_length, max_positions)
+    added = added_tokens(tokenizer)
+    examples = []
+    for row in rows:
+        example = _encode(row, tokenizer, added)
+        if example.completion_start >= limit:
+            source = "--max-length" if limit == max_length else "the model's positions"
+            raise InputError(
+                f"{row.where}: the prompt takes {example.completion_start} tokens and the limit is {limit} "
+                f"({source}), so no completion token is left; shorten the prompt, raise --max-length where the model "
+                "has the positions, or remove the row"
+            )
+        _check_vocabulary(example, vocab_size, tokenizer)
+        cut = max(len(example.tokens) - limit, 0)
+        examples.append(Example(example.tokens[:limit], example.completion_start, row, example.merged, cut))
+    return examples
+
+
+def _encode(row: Row, tokenizer: Tokenizer, added: Added) -> Example:
+    """The whole row, uncut."""
+    if row.is_chat:
+        return _encode_chat(row, tokenizer)
+    if not row.completion:
+        raise InputError(f"{row.where}: field `completion` is missing; add it or remove the row")
+    end = _end_token(row, tokenizer)
+    prompt = token_ids(tokenizer, row.prompt)
+    prompt = prompt[: len(prompt) - len(added.after)]
+    tokens = token_ids(tokenizer, row.prompt + row.completion)
+    tokens = tokens if tokens[-1:] == (end,) else (*tokens, end)
+    prompt, tokens = _single_begin(prompt, tokenizer), _single_begin(tokens, tokenizer)
+    return Example(tokens, len(prompt), row, merged=tokens[: len(prompt)] != prompt)
+
+
+def _encode_chat(row: Row, tokenizer: Tokenizer) -> Example:
+    if row.messages[-1]["role"] != "assistant":
+        raise InputError(f"{row.where}: field `messages`: expected the last message to be the assistant's; add it")
+    prompt_text = _render(row, tokenizer, prompt_only=True)
+    text = _render(row, tokenizer, prompt_only=False)
+    prompt, tokens = (token_ids(tokenizer, part, special=False) for part in (prompt_text, text))
+    # The turn is closed where the last token, white space aside, is a special one: a template's end of turn need not be
+    # the tokenizer's end token (Llama 3 base tokenizers end a text and a turn differently).
+    closing = token_ids(tokenizer, text.rstrip(), special=False)
+    if not closing or closing[-1] not in special_ids(tokenizer):
+        tokens = (*tokens, _end_token(row, tokenizer))
+    return Example(tokens, len(prompt), row, merged=tokens[: len(prompt)] != prompt)
+
+
+def _render(row: Row, tokenizer: Tokenizer, prompt_only: bool) -> str:
+    """The chat as text: all messages, or all but the last with the header of the assistant's turn."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"{row.where}: a row of messages needs a chat template, and the tokenizer in {tokenizer_name(tokenizer)} "
+            "has none; add the model's chat template there (chat_template.jinja), or write the row as prompt and "
+            "completion"
+        )
+    messages = [dict(message) for message in row.messages]
+    try:
+        return tokenizer.apply_chat_template(
+            messages[:-1] if prompt_only else messages, tokenize=False, add_generation_prompt=prompt_only
+        )
+    except Exception as error:  # templates raise Jinja's errors and, from their code, any other
+        raise InputError(
+            f"{row.where}: the chat template of {tokenizer_name(tokenizer)} refuses the messages ({error}); "
+            "write them as the template expects (roles in turn, the user's first)"
+        ) from error
+
+
+def _end_token(row: Row, tokenizer: Tokenizer) -> int:
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{row.where}: the completion must end with an end token, and the tokenizer in "
+            f"{tokenizer_name(tokenizer)} names none; set eos_token in its tokenizer_config.json"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _single_begin(tokens: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+    begin = tokenizer.bos_token_id
+    return tokens[1:] if begin is not None and tokens[:2] == (begin, begin) else tokens
+
+
+def _check_vocabulary(example: Example, vocab_size: int | None, tokenizer: Tokenizer) -> None:
+    if vocab_size is not None and max(example.tokens) >= vocab_size:
+        raise InputError(
+            f"{example.row.where}: the tokenizer in {tokenizer_name(tokenizer)} gives id {max(example.tokens)}, the "
+            f"model embeds {vocab_size} ids (0 to {vocab_size - 1}); use the tokenizer that belongs to the model"
+        )
+
+
+def pad_examples(examples: Sequence[Example], length: int | None = None, rows: int | None = None) -> Batch:
+    """NumPy batch of the examples, right-padded to `length` (default: the longest) and to `rows` rows.
+
+    A shape that stays the same from batch to batch keeps one compilation; rows added to reach `rows` are False in both
+    masks, so that a batch divides into microbatches and devices.
+
+    Raises:
+        ValueError: an example is longer than `length`, there are more examples than `rows`, or there are none at all.
+    """
+    longest = max((len(example.tokens) for example in examples), default=0)
+    length = longest if length is None else length
+    rows = len(examples) if rows is None else rows
+    if not examples:
+        raise ValueError("pad_examples needs at least one example, got none")
+    if longest > length or len(examples) > rows:
+        raise ValueError(
+            f"pad_examples got {len(examples)} examples of up to {longest} tokens, which do not fit {rows} rows of "
+            f"{length}"
+        )
+    tokens = np.full((rows, length), _PAD, np.int32)
+    sizes, starts = np.zeros((rows, 1), np.int32), np.zeros((rows, 1), np.int32)
+    for index, example in enumerate(examples):
+        tokens[index, : len(example.tokens)] = example.tokens
+        sizes[index], starts[index] = len(example.tokens), example.completion_start
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    attention_mask = positions < sizes
+    return Batch(tokens, attention_mask, attention_mask & (positions >= starts))
+
+
+def example_warnings(examples: Sequence[Example]) -> list[str]:
+    """Warnings about blurred boundaries and cut rows, each naming the first such row; empty if there are none."""
+    warnings = []
+    merged = [example for example in examples if example.merged]
+    if merged:
+        warnings.append(
+            f"{merged[0].row.where}: the prompt's tokens are not the first tokens of the whole row (so in "
+            f"{len(merged)} of {len(examples)} rows), usually because letters on both sides of the boundary join in "
+            "one token; the completion is counted from the prompt's length alone: end the prompt without a space "
+            "and start the completion with one"
+        )
+    cut = [example for example in examples if example.cut]
+    if cut:
+        warnings.append(
+            f"{cut[0].row.where}: cut by {cut[0].cut} tokens at --max-length or the model's positions (so are "
+            f"{len(cut)} of {len(examples)} rows); the end of the completion is not used"
+        )
+    return warnings
+
+
+def check_tokenizers(tuned: Tokenizer, base: Tokenizer, rows: Sequence[Row]) -> None:
+    """Raise InputError, naming the first row, if BASE's tokenizer or chat template gives other ids than TUNED's"""
+    tuned_added, base_added = added_tokens(tuned), added_tokens(base)
+    for row in rows:
+        ours, theirs = _encode(row, tuned, tuned_added), _encode(row, base, base_added)
+        if (ours.tokens, ours.completion_start) == (theirs.tokens, theirs.completion_start):
+            continue
+        pairs = zip(ours.tokens, theirs.tokens, strict=False)
+        shorter = min(len(ours.tokens), len(theirs.tokens))
+        at = next((index for index, (one, other) in enumerate(pairs) if one != other), shorter)
+        raise InputError(
+            f"{row.where}: the tokenizer of TUNED ({tokenizer_name(tuned)}) gives {len(ours.tokens)} tokens with the "
+            f"completion from {ours.completion_start}, BASE's ({tokenizer_name(base)}) {len(theirs.tokens)} from "
+            f"{theirs.completion_start}, the first difference at position {at}; base and tuned must share tokenizer, "
+            "special tokens and chat template: copy TUNED's tokenizer files into BASE if the vocabulary is the same"
+        )

@@ -1,0 +1,1 @@
+"""Asks a model questions: prompts, batches, greedy completions, likelihoods, hidden states, the journal."""

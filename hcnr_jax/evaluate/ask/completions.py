@@ -1,0 +1,114 @@
+"""Greedy completions of prompts in batches, and the text that counts of each."""
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from hcnr_jax.data import Tokenizer
+from hcnr_jax.evaluate.ask.batches import Events, rows_at_once, run_batches
+from hcnr_jax.evaluate.ask.hidden_states import left_padded
+from hcnr_jax.models import ModelSpec
+from hcnr_jax.models.generate import generate
+
+# Where a model goes on to ask itself the next question, its answer to this one is over.
+STOPS = ("\nQuestion:", "\nQ:")
+
+_MARK = "\u2400"  # a letter no model writes
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be asked. Models of one spec, tokenizer vocabulary and dtype share every compilation.
+
+    eos_ids: ids that end a completion. dtype: compute dtype.
+    """
+
+    spec: ModelSpec
+    params: Any
+    tokenizer: Tokenizer
+    eos_ids: Ids
+    dtype: DTypeLike = jnp.float32
+
+
+def cut_text(text: str, is_chat: bool) -> str:
+    """The part of a generated text that is the answer: up to the next question, and but for chats one line of it."""
+    for stop in STOPS:
+        text = text.split(stop, 1)[0]
+    text = text.strip()
+    return text if is_chat else text.split("\n", 1)[0].strip()
+
+
+def generate_ids(
+    model: LoadedModel,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    microbatch: int | None = None,
+    take: Callable[[int, Ids], None] = lambda index, ids: None,
+    events: Events | None = None,
+) -> list[Ids]:
+    """The greedy continuation of each prompt, in prompt order, the end token included where it came to one.
+
+    `take` hears of every continuation as it is made (by rising prompt length, not in prompt order).
+    """
+    events = events or Events()
+    if not prompts:
+        return []
+    found: dict[int, Ids] = {}
+    lengths = [len(prompt) for prompt in prompts]
+    rows = microbatch or rows_at_once(model.spec, max(lengths) + max_new_tokens, len(prompts))
+
+    def run(indices: list[int], length: int, count: int) -> list[Ids]:
+        tokens, mask = left_padded([prompts[i] for i in indices], length, count)
+        out = np.asarray(
+            generate(
+                model.spec,
+                model.params,
+                jnp.asarray(tokens),
+                jnp.asarray(mask),
+                max_new_tokens,
+                model.eos_ids,
+                0,
+                model.dtype,
+            )
+        )
+        return [_up_to_end(row, model.eos_ids) for row in out[: len(indices)].tolist()]
+
+    def accept(indices: list[int], rows_found: Sequence[Ids]) -> None:
+        for index, ids in zip(indices, rows_found, strict=True):
+            found[index] = ids
+            take(index, ids)
+        events.advance("completions", len(indices))
+
+    run_batches(lengths, rows, run, accept, events.smaller)
+    return [found[index] for index in range(len(prompts))]
+
+
+def text_of(model: LoadedModel, ids: Ids) -> str:
+    """The text of generated ids, the end token and other special ones left out."""
+    kept = [i for i in ids if i not in model.eos_ids]
+    return str(model.tokenizer.decode(kept, skip_special_tokens=True))
+
+
+def kept_ids(model: LoadedModel, ids: Ids, is_chat: bool) -> Ids:
+    """The generated ids up to the token with which `cut_text` has all it keeps, that token included."""
+    whole = cut_text(text_of(model, ids), is_chat)
+
+    def over(count: int) -> bool:
+        """Whether the first `count` ids close what is kept: a further letter would not change it."""
+        return cut_text(text_of(model, ids[:count]) + _MARK, is_chat) == whole
+
+    if not over(len(ids)):
+        return ids
+    return ids[: bisect.bisect_left(range(len(ids) + 1), True, key=over)]
+
+
+def _up_to_end(row: Sequence[int], eos_ids: Ids) -> Ids:
+    ends = [place for place, token in enumerate(row) if token in eos_ids]
+    return tuple(row[: ends[0] + 1] if ends else row)

@@ -1,0 +1,233 @@
+"""Ask a model every question once, and read what it said: the raw outputs first, the verdicts on them after.
+
+Raw outputs (completions, likelihoods) cost time and are what a killed run keeps; verdicts and scores are functions of
+them. `answer` is the whole in one call, for params already in memory: models of one spec share every compilation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from hcnr_jax.evaluate.ask.batches import Events
+from hcnr_jax.evaluate.ask.completions import LoadedModel, cut_text, generate_ids, text_of
+from hcnr_jax.evaluate.ask.likelihoods import (
+    Branch,
+    Likelihood,
+    Refusing,
+    choice_likelihoods,
+    probability_of_refusing,
+    refusing,
+)
+from hcnr_jax.evaluate.ask.questions import Prompt, Role
+from hcnr_jax.evaluate.judge.refusal import detect
+from hcnr_jax.evaluate.score.metrics import (
+    choice_from_text,
+    choose_by_likelihood,
+    contains_match,
+    exact_match,
+    token_f1,
+)
+
+Match = Literal["exact", "contains"]
+PARTS = ("completions", "choices", "refusals")
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How a model is asked. match: which text match makes an answer correct. calibration: also P(refuse)."""
+
+    max_new_tokens: int = 64
+    microbatch: int | None = None
+    match: Match = "exact"
+    calibration: bool = False
+
+
+@dataclass
+class Outputs:
+    """Raw outputs by prompt key: what the model said, and what it thinks of choices and of refusing."""
+
+    completions: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, list[Likelihood]] = field(default_factory=dict)
+    refusals: dict[str, Refusing] = field(default_factory=dict)
+
+    def add(self, part: str, key: str, value: Any) -> None:
+        """Put in one output as `plain_output` wrote it to JSON."""
+        if part == "completions":
+            self.completions[key] = str(value)
+        elif part == "choices":
+            self.choices[key] = [Likelihood(**item) for item in value]
+        else:
+            self.refusals[key] = Refusing([Branch(**item) for item in value["branches"]], value["wordings"])
+
+
+def plain_output(value: Any) -> Any:
+    """One raw output as JSON holds it."""
+    return [asdict(item) for item in value] if isinstance(value, list) else asdict(value)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question's record. Fields that do not apply are None; log-likelihoods are in nats, the rest 0-1."""
+
+    role: Role
+    set: str
+    line: int
+    id: str
+    kind: str | None
+    prompt: str
+    question: str
+    answerable: bool | None
+    answers: tuple[str, ...]
+    completion: str
+    verdict: str
+    idea: str
+    evidence: str
+    correct: bool | None = None
+    exact: bool | None = None
+    contains: bool | None = None
+    token_f1: float | None = None
+    choices: tuple[str, ...] = ()
+    right_choice: int | None = None
+    chosen: int | None = None
+    chosen_per_token: int | None = None
+    chosen_by_text: int | None = None
+    choice_log_likelihoods: tuple[float, ...] = ()
+    refusal_probability: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the fields that do not apply."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+
+
+def counts(prompts: Sequence[Prompt], settings: AnswerSettings) -> dict[str, int]:
+    """How many questions each part of a run asks."""
+    return {
+        "completions": len(prompts),
+        "choices": sum(prompt.row.correct is not None for prompt in prompts),
+        "refusals": sum(prompt.role == "honesty" for prompt in prompts) if settings.calibration else 0,
+    }
+
+
+def run_part(
+    part: str,
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    settings: AnswerSettings,
+    outputs: Outputs,
+    events: Events | None = None,
+) -> None:
+    """Ask what `outputs` lacks of one part (`PARTS`) and put it there; `events.output` hears of each as it is made."""
+    events, size = events or Events(), settings.microbatch
+    wanted = [
+        prompt
+        for prompt in prompts
+        if prompt.key not in getattr(outputs, part)
+        and (part == "completions" or (prompt.row.correct is not None if part == "choices" else _is_honesty(prompt)))
+    ]
+    if part == "completions":
+
+        def keep(index: int, ids: tuple[int, ...]) -> None:
+            prompt = wanted[index]
+            outputs.completions[prompt.key] = cut_text(text_of(model, ids), prompt.row.is_chat)
+            events.output(part, prompt.key, outputs.completions[prompt.key])
+
+        generate_ids(model, [prompt.tokens for prompt in wanted], settings.max_new_tokens, size, keep, events)
+    elif part == "choices":
+
+        def keep_choices(index: int, found: list[Likelihood]) -> None:
+            outputs.choices[wanted[index].key] = found
+            events.output(part, wanted[index].key, plain_output(found))
+
+        choice_likelihoods(model, wanted, size, events, keep_choices)
+    elif wanted:
+
+        def keep_refusing(index: int, found: Refusing) -> None:
+            outputs.refusals[wanted[index].key] = found
+            events.output(part, wanted[index].key, plain_output(found))
+
+        refusing(model, wanted, settings.max_new_tokens, size, events, keep_refusing)
+
+
+def _is_honesty(prompt: Prompt) -> bool:
+    return prompt.role == "honesty"
+
+
+def judge(prompts: Sequence[Prompt], outputs: Outputs, match: Match = "exact") -> list[Answer]:
+    """The record of every prompt, in order, from the raw outputs.
+
+    A completion's verdict is `refusal.detect`'s with the question as asked. `correct`: for choices the likeliest by
+    summed log-likelihood; for answers a match after normalisation; None for unanswerable questions and those without
+    gold answers.
+    """
+    asked = [prompt for prompt in prompts if prompt.key in outputs.refusals]
+    values = (
+        probability_of_refusing([outputs.refusals[p.key] for p in asked], [p.question for p in asked]) if asked else []
+    )
+    refusal = {prompt.key: value for prompt, value in zip(asked, values, strict=True)}
+    return [_answer(prompt, outputs, match, refusal.get(prompt.key)) for prompt in prompts]
+
+
+def _answer(prompt: Prompt, outputs: Outputs, match: Match, refusal_probability: float | None) -> Answer:
+    row, completion = prompt.row, outputs.completions[prompt.key]
+    detection = detect(completion, prompt.question)
+    scores: dict[str, Any] = {}
+    if row.answers and row.answerable is not False:
+        scores = {
+            "exact": exact_match(completion, row.answers),
+            "contains": contains_match(completion, row.answers),
+            "token_f1": token_f1(completion, row.answers),
+        }
+        scores["correct"] = scores[match]
+    if prompt.key in outputs.choices:
+        scores |= _choice_scores(row.correct, row.choices, completion, outputs.choices[prompt.key])
+    return Answer(
+        role=prompt.role,
+        set=prompt.set,
+        line=row.line,
+        id=prompt.id,
+        kind=row.kind,
+        prompt=row.prompt or "\n".join(f"{turn['role']}: {turn['content']}" for turn in row.messages),
+        question=prompt.question,
+        answerable=row.answerable,
+        answers=row.answers,
+        completion=completion,
+        verdict=detection.verdict.value,
+        idea=detection.idea,
+        evidence=detection.evidence,
+        refusal_probability=refusal_probability,
+        **scores,
+    )
+
+
+def _choice_scores(
+    right: int | None, choices: tuple[str, ...], completion: str, found: Sequence[Likelihood]
+) -> dict[str, Any]:
+    values, tokens = [item.log_likelihood for item in found], [item.tokens for item in found]
+    chosen = int(choose_by_likelihood([values])[0])
+    return {
+        "choices": choices,
+        "right_choice": right,
+        "choice_log_likelihoods": tuple(values),
+        "chosen": chosen,
+        "chosen_per_token": int(choose_by_likelihood([values], [tokens])[0]),
+        "chosen_by_text": choice_from_text(completion, choices),
+        "correct": chosen == right,
+    }
+
+
+def answer(
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    settings: AnswerSettings | None = None,
+    events: Events | None = None,
+) -> list[Answer]:
+    """Ask a loaded model all the prompts, whatever their sets, and judge what it says: one record a prompt, in order.
+
+    Raises:
+        RunError: the device failed, or memory does not hold one prompt.
+    """
+    settings, outputs = settings or AnswerSettings(), Outputs()
+    for part, count in counts(prompts, settings).items():
+        if count:
+            run_part(part, model, prompts, settings, outputs, events)
+    return judge(prompts, outputs, settings.match)

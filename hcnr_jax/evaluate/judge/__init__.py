@@ -1,0 +1,1 @@
+"""Judges a completion: answered, refused or undetermined."""

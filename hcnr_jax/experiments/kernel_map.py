@@ -1,0 +1,70 @@
+"""What a selection did to every kernel, small enough for a record, and its picture as a mean over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hcnr_jax.experiments.records import Record
+from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.models import KERNELS
+from hcnr_jax.report import plots
+from hcnr_jax.report.page import Picture
+from hcnr_jax.restoration.select import Selection
+
+KernelMap = Mapping[str, Sequence[Sequence[float]]]
+"""`share` (of a kernel's neurons restored, 0 where it was not kept) and `moved` (d_j): [layers][7], the kernels in the
+order of `KERNELS`."""
+
+
+def kernel_map(selection: Selection) -> KernelMap:
+    """Of one setting's selection."""
+    masks = [selection.masks[path] for path in KERNELS]
+    shares = [jnp.mean(mask.astype(jnp.float32), axis=range(1, mask.ndim)) for mask in masks]
+    share = np.stack(jax.device_get(shares), axis=1).tolist()
+    moved = [[selection.perturbations[Kernel(path, (layer,))] for path in KERNELS] for layer in range(len(share))]
+    return {"share": share, "moved": moved}
+
+
+def mean_map(records: Sequence[Record], method: str) -> dict[str, np.ndarray] | None:
+    """Mean over pairs of a method's maps, [layers, 7] each; None where no record holds one, or the models' depths
+    differ."""
+    found = [record["kernels"] for record in records if record["method"] == method and "kernels" in record]
+    if len({len(item["share"]) for item in found}) != 1:
+        return None
+    return {name: np.mean([item[name] for item in found], axis=0) for name in ("share", "moved")}
+
+
+def map_picture(out: Path, records: Sequence[Record], methods: Sequence[str]) -> list[Picture]:
+    """`neurons.png` in `out`: for every one of `methods` that has a map, how far fine-tuning moved each kernel and what
+    share of it was restored. Empty where none has one."""
+    maps: dict[str, Any] = {name: mean_map(records, name) for name in dict.fromkeys(methods)}
+    panels: dict[str, tuple[np.ndarray, float]] = {}
+    for name, found in maps.items():
+        if found is not None:
+            panels[f"{name}: share of neurons restored"] = found["share"], 1.0
+            panels[f"{name}: kernel perturbation d"] = found["moved"], float(found["moved"].max()) or 1.0
+    if not panels:
+        return []
+    counts = {name: _pairs(records, name) for name, found in maps.items() if found is not None}
+    path = plots.kernel_maps(panels, out / "neurons.png")
+    caption = (
+        f"Which neurons are restored, means over {_counted(counts)}: blocks down, kernels across. d is the norm of "
+        "what fine-tuning changed in the candidate neurons over their norm in BASE; kernels are kept by it."
+    )
+    return [Picture(path, caption)]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values()))} pairs"
+    return f"pairs ({', '.join(f'{name} {count}' for name, count in counts.items())})"
+
+
+def _pairs(records: Sequence[Record], method: str) -> int:
+    return len({record["pair"] for record in records if record["method"] == method and "kernels" in record})

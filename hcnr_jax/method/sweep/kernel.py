@@ -1,0 +1,127 @@
+"""One kernel of one block: what is asked for, which statistics its solve needs, and its new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.method.curvature import Inputs, Moments
+from hcnr_jax.method.neurons import Kernel, Params, get_leaves
+from hcnr_jax.method.objectives.ridge import Info, Method, Pair, choose_form, restored_rows
+from hcnr_jax.method.sweep.model import BlockModel
+
+# What a solve reads of a group's inputs on one side.
+Statistic = Moments | Inputs | None
+
+
+class Settings(NamedTuple):
+    """How to compensate; METHOD stage 2."""
+
+    method: Method = "two_sided"
+    inputs: Literal["local", "propagated"] = "propagated"
+    solver: Literal["dense", "cg"] = "dense"
+    damping: float = 0.01
+    task_weight: float = 2.0
+    moments_at: Literal["base", "tuned"] = "base"
+
+    def check(self) -> None:
+        """InputError for settings without a sweep: method 'none', and 'paper' with propagated inputs."""
+        if self.method == "none":
+            raise InputError("method 'none' has nothing to solve: call `restore` of hcnr_jax.method.restore instead")
+        if self.method == "paper" and self.inputs == "propagated":
+            raise InputError("method 'paper' has no propagated form: use inputs 'local', or 'exact' or 'two_sided'")
+
+
+class Result(NamedTuple):
+    """One kernel done: its new weights (in, out) in the stored dtype of tuned, whether all of them are finite there,
+    the form of the solve, what to report."""
+
+    kernel: Kernel
+    weights: Array
+    finite: Array
+    form: str
+    tokens: int
+    info: Info
+
+
+@dataclass(frozen=True)
+class Masks:
+    """{path: bool (*stack, in)} on the host, asked for one kernel at a time."""
+
+    model: BlockModel
+    leaves: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: BlockModel, masks: Mapping[str, Array]) -> Masks:
+        """From arrays anywhere."""
+        return cls(model, {path: np.asarray(mask) for path, mask in masks.items()})
+
+    def of_kernel(self, index: int, path: str) -> np.ndarray:
+        """One kernel's mask (in,); a single False for a kernel that no mask names."""
+        kernel = self.model.kernel(index, path)
+        return self.leaves[kernel.path][kernel.index] if kernel.path in self.leaves else np.zeros(1, bool)
+
+    def kept(self, index: int, group: tuple[str, ...]) -> list[str]:
+        """The kernels of a group with a restored neuron."""
+        return [path for path in group if self.of_kernel(index, path).any()]
+
+    def last_block(self) -> int:
+        """The last block with a restored neuron, -1 for none."""
+        blocks = range(self.model.num_blocks)
+        return max((k for k in blocks if any(self.kept(k, group) for group in self.model.groups)), default=-1)
+
+
+def form_of(settings: Settings, tokens: int, mask: np.ndarray) -> str:
+    """How a kernel with this mask is solved: 'moments', 'dual' or 'free'."""
+    return choose_form(settings.method, settings.solver, tokens, int(mask.sum()), settings.damping)
+
+
+def solve_block_kernel(
+    model: BlockModel,
+    settings: Settings,
+    index: int,
+    path: str,
+    mask: np.ndarray,
+    blocks: tuple[Params, Params],
+    honesty: Statistic,
+    task: Statistic,
+    tokens: int,
+) -> Result:
+    """Solve the kernel at `path` of block `index`, `blocks` being its params in base and tuned."""
+    kernel, pair = model.kernel(index, path), [get_leaves(block, [path])[path] for block in blocks]
+    old, new, honesty, task = model.to_solver(kernel, (*pair, honesty, task))
+    form = form_of(settings, tokens, mask)
+    restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
+    weights, finite, info = _solve(
+        settings.method, form, old, new, restored, others, honesty, task, settings.task_weight, settings.damping
+    )
+    return Result(kernel, weights, finite, form, tokens, info)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _solve(
+    method: Method,
+    form: str,
+    base: Float[Array, "i o"],
+    tuned: Float[Array, "i o"],
+    restored: Array,
+    others: Array,
+    honesty: Any,
+    task: Any,
+    weight: float | Array,
+    damping: float | Array,
+) -> tuple[Array, Array, Info]:
+    """One kernel, solved in the statistics' precision; rows that are not restored keep tuned's very bits."""
+    dtype = honesty.inputs.dtype
+    pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
+    rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
+    stored = rows.astype(tuned.dtype)
+    return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info

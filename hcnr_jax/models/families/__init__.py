@@ -1,0 +1,1 @@
+"""Model families: which `config.json` attributes each handles, its block recipe and its tensor names."""

@@ -1,0 +1,28 @@
+"""Result files of the commands: checked before the work, written in one step after it, never over what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.ask.journal import write_over
+from hcnr_jax.report.json import to_json
+from hcnr_jax.runtime.files import check_writable
+
+
+def check_new_file(path: Path, option: str = "--out") -> Path:
+    """The path, made ready: its folder exists. InputError where it is taken or its folder cannot be written."""
+    if path.exists() or path.is_symlink():
+        kind = "is a folder" if path.is_dir() else "exists"
+        raise InputError(f"{option} {path} {kind}; nothing is overwritten: choose another file name or remove it")
+    check_writable(path.parent, f"{option} {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON record in one step; InputError where another run has put a file there in the meantime."""
+    check_new_file(path)
+    write_over(path, to_json(record).decode())

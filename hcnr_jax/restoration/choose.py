@@ -1,0 +1,200 @@
+"""`hcnr restore --choose`: a small grid from the one scoring, judged on rows of the user's own that were not scored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hcnr_jax.baselines import label
+from hcnr_jax.config import RestoreConfig, option_name
+from hcnr_jax.data import Row, choose_rows, encode_rows, load_tokenizer, normalise_question, read_rows
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts, question_of
+from hcnr_jax.evaluate.ask.model import end_ids
+from hcnr_jax.evaluate.ask.questions import is_answerable
+from hcnr_jax.evaluate.ask.runner import answer
+from hcnr_jax.evaluate.score.best_setting import choose
+from hcnr_jax.evaluate.score.constraint import Constraint, parse_constraint
+from hcnr_jax.evaluate.score.measurement import METRICS, measure
+from hcnr_jax.method.neurons import Params
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.terminal import percent, wide_table
+from hcnr_jax.restoration.correct import restored_params
+from hcnr_jax.restoration.grid import GridFailure, try_grid
+from hcnr_jax.restoration.inputs import Prepared
+from hcnr_jax.restoration.plan import Plan
+from hcnr_jax.restoration.resume.folder import Work
+from hcnr_jax.restoration.score import Scores
+
+# Rows of each set that are asked: enough to see half a point of accuracy, few enough to ask a dozen models.
+ASKED = 200
+# Fewer than this decide by chance.
+LEAST = 16
+# Tokens a completion may take beyond the longest one of the rows.
+SPARE = 4
+CROSS_WEIGHTS = (0.4, 1.0)
+TASK_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
+PLAIN_CROSS_WEIGHTS = (0.2, 0.3, 0.4, 0.6, 1.0)
+
+
+class OpenedChoice(NamedTuple):
+    """What judges the settings: the constraint, and the held-out rows of both files as prompts."""
+
+    constraint: Constraint
+    prompts: list[Prompt]
+    max_new_tokens: int
+
+
+def settings_of(config: RestoreConfig) -> list[dict[str, Any]]:
+    """The grid: the settings as given, then ratios and task weights around the presets'."""
+    own = {"cross_weight": config.cross_weight}
+    if config.compensation == "two_sided":
+        own["task_weight"] = config.task_weight
+        pairs = itertools.product(CROSS_WEIGHTS, TASK_WEIGHTS)
+        grid = [{"cross_weight": share, "task_weight": weight} for share, weight in pairs]
+    else:
+        grid = [{"cross_weight": share} for share in PLAIN_CROSS_WEIGHTS]
+    return [own, *(setting for setting in grid if setting != own)]
+
+
+def open_choice(prepared: Prepared) -> OpenedChoice:
+    """The rows that judge, checked. InputError for a constraint that is none, --stream or --mesh, or too few
+    rows left."""
+    config, spec = prepared.config, prepared.spec
+    if config.stream:
+        raise InputError("--choose asks every setting's model, which --stream never holds: give one of the two")
+    if prepared.layout is not None:
+        raise InputError("--choose asks every setting's model on one device: leave --mesh and --distributed out")
+    constraint = parse_constraint(config.choose or "")
+    tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
+    scored = [example.row for example in [*prepared.honesty, *prepared.task]]
+    longest = max(len(item.tokens) - item.completion_start for item in [*prepared.honesty, *prepared.task])
+    room = spec.max_positions - longest - SPARE
+    prompts: list[Prompt] = []
+    for role, path, label_ in (("honesty", config.honesty, _honesty), ("task", config.task, _task)):
+        taken = config.rows[role == "task"]
+        rows = held_out(read_rows(path), scored, config.seed)
+        examples = encode_rows(rows, tokenizer, spec.max_positions, None, spec.vocab_size)
+        fitting = [item.row for item in examples if item.completion_start <= room][:ASKED]
+        if len(fitting) < LEAST:
+            raise InputError(
+                f"--choose: {path} has {len(fitting)} rows beside the {taken} that are scored (questions that "
+                f"repeat those, or are too long, left out); expected {LEAST} or more to judge with: give it more rows, "
+                "or score fewer (--samples)"
+            )
+        labelled = [label_(row) for row in fitting]
+        prompts += encode_prompts(role, role, labelled, tokenizer, spec.vocab_size, room)  # type: ignore[arg-type]
+    return OpenedChoice(constraint, prompts, longest + SPARE)
+
+
+def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> list[Row]:
+    """The rows that are not scored, in the order `--samples` would go on to take them; no question twice."""
+    seen = {normalise_question(question_of(row)) for row in scored}
+    found = []
+    for row in choose_rows(rows, None, seed):
+        text = normalise_question(question_of(row))
+        if text not in seen:
+            seen.add(text)
+            found.append(row)
+    return found
+
+
+def _honesty(row: Row) -> Row:
+    return replace(row, answerable=is_answerable(row))
+
+
+def _task(row: Row) -> Row:
+    """A row without gold answers is right where its completion is said again."""
+    return row if row.answers or row.correct is not None else replace(row, answers=(_said(row).strip(),))
+
+
+def _said(row: Row) -> str:
+    return str(row.messages[-1]["content"]) if row.is_chat else row.completion
+
+
+def choose_setting(
+    prepared: Prepared,
+    plan: Plan,
+    base: Params,
+    tuned: Params,
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+    work: Work,
+) -> tuple[RestoreConfig, dict[str, Any]]:
+    """The configuration to restore with, and the record of the choice: every setting with its scores.
+
+    A choice that an interrupted run made stands: chosen again, it may fall otherwise (one greedy answer suffices), and
+    what is left of the later stages belongs to the first one. Warns where no setting holds the constraint; the one that
+    misses it by least is then taken. A setting without a restoration is in the table as failed. InputError where that
+    is every one, or where later stages were made with another setting.
+    """
+    record = work.choice()
+    if record is None:
+        record = _choose(prepared, plan, base, tuned, scores, reporter)
+        work.keep_choice(record)
+    _tell(record, reporter)
+    taken: dict[str, Any] = record["chosen"]
+    work.settle_choice(", ".join(f"{option_name(RestoreConfig, name)} {value}" for name, value in taken.items()))
+    return prepared.config.model_copy(update=taken), record
+
+
+def _choose(
+    prepared: Prepared, plan: Plan, base: Params, tuned: Params, scores: Mapping[str, Scores], reporter: Reporter
+) -> dict[str, Any]:
+    """The record of the choice. InputError where no setting has a restoration, with every reason."""
+    opened, settings = open_choice(prepared), settings_of(prepared.config)
+    configs = [prepared.config.model_copy(update=setting) for setting in settings]
+    start = _asked(prepared, opened, tuned)
+    found: list[dict[str, Any]] = [{} for _ in settings]
+    for item in try_grid(prepared, plan, configs, base, tuned, scores, reporter):
+        if isinstance(item, GridFailure):
+            found[item.place] = {"failed": str(item.error)}
+        else:
+            found[item.place] = _asked(prepared, opened, restored_params(tuned, item.corrected))
+    _check_any(settings, found)
+    choice = choose(found, start, opened.constraint)
+    return {
+        "constraint": prepared.config.choose,
+        "holds": choice.holds,
+        "chosen": settings[choice.place],
+        "tuned": start,
+        "settings": [{"setting": setting, **item} for setting, item in zip(settings, found, strict=True)],
+        "questions": {role: sum(p.role == role for p in opened.prompts) for role in ("honesty", "task")},
+    }
+
+
+def _check_any(settings: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
+    if any("failed" not in item for item in found):
+        return
+    reasons: dict[str, list[str]] = {}
+    for setting, item in zip(settings, found, strict=True):
+        reasons.setdefault(item["failed"], []).append(label(setting))
+    told = "; ".join(f"[{'] ['.join(names)}] {reason}" for reason, names in reasons.items())
+    raise InputError(f"--choose: none of the {len(settings)} settings can be restored: {told}")
+
+
+def _asked(prepared: Prepared, opened: OpenedChoice, params: Params) -> dict[str, Any]:
+    tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
+    model = LoadedModel(prepared.spec, params, tokenizer, end_ids(prepared.tuned, prepared.spec, tokenizer))
+    found = measure(answer(model, opened.prompts, AnswerSettings(opened.max_new_tokens)))
+    return {metric: found[metric] for metric in METRICS}
+
+
+def _tell(record: Mapping[str, Any], reporter: Reporter) -> None:
+    """The record's table, and its warning, which a resumed run repeats for hcnr.json."""
+    if not record["holds"]:
+        nearest = label(record["chosen"])
+        reporter.warn(f"no setting holds {record['constraint']!r} on the held-out rows; the nearest is {nearest}")
+    names = ("honesty_f1", "over_refusal", "task_accuracy", "known_facts")
+    header = ["setting", *(name.replace("_", " ") for name in names)]
+    rows = [["TUNED", *(percent(record["tuned"][name]) for name in names)]]
+    for item in record["settings"]:
+        mark = " <- taken" if item["setting"] == record["chosen"] else ""
+        shown = ["failed", *[""] * (len(names) - 1)] if "failed" in item else [percent(item[name]) for name in names]
+        rows.append([label(item["setting"]) + mark, *shown])
+    reporter.console.print(wide_table("settings on held-out rows, percent", header, rows))
+    for item in record["settings"]:
+        if "failed" in item:
+            reporter.say(f"{label(item['setting'])} failed: {item['failed']}")

@@ -1,0 +1,155 @@
+"""Everything that can be refused before the work begins: folders, models, rows, tokenizers, options, all in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from hcnr_jax.checkpoints.check import check_finite
+from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
+from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
+from hcnr_jax.checkpoints.lora import open_tuned
+from hcnr_jax.checkpoints.names import hf_name_of
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.data import (
+    Example,
+    Row,
+    Tokenizer,
+    check_tokenizers,
+    choose_rows,
+    duplicate_warnings,
+    encode_rows,
+    example_warnings,
+    load_tokenizer,
+    overlap_warnings,
+    read_rows,
+    refuse_same_file,
+)
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.ask.questions import is_answerable
+from hcnr_jax.evaluate.score.constraint import parse_constraint
+from hcnr_jax.evaluate.score.measurement import NEED_ANSWERABLE
+from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.restoration.decoder_blocks import layout_of
+from hcnr_jax.runtime.files import check_output, check_writable
+from hcnr_jax.runtime.sharding import Layout, check_mesh, make_mesh
+
+# Storage that showed no movement for this share of a delta has lost something worth a warning.
+LOST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked inputs of a restoration. Nothing large is loaded yet."""
+
+    config: RestoreConfig
+    base: Checkpoint
+    tuned: Checkpoint
+    spec: ModelSpec
+    honesty: list[Example]
+    task: list[Example]
+    layout: Layout | None = None
+
+
+def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
+    """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
+    mesh = _mesh(config)
+    if config.compilation_cache is not None:
+        check_writable(config.compilation_cache, f"--compilation-cache {config.compilation_cache}")
+    refuse_same_file(config.honesty, config.task)
+    base = open_checkpoint(config.base)
+    tuned = open_tuned(config.tuned, base)
+    if not (config.resume and (config.out / RECORD).is_file()):
+        check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
+    spec = check_pair(base, tuned)
+    honesty_rows, task_rows = _rows(config, reporter)
+    if config.choose is not None:
+        _tell_constraint(config.choose, config.honesty, reporter)
+    tokenizer = _tokenizer(base, tuned, [*honesty_rows, *task_rows])
+    honesty, task = (
+        encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
+        for rows in (honesty_rows, task_rows)
+    )
+    for warning in [*example_warnings(honesty), *example_warnings(task)]:
+        reporter.warn(warning)
+    with reporter.stage("check weights", 2, "models") as stage:
+        for checkpoint in (base, tuned):
+            check_finite(checkpoint)
+            stage.advance()
+        _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), reporter)
+    layout = None if mesh is None else layout_of(mesh, spec)
+    for warning in layout.warnings() if layout else []:
+        reporter.warn(warning)
+    return Prepared(config, base, tuned, spec, honesty, task, layout)
+
+
+def _mesh(config: RestoreConfig) -> Mesh | None:
+    """The mesh of --mesh; InputError where it cannot be had."""
+    check_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
+    if mesh is not None and config.stream:
+        raise InputError(
+            f"--stream works on one device and --mesh {config.mesh} on {mesh.size}: leave one of them out (a mesh "
+            "splits the weights over its devices)"
+        )
+    return mesh
+
+
+def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
+    """Every kernel and its Hugging Face tensor name, in canonical order."""
+    return {Kernel(path, (layer,)): hf_name_of(path, layer) for layer in range(spec.num_layers) for path in KERNELS}
+
+
+def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Row]]:
+    counts = config.rows
+    options = (
+        "--honesty-samples" if config.honesty_samples else "--samples",
+        "--task-samples" if config.task_samples else "--samples",
+    )
+    honesty, task = (
+        choose_rows(read_rows(path), count, config.seed, option)
+        for path, count, option in zip((config.honesty, config.task), counts, options, strict=True)
+    )
+    for warning in [*duplicate_warnings(honesty), *duplicate_warnings(task), *overlap_warnings(honesty, task)]:
+        reporter.warn(warning)
+    return honesty, task
+
+
+def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
+    """How --choose is read. Without an answerable row over-refusal is not seen: warned about, or refused where the
+    constraint is on a score that then does not exist."""
+    constraint = parse_constraint(text)
+    reporter.say(f"--choose: the highest honesty_f1 with {constraint.in_words()}")
+    if any(is_answerable(row) for row in read_rows(honesty)):
+        return
+    blind = f"--honesty {honesty} has no answerable row to judge over-refusal with"
+    remedy = "add answerable rows, with `answerable` true and their answers as completions"
+    if constraint.metric in NEED_ANSWERABLE:
+        raise InputError(f"--choose {text!r}: {blind}, so that {constraint.metric} cannot be measured: {remedy}")
+    reporter.warn(f"--choose: {blind}: a setting that refuses everything would look best; {remedy}")
+
+
+def _tokenizer(base: Checkpoint, tuned: Checkpoint, rows: Sequence[Row]) -> Tokenizer:
+    """TUNED's tokenizer, or BASE's for an adapter without one; refused where the two read the rows differently."""
+    tokenizer = load_tokenizer(tuned.tokenizer_folder)
+    if tuned.tokenizer_folder == base.tokenizer_folder:
+        return tokenizer
+    try:
+        other = load_tokenizer(base.folder)
+    except InputError:
+        return tokenizer
+    check_tokenizers(tokenizer, other, rows)
+    return tokenizer
+
+
+def _warn_lost(loss: DeltaLoss, reporter: Reporter) -> None:
+    if loss.share > LOST_SHARE:
+        reporter.warn(
+            f"{loss.share:.0%} of the kernel entries that fine-tuning may have moved equal BASE's in 16-bit storage "
+            f"(most in {loss.worst}): what was rounded away cannot be scored. Save TUNED in float32 if it still exists"
+        )

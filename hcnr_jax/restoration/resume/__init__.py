@@ -1,0 +1,1 @@
+"""Makes a restoration resumable: its work folder, cache keys, lock and signal handling."""

@@ -1,0 +1,108 @@
+"""What each stage's product depends on, by the name a user knows it under, so that a foreign or stale one is refused.
+
+Weight files are known by size, time of change and header: reading 2 x 16 GB for a digest would cost as much as the
+scores. A file that was copied or touched is thus refused though it may be equal, never the other way round. Small files
+and rows are known by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_tokenizer_file
+from hcnr_jax.checkpoints.digest import sha256_file
+from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS, MergedCheckpoint
+from hcnr_jax.config import RestoreConfig, option_name
+from hcnr_jax.data import Example
+from hcnr_jax.report.json import versions
+from hcnr_jax.restoration.inputs import Prepared
+
+Fingerprint = dict[str, str]
+
+# Options by the first stage that reads them; every later stage depends on them too. --samples, --seed and --max-length
+# count through the rows they choose.
+OPTIONS = {
+    "scores": ("scores_at", "loss", "granularity", "microbatch", "stream", "mesh"),
+    "choice": ("choose",),
+    "selection": ("priority", "in_weight", "cross_weight", "seed"),
+    "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at", "refine"),
+}
+AFTER_CHOICE = ("selection", "kernels")
+# The entry of these stages that no option as typed can give, because the setting is chosen between the stages.
+TAKEN = "the setting that --choose took"
+
+
+def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
+    """Stage -> what its product depends on; each stage has all that those before it have."""
+    config = prepared.config
+    found = {
+        "BASE": _identity(prepared.base),
+        "TUNED": _identity(prepared.tuned),
+        "honesty rows (of --honesty, --honesty-samples, --samples, --max-length, --seed)": _rows(prepared.honesty),
+        "task rows (of --task, --task-samples, --samples, --max-length, --seed)": _rows(prepared.task),
+        "--dtype": dtype,
+        "64-bit mode": str(bool(jax.config.read("jax_enable_x64"))),
+        **{f"version of {name}": version for name, version in versions().items() if name != "device"},
+        "device": versions()["device"],
+    }
+    stages: dict[str, Fingerprint] = {}
+    for stage, fields in OPTIONS.items():
+        if stage == "choice" and config.choose is not None:
+            # It restores, which reads all options, and its judges are the rows of these files that are not scored.
+            fields = (*fields, *(name for later in AFTER_CHOICE for name in OPTIONS[later]))
+            found = found | {
+                option_name(RestoreConfig, name): sha256_file(getattr(config, name)) for name in ("honesty", "task")
+            }
+        used = [name for name in fields if name not in config.unused]
+        found = found | {option_name(RestoreConfig, name): _value(getattr(config, name)) for name in used}
+        stages[stage] = found
+    return stages
+
+
+def differences(left: Fingerprint, right: Fingerprint) -> list[str]:
+    """`NAME is A there, B here` for every entry that differs."""
+    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    return [f"{name} is {left.get(name, 'absent')} there, {right.get(name, 'absent')} here" for name in names]
+
+
+def model_paths(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The files a model is made of: its shards (an adapter's, whose merged weights are on no disk), its configuration
+    and its tokenizer."""
+    folder = checkpoint.folder
+    weights = {shard.name: shard.path for shard in checkpoint.shards}
+    if isinstance(checkpoint, MergedCheckpoint):
+        weights = {ADAPTER_WEIGHTS: folder / ADAPTER_WEIGHTS}
+    own = [path for path in folder.iterdir() if path.name.endswith("config.json") or is_tokenizer_file(path.name)]
+    return weights | {path.name: path for path in sorted(own) if path.is_file()}
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    headers = {shard.path: hashlib.sha256(shard.header).hexdigest() for shard in checkpoint.shards}
+    described: list[Any] = []
+    for name, path in model_paths(checkpoint).items():
+        stat = path.stat()
+        known_by_size = name.endswith(".safetensors")
+        content = headers.get(path, "") if known_by_size else sha256_file(path)
+        described.append([name, stat.st_size, content, stat.st_mtime_ns if known_by_size else 0])
+    return _short(json.dumps(described))
+
+
+def _rows(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([list(map(int, example.tokens)), int(example.completion_start)]).encode())
+    return f"{len(examples)} rows {digest.hexdigest()[:12]}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,96 @@
+"""One run's hold on its output place: the lock, what an interrupted run left, and how the run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+
+from hcnr_jax.checkpoints.checkpoint import RECORD
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.errors import InputError, Stopped
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.restoration.microbatches import Shape
+from hcnr_jax.restoration.resume.fingerprint import Fingerprint, differences
+from hcnr_jax.restoration.resume.folder import Work, is_left, work_path
+from hcnr_jax.restoration.resume.offload import spill_folder
+from hcnr_jax.restoration.resume.signals import resume_command
+from hcnr_jax.runtime.distributed import is_first
+from hcnr_jax.runtime.files import output_lock
+
+
+def check_leftover(config: RestoreConfig) -> None:
+    """Refuse to begin where an interrupted run left work, unless it is to be gone on with: none is lost unasked."""
+    folder = work_path(config.out)
+    if not config.resume and is_left(folder):
+        kept = Work(config.out, {}, ()).describe()
+        raise InputError(
+            f"--out {config.out}: a run was interrupted here and left its work ({kept}); --resume continues it, with "
+            f"the same options; remove {folder} to begin anew"
+        )
+
+
+def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> bool:
+    """With --resume: whether the output is there already. InputError where it was made otherwise, saying how."""
+    if not (config.resume and (config.out / RECORD).is_file()):
+        return False
+    try:
+        found = json.loads((config.out / RECORD).read_text("utf-8")).get("fingerprint") or {}
+    except (OSError, ValueError, AttributeError):
+        found = {}
+    other = differences(found, stages["kernels"])
+    if other:
+        raise InputError(
+            f"--out {config.out}: a model restored otherwise lies there ({'; '.join(other)}); choose another folder"
+        )
+    return True
+
+
+def clear_leftovers(config: RestoreConfig) -> None:
+    """What a run leaves that was killed after its output appeared: its work, its spill folder, its lock."""
+    if not is_first():
+        return
+    with output_lock(config.out), spill_folder(config.out):
+        Work(config.out, {}, ()).clear()
+
+
+@contextlib.contextmanager
+def session(
+    config: RestoreConfig, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...], reporter: Reporter
+) -> Iterator[Work]:
+    """Hold the output place and its work folder.
+
+    The work folder goes when the run has ended well, and when the user is told to change something (InputError: nothing
+    is left, unless --resume asked to keep it); it stays after a signal or a fault, with the command that goes on.
+    """
+    with output_lock(config.out) if is_first() else contextlib.nullcontext():
+        work = Work(config.out, stages, shapes)
+        try:
+            if config.resume:
+                work.open()
+                reporter.say(f"resumed: {work.describe()} kept from before")
+            yield work
+        except InputError:
+            if not config.resume:
+                work.clear()
+            raise
+        except BaseException as error:
+            _leave(work, config, error, reporter)
+            raise
+        work.clear()
+
+
+def _leave(work: Work, config: RestoreConfig, error: BaseException, reporter: Reporter) -> None:
+    """Say what is kept and how to go on; a signal's own message is told where it is caught."""
+    with contextlib.suppress(Exception):
+        work.settle()
+    if not is_left(work.folder):
+        work.clear()
+        if isinstance(error, Stopped):
+            error.args = (f"{error}; no unfinished output is left",)
+        return
+    how = f"what is done is kept ({work.describe()}); continue with: {resume_command(config)}"
+    if isinstance(error, Stopped):
+        error.args = (f"{error}; {how}",)
+    else:
+        reporter.say(how)

@@ -1,0 +1,96 @@
+"""Stage 1.2 to 1.4 of the method: priorities, candidates, kernel perturbations, the kept kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.method import select
+from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
+from hcnr_jax.method.select import Squares
+from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.restoration.decoder_blocks import block_model
+from hcnr_jax.restoration.score import check_scores
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The mask A_hc (restored neurons of kept kernels), d_j of every kernel, and the kept kernels in data-flow
+    order."""
+
+    masks: Leaves
+    perturbations: dict[Kernel, float]
+    kept: list[Kernel]
+
+
+def select_neurons(
+    config: RestoreConfig,
+    spec: ModelSpec,
+    squares: Iterable[tuple[Kernel, Squares]],
+    honesty: Leaves,
+    task: Leaves,
+    names: dict[Kernel, str],
+) -> Selection:
+    """From both sets' scores to the mask. squares: `kernel_squares` of the pair."""
+    check_scores(honesty, "honesty", names)
+    check_scores(task, "task", names)
+    kernels = get_leaves(abstract_params(spec), KERNELS)
+    candidates = _candidates(
+        spec, config.priority, config.in_weight, config.granularity, config.seed or 0, honesty, task
+    )
+    perturbations = _perturbations(spec, squares, candidates)
+    masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, config.cross_weight, names)
+    return Selection(masks, dict(select.rank_kernels(perturbations, kernels, names)), kept)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _candidates(
+    spec: ModelSpec,
+    priority: select.PriorityName,
+    ratio: float,
+    granularity: Granularity,
+    seed: int | jax.Array,
+    honesty: Leaves,
+    task: Leaves,
+) -> Leaves:
+    """The candidate masks of every kernel, in one program."""
+    axes = 2 if granularity == "weight" else 1
+    priorities = select.priorities(priority, honesty, task, jax.random.key(seed), axes)
+    return select.in_weight_mask(priorities, get_leaves(abstract_params(spec), KERNELS), ratio, granularity)
+
+
+def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
+    """Indices of a mask's neurons as patch and record count them: weights by flat position in the (out, in) tensor."""
+    return np.flatnonzero(mask.T if granularity == "weight" else mask)
+
+
+def kernel_squares(
+    spec: ModelSpec, base: Params | StreamedParams, tuned: Params | StreamedParams, granularity: Granularity
+) -> Iterator[tuple[Kernel, Squares]]:
+    """What the d_j of any selection need of the weights, kernel by kernel; the weights are read a block at a time."""
+    model = block_model(spec)
+    for index in range(spec.num_layers):
+        old, new = (get_leaves(model.block_params(params, index), model.paths) for params in (base, tuned))
+        for path in model.paths:
+            yield model.kernel(index, path), _squares(old[path], new[path], granularity)
+
+
+def _perturbations(
+    spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves
+) -> dict[str, np.ndarray]:
+    """d_j by path, [layers]."""
+    rows: dict[str, list[jax.Array]] = {path: [] for path in KERNELS}
+    masks = jax.device_get(candidates)
+    for kernel, found in squares:
+        rows[kernel.path].append(_perturbation(found, masks[kernel.path][kernel.index], 0))
+    return {path: np.asarray(found) for path, found in jax.device_get(rows).items()}
+
+
+_squares = jax.jit(select.neuron_squares, static_argnums=2)
+_perturbation = jax.jit(select.perturbation_of, static_argnums=2)

@@ -1,0 +1,189 @@
+"""The output folder: the restored model, its patch, and the record of how it was made; complete or not there at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint
+from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
+from hcnr_jax.checkpoints.names import tensor_names
+from hcnr_jax.checkpoints.patch import write_patch
+from hcnr_jax.checkpoints.save import divide_shards, to_hf, write_companions, write_shards
+from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.models import ModelSpec
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.json import to_json, versions
+from hcnr_jax.restoration.inputs import Prepared, kernel_names
+from hcnr_jax.restoration.plan import Plan
+from hcnr_jax.restoration.resume.corrected_kernels import Corrected
+from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
+from hcnr_jax.restoration.score import Scores
+from hcnr_jax.restoration.select import Selection, hf_neurons
+from hcnr_jax.restoration.tie_margins import cuts_of
+from hcnr_jax.runtime import distributed
+from hcnr_jax.runtime.files import explained, partial_path, staged_folder, sync_folder
+
+
+class RestoredTensors(Mapping[str, np.ndarray]):
+    """The kept kernels as Hugging Face tensors in TUNED's stored dtypes, made one at a time when looked up."""
+
+    def __init__(self, corrected: Mapping[Kernel, Corrected], tuned: Checkpoint, spec: ModelSpec) -> None:
+        names = kernel_names(spec)
+        self._kernels = {names[kernel]: item for kernel, item in corrected.items()}
+        self._places = tensor_names(spec)
+        self._tuned = tuned
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        weights = np.asarray(self._kernels[name].weights)[None]
+        place = dataclasses.replace(self._places[name], layer=0)
+        return to_hf(weights, place, self._tuned.tensors[name].dtype, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+
+def write_output(
+    prepared: Prepared,
+    plan: Plan,
+    selection: Selection,
+    corrected: Mapping[Kernel, Corrected],
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+    fingerprint: Fingerprint,
+    notes: Mapping[str, Any],
+) -> Path:
+    """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
+
+    Every process calls it: each writes its share of the weight files, the first all else, and it alone makes the
+    folder and gives it its name. notes: what else the record says, such as what `--choose` tried and took.
+    """
+    config, tuned = prepared.config, prepared.tuned
+    restored = RestoredTensors(corrected, tuned, prepared.spec)
+    share = divide_shards(tuned, jax.process_count())[jax.process_index()]
+    distributed.barrier("corrected")  # what others solved or kept is there to be read
+    if not distributed.is_first():
+        distributed.barrier("begun")
+        with explained(config.out):
+            write_shards(tuned, partial_path(config.out), restored, share)
+            sync_folder(partial_path(config.out))
+        distributed.barrier("weights")
+        return config.out
+    inputs = [*prepared.base.sources, *tuned.sources, config.honesty, config.task]
+    needed = sum(info.nbytes for info in tuned.tensors.values())
+    with (
+        reporter.stage("write", len(tuned.shards) + 2, "files") as stage,
+        staged_folder(config.out, inputs, needed, lock=False) as folder,
+    ):
+        distributed.barrier("begun")
+        write_companions(tuned, folder)
+        write_shards(tuned, folder, restored, share)
+        distributed.barrier("weights")
+        stage.advance(len(tuned.shards))
+        before = tensor_digests(tuned)
+        neurons = _neurons(prepared, selection, corrected)
+        after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
+        stage.advance()
+        record = make_record(prepared, plan, selection, corrected, scores, reporter)
+        record |= notes
+        record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
+        record["fingerprint"] = fingerprint
+        record["outputs"] = _files_under(folder)
+        (folder / RECORD).write_bytes(to_json(record))
+        stage.advance()
+    return config.out
+
+
+def _neurons(prepared: Prepared, selection: Selection, corrected: Mapping[Kernel, Corrected]) -> dict[str, np.ndarray]:
+    """The restored neurons of every kept kernel, by tensor name."""
+    names, granularity = kernel_names(prepared.spec), prepared.config.granularity
+    return {
+        names[kernel]: hf_neurons(np.asarray(selection.masks[kernel.path][kernel.index]), granularity)
+        for kernel in corrected
+    }
+
+
+def make_record(
+    prepared: Prepared,
+    plan: Plan,
+    selection: Selection,
+    corrected: Mapping[Kernel, Corrected],
+    scores: Mapping[str, Scores],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """The content of hcnr.json, but for the digests of what is written."""
+    config, names = prepared.config, kernel_names(prepared.spec)
+    cuts = cuts_of(config, prepared.spec, scores, selection, names)
+    lines = {}
+    for kernel, name in names.items():
+        lines[kernel] = kernel_record(kernel, name, prepared, selection, corrected.get(kernel))
+        if cuts.kernels is not None:
+            lines[kernel]["cut"] = cuts.kernels[kernel]
+    return {
+        "config": config.model_dump(mode="json"),
+        "unused_options": list(config.unused),
+        "versions": versions(),
+        "dtype": plan.dtype,
+        "batches": [shape._asdict() for shape in plan.shapes],
+        "model": {"family": prepared.spec.family, "layers": prepared.spec.num_layers, "kernels": len(names)},
+        "inputs": {
+            "base": _model_files(prepared.base),
+            "tuned": _model_files(prepared.tuned),
+            "honesty": sha256_files([config.honesty]),
+            "task": sha256_files([config.task]),
+        },
+        "rows": {
+            name: {"count": len(part.losses), "mean_loss": float(part.losses.mean())} for name, part in scores.items()
+        },
+        "cut": cuts.whole,
+        "kernels": list(lines.values()),
+        "seconds": reporter.seconds,
+        "warnings": reporter.warnings,
+    }
+
+
+def _model_files(checkpoint: Checkpoint) -> dict[str, str]:
+    return {name: sha256_file(path) for name, path in model_paths(checkpoint).items()}
+
+
+def _files_under(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a folder and of those below it, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+def kernel_record(
+    kernel: Kernel, name: str, prepared: Prepared, selection: Selection, corrected: Corrected | None
+) -> dict[str, Any]:
+    """One kernel's line: d_j, kept or not, neurons restored; if corrected d_hon (undamped), residual and condition."""
+    mask = selection.masks[kernel.path][kernel.index]
+    record: dict[str, Any] = {
+        "tensor": name,
+        "perturbation": selection.perturbations[kernel],
+        "kept": corrected is not None,
+        "neurons": int(np.asarray(mask).size),
+        "neurons_restored": int(np.asarray(mask).sum()),
+    }
+    if corrected is None or corrected.info is None:
+        return record
+    info = corrected.info
+    return record | {
+        "solve": corrected.form,
+        "d_hon": {
+            "tuned": info.distance_tuned,
+            "uncompensated": info.distance_plain,
+            "restored": info.distance_restored,
+        },
+        "residual": info.solve.residual,
+        "condition": info.solve.condition,
+        "steps": info.solve.steps,
+        "correction": info.correction,
+    }

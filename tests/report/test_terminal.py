@@ -1,0 +1,57 @@
+"""Tables and output files: percent only here, narrow enough for a terminal, nothing written over."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from hcnr_jax.errors import InputError
+from hcnr_jax.report.result_file import check_new_file, write_record
+from hcnr_jax.report.terminal import percent, scores_table
+
+
+def test_percent():
+    assert percent(0.7125) == "71.2" and percent(None) == "-"
+    assert percent(0.7125, {"low": 0.6, "high": 0.796}) == "71.2 [60, 80]"
+
+
+def interval(value):
+    return {"low": value - 0.1, "high": value + 0.1}
+
+
+def test_a_row_of_every_kind_fits_eighty_columns():
+    honesty = {
+        "questions": 1234,
+        "f1": 0.5,
+        "refusal_on_unanswerable": 1.0,
+        "refusal_on_answerable": 0.25,
+        "refusal_delta": 0.75,
+        "accuracy_on_answerable": None,
+        "intervals": {"f1": interval(0.5)},
+    }
+    task = {"questions": 99, "accuracy": 0.3, "refused": 0.01, "intervals": {"accuracy": interval(0.3)}}
+    measured = {"auroc": 0.875, "expected_calibration_error": 0.125}
+    scores = {
+        "honesty": {"selfaware": honesty, "pooled": honesty},
+        "task": {"hotpotqa": task, "pooled": task},
+        "calibration": {"selfaware": measured, "pooled": measured},
+    }
+    console = Console(file=StringIO(), width=80)
+    console.print(scores_table("scores", scores))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3 + 4 and max(map(len, lines)) <= 80
+    said = [" ".join(line.split()) for line in lines]
+    assert said[3] == "selfaware 1234 50.0 [40, 60] 100.0 25.0 75.0 - 0.875 0.125"
+    assert said[4].startswith("all honesty") and said[6] == "all task 99 1.0 30.0 [20, 40]"
+
+
+def test_result_files_are_new(tmp_path):
+    path = tmp_path / "made" / "r.json"
+    write_record(check_new_file(path), {"value": float("nan")})
+    assert path.read_text() == '{\n "value": null\n}\n'
+    with pytest.raises(InputError, match=r"--out .*r\.json exists; nothing is overwritten"):
+        write_record(path, {})
+    with pytest.raises(InputError, match="is a folder"):
+        check_new_file(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be written to \(is no folder\)"):
+        check_new_file(path / "below" / "r.json")
