@@ -1,6 +1,8 @@
 """Strict test set-up: 8 simulated devices, strict dtype promotion, no rank promotion, shapes checked at run time."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 install_import_hook("hcnr_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _release_compiled_programs() -> Iterator[None]:
+    """Drop the programs that a module compiled: other modules hardly share any, and they would pile up to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    from hcnr_jax.runtime.memory import release_freed_memory  # after the import hook
+
+    release_freed_memory()
 
 
 @pytest.fixture(scope="session")
