@@ -1,9 +1,10 @@
-"""How much of each device the scores of a model take, by mesh: compiled for simulated devices, without a weight.
+"""Shows the memory that scoring takes on each device, by mesh; it compiles for simulated devices without weights.
 
     python examples/mesh_memory.py [SHAPE] [ROWS] [TOKENS]
 
-SHAPE is one of `hcnr bench --shape`. `computed` is what the split says a device holds of the weights; `arguments` and
-`temporaries` are XLA's own count of the compiled program. Temporaries on a CPU are no accelerator's, but fall alike.
+SHAPE is one of `hcnr bench --shape`. `weights, computed` are the bytes of weights on a device by the sharding alone.
+`arguments` and `temporaries` are XLA's count for the compiled program. Temporaries on a CPU differ from those of an
+accelerator, but shrink with the mesh in the same way.
 """
 
 import math
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hcnr_jax.bench.fisher import window_of
-from hcnr_jax.bench.shapes import spec_of
+from hcnr_jax.bench.model_shapes import spec_of
+from hcnr_jax.bench.sections.fisher import window_of
 from hcnr_jax.models import abstract_params
 from hcnr_jax.restoration.decoder_blocks import layout_of
 from hcnr_jax.restoration.microbatches import Shape
@@ -25,13 +26,19 @@ MESHES = ("data=2", "data=8", "fsdp=8", "model=8", "fsdp=4,model=2", "data=2,fsd
 
 
 def weight_bytes(layout: Layout, itemsize: int) -> int:
-    """Bytes of the weights that one device holds, by the split alone."""
+    """Compute the bytes of weights on one device, from the sharding alone."""
     shardings = layout.params()
     return sum(itemsize * math.prod(shardings[path].shard_shape(shape)) for path, _, shape in layout.axes)
 
 
 def row(shape: str, mesh: str, rows: int, tokens: int) -> tuple[int, int, int]:
-    """(computed, arguments, temporaries) of one device."""
+    """Compute (weights, arguments, temporaries) of one device in bytes.
+
+    Args:
+        shape: name of the model shape.
+        mesh: text of `--mesh`.
+        rows, tokens: sizes of the batch.
+    """
     spec, devices = spec_of(shape), make_mesh(mesh)
     if devices is None:
         raise ValueError(f"mesh {mesh}: expected more than one device")
@@ -42,7 +49,7 @@ def row(shape: str, mesh: str, rows: int, tokens: int) -> tuple[int, int, int]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """A table to standard output."""
+    """Print a table."""
     shape = arguments[0] if arguments else "llama-3.2-1b"
     rows, tokens = (int(text) for text in (*arguments[1:], "16", "256")[:2])
     spec = spec_of(shape)

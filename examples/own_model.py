@@ -1,8 +1,8 @@
-"""Score, select, restore and compensate a Linen model that is not ours, as pure functions on its param pytree.
+"""Shows how to score, select, restore and compensate your own Linen model, with pure functions on its params.
 
     python examples/own_model.py
 
-The model is a user's own: two residual blocks of nn.Dense, unrolled. Only three things are told of it: a loss of one
+The model is two residual blocks of nn.Dense, unrolled. The functions need three things of a model: the loss of one
 example, how to run one block, and which kernels read the same input.
 """
 
@@ -19,7 +19,7 @@ WIDTH, CLASSES = 16, 4
 
 
 class Block(nn.Module):
-    """x + down(tanh(up(x)))"""
+    """A residual block: x + down(tanh(up(x)))."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,19 +37,19 @@ class Model(nn.Module):
 
 
 def loss(params: Any, example: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Mean cross-entropy of one example's tokens."""
+    """Compute the mean cross-entropy of one example's tokens."""
     x, labels = example
     log_probs = jax.nn.log_softmax(Model().apply({"params": params}, x))
     return -jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], axis=-1))
 
 
 def rows(key: jax.Array, count: int = 32, tokens: int = 8) -> tuple[jax.Array, jax.Array]:
-    """Random inputs and labels, standing for honesty or task data."""
+    """Draw random inputs and labels in place of honesty or task data."""
     return jax.random.normal(key, (count, tokens, WIDTH)), jax.random.randint(key, (count, tokens), 0, CLASSES)
 
 
 def main() -> None:
-    """Everything on random data: the numbers mean nothing, the calls are what a real run needs."""
+    """Run all steps on random data: the numbers have no meaning, the calls are those of a real run."""
     keys = jax.random.split(jax.random.key(0), 4)
     base = Model().init(keys[0], jnp.zeros((1, WIDTH)))["params"]
     tuned = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(keys[1], leaf.shape), base)

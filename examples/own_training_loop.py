@@ -1,9 +1,9 @@
-"""A training loop of one's own, on a mesh of one's own: score, select, restore and compensate inside its jit.
+"""Shows how to score, select, restore and compensate inside the jit of your own training loop, on your own mesh.
 
     python examples/own_training_loop.py
 
-A Linen model of the user's, its weights split over a mesh as the user says, trained with optax. Restoration is one more
-jitted step: parameters go in and come out with their shardings, and nothing is gathered to a host.
+The model is in Linen, its weights are sharded over a mesh, and optax trains it. Restoration is one more jitted step:
+parameters keep their shardings, and nothing is gathered on a host.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ WIDTH, INNER, CLASSES, STEPS = 16, 32, 4, 20
 
 
 class Model(nn.Module):
-    """Two residual blocks and a readout; whatever the user has."""
+    """A model of your own: two residual blocks and a readout."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -34,14 +34,14 @@ class Model(nn.Module):
 
 
 def loss(params: Any, example: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Mean cross-entropy of one example's tokens."""
+    """Compute the mean cross-entropy of one example's tokens."""
     x, labels = example
     log_probs = jax.nn.log_softmax(Model().apply({"params": params}, x))
     return -jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], axis=-1))
 
 
 def shard(mesh: Mesh, params: Any) -> Any:
-    """The user's own rule: matrices over `model` by their last axis where it divides, the rest everywhere."""
+    """Shard by a rule of your own: split matrices over `model` by their last axis where it divides."""
 
     def one(leaf: jax.Array) -> jax.Array:
         split = leaf.ndim == 2 and leaf.shape[1] % mesh.shape["model"] == 0
@@ -51,7 +51,7 @@ def shard(mesh: Mesh, params: Any) -> Any:
 
 
 def train(params: Any, batch: Any) -> Any:
-    """The user's own loop."""
+    """Train with a loop of your own."""
     optimiser = optax.adam(1e-2)
 
     @jax.jit
@@ -68,7 +68,7 @@ def train(params: Any, batch: Any) -> Any:
 
 
 def make_restore(paths: tuple[str, ...], ratio: float = 0.5) -> Any:
-    """(base, tuned, honesty, task) -> restored, to be jitted: every kernel's most honesty-critical inputs."""
+    """Make (base, tuned, honesty, task) -> (restored, masks), which restores the most honesty-critical inputs."""
 
     def scores(params: Any, batch: Any) -> neurons.Leaves:
         found = fisher.example_scores(loss, params, paths, batch)[0]["input"]
@@ -87,7 +87,7 @@ def make_restore(paths: tuple[str, ...], ratio: float = 0.5) -> Any:
         on_honesty, on_task = moments(base, honesty), moments(tuned, task)
         corrected = {}
         for path in paths:
-            # Which neurons is data, how many is not: the count is exact, so that jit knows every shape.
+            # The choice of neurons is data, their exact number is static, so that jit knows every shape.
             count = select.exact_count(ratio, old[path].shape[0])
             order = jnp.argsort(~masks[path], stable=True)
             pair = Pair(old[path], new[path], order[:count], order[count:])
@@ -99,7 +99,7 @@ def make_restore(paths: tuple[str, ...], ratio: float = 0.5) -> Any:
 
 
 def main() -> None:
-    """Everything on random data: the numbers mean nothing, the calls are what a real run needs."""
+    """Run all steps on random data: the numbers have no meaning, the calls are those of a real run."""
     devices = np.asarray(jax.devices()[:4])
     mesh = Mesh(devices.reshape(-1, 2 if len(devices) > 1 else 1), ("data", "model"))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -124,5 +124,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 4)  # where there is no accelerator: a mesh to see
+    jax.config.update(
+        "jax_num_cpu_devices", 4
+    )  # simulated devices, so that the example has a mesh without an accelerator
     main()

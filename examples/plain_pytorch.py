@@ -1,11 +1,11 @@
-"""The paper's method as a good research repository would write it in PyTorch: the other side of race_pytorch.py.
+"""Shows the paper's method in plain PyTorch, as a research repository would write it; race_pytorch.py runs it too.
 
     python examples/plain_pytorch.py BASE TUNED --honesty H.jsonl --task T.jsonl --out DIR --samples 128
 
-The settings of configs/paper.yaml, the first rows of each file. Models by transformers; Fisher scores from one backward
-pass a row; forward hooks that collect X X^T of all kept kernels in one pass over the honesty rows; float32 Cholesky
-factors; save_pretrained. Nothing is made slower than it has to be: only the kernels have gradients, squares are summed
-as soon as they are there, and the forward passes of the hooks take whole batches.
+It uses the settings of configs/paper.yaml and the first rows of each file. transformers loads the models, and one
+backward pass for each row gives the Fisher scores. Forward hooks collect X X^T of all kept kernels in one pass over the
+honesty rows. Cholesky factors are float32, and save_pretrained writes the model. The script avoids needless work: only
+the kernels have gradients, squares are summed at once, and the hooks' forward passes take whole batches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Vectors = dict[str, torch.Tensor]
 
 
 def main() -> None:
-    """Read the options and run."""
+    """Read the options and restore."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", type=Path)
     parser.add_argument("tuned", type=Path)
@@ -40,7 +40,14 @@ def main() -> None:
 
 
 def restore(base_folder: Path, tuned_folder: Path, honesty: Path, task: Path, out: Path, samples: int) -> None:
-    """Load, score, select, correct, save; OUT/report.json says what was selected, what it took and how large it got."""
+    """Load, score, select, correct, save; OUT/report.json holds the selected neurons, seconds and peak memory.
+
+    Args:
+        base_folder, tuned_folder: folders of both models.
+        honesty, task: files of rows.
+        out: the output folder.
+        samples: rows of each file.
+    """
     start, seconds = time.perf_counter(), {}
 
     def done(stage: str) -> None:
@@ -67,7 +74,7 @@ def restore(base_folder: Path, tuned_folder: Path, honesty: Path, task: Path, ou
 
 
 def load(folder: Path, attention: str | None = None) -> torch.nn.Module:
-    """A causal language model in its stored dtype, gradients for the kernels alone."""
+    """Load a causal language model in its stored dtype; only the kernels have gradients."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=attention)
     model = model.to(DEVICE).eval()
     model.requires_grad_(False)
@@ -77,7 +84,7 @@ def load(folder: Path, attention: str | None = None) -> torch.nn.Module:
 
 
 def kernels(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """Hugging Face tensor name -> linear layer, by block and then q, k, v, o, gate, up, down."""
+    """Return Hugging Face tensor name -> linear layer, by block and then q, k, v, o, gate, up, down."""
     found = {}
     for index, block in enumerate(model.model.layers):
         for name in ORDER:
@@ -87,20 +94,20 @@ def kernels(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 
 
 def weights_of(model: torch.nn.Module) -> Vectors:
-    """The kernels' weights (out, in)."""
+    """Return the kernels' weights (out, in)."""
     return {name: layer.weight.data for name, layer in kernels(model).items()}
 
 
 def paired(
     model: torch.nn.Module, other: torch.nn.Module, names: Vectors
 ) -> dict[str, tuple[torch.nn.Linear, torch.nn.Linear]]:
-    """The named layers of both models."""
+    """Return the named layers of both models."""
     mine, theirs = kernels(model), kernels(other)
     return {name: (mine[name], theirs[name]) for name in names}
 
 
 def read_rows(folder: Path, path: Path, count: int) -> list[Row]:
-    """The first rows of a file as ids, the end token added, and where their completions start."""
+    """Read the first rows of a file as ids with the end token, and the start of each completion."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     found = []
     # Not splitlines, which also cuts at line separators inside a question.
@@ -112,13 +119,13 @@ def read_rows(folder: Path, path: Path, count: int) -> list[Row]:
 
 
 def row_loss(model: torch.nn.Module, ids: torch.Tensor, start: int) -> torch.Tensor:
-    """Mean NLL of one row's completion."""
+    """Compute the mean NLL of one row's completion."""
     logits = model(input_ids=ids[None]).logits[0, start - 1 : -1].float()
     return torch.nn.functional.cross_entropy(logits, ids[start:])
 
 
 def score(model: torch.nn.Module, rows: list[Row]) -> Vectors:
-    """Mean over rows of the squared gradients, summed over each input channel's weights."""
+    """Compute the mean over rows of squared gradients, summed over the weights of each input channel."""
     layers = kernels(model)
     sums = {name: torch.zeros(layer.in_features, device=DEVICE) for name, layer in layers.items()}
     for ids, start in rows:
@@ -130,7 +137,12 @@ def score(model: torch.nn.Module, rows: list[Row]) -> Vectors:
 
 
 def select(old: Vectors, new: Vectors, honesty: Vectors, task: Vectors) -> Vectors:
-    """The restored neurons of the kept kernels: {name: mask (in,)}."""
+    """Select the restored neurons of the kept kernels: {name: mask (in,)}.
+
+    Args:
+        old, new: the weights of base and tuned.
+        honesty, task: the scores on both sets of rows.
+    """
     masks, moved = {}, {}
     for name, s_hon in honesty.items():
         p, q = (s + FLOOR * s.mean() for s in (s_hon, task[name]))
@@ -144,7 +156,7 @@ def select(old: Vectors, new: Vectors, honesty: Vectors, task: Vectors) -> Vecto
 
 
 def input_moments(model: torch.nn.Module, rows: list[Row], names: set[str]) -> Vectors:
-    """mean x x^T of each named kernel's inputs, by hooks. Rows of one length go through together."""
+    """Compute mean x x^T of each named kernel's inputs by hooks; rows of one length share a forward pass."""
     sums: Vectors = {}
 
     def hook(name: str) -> object:
@@ -169,7 +181,13 @@ def input_moments(model: torch.nn.Module, rows: list[Row], names: set[str]) -> V
 
 
 def correct(base: torch.Tensor, tuned: torch.Tensor, mask: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """W' (out, in): base plus the sum over task neurons k of D_k [H^-1]_kR / [H^-1]_kk in the restored columns."""
+    """Compute W' (out, in): in restored columns, base plus the sum over task neurons k of D_k [H^-1]_kR / [H^-1]_kk.
+
+    Args:
+        base, tuned: the weights; D = tuned - base.
+        mask: True at the restored neurons R.
+        second: H without damping; it is changed in place.
+    """
     second.diagonal().add_(DAMPING * second.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
     steps = (tuned - base).float()[:, ~mask] / inverse.diagonal()[~mask]
@@ -179,7 +197,7 @@ def correct(base: torch.Tensor, tuned: torch.Tensor, mask: torch.Tensor, second:
 
 
 def peak_bytes() -> int:
-    """The largest resident size of this process (Linux)."""
+    """Return the largest resident size of this process (Linux)."""
     status = Path("/proc/self/status").read_text("utf-8")
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 

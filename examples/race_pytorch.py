@@ -1,15 +1,18 @@
-"""Races hcnr_jax against PyTorch, where it is installed, on one machine and the same random weights and rows.
+"""Compares speed and memory of hcnr_jax and PyTorch on one machine, with the same random weights and rows.
 
     python examples/race_pytorch.py --shape 100m --rows 128 --tokens 64 [--json race.json]
 
-Scores of one microbatch: ours against a backward pass a row, torch.func's vmap(grad), Opacus' ghost norms (one number a
-kernel, where ours gives one a neuron; skipped without `opacus`), and one plain batched backward pass, which gives none.
-Whole restorations: `hcnr restore`, whole and with --stream, against plain_pytorch.py, each in a process of its own with
-the settings of configs/paper.yaml, wall seconds and peak memory from start to exit.
+It needs PyTorch and transformers. The first race computes the scores of one microbatch. hcnr_jax runs against one
+backward pass for each row, torch.func's vmap(grad), Opacus' ghost norms and one plain batched backward pass. Ghost
+norms give one number a kernel, where hcnr_jax gives one a neuron; without `opacus` they are skipped. The plain backward
+pass gives no scores.
 
-A race counts only between contenders that agree: scores to 1e-3 of the largest of their kernel, restored weights to
-1e-4, and the same neurons but for ties within rounding (one in 10,000). Else it is void, and the script ends with code
-1.
+The second race runs whole restorations: `hcnr restore`, with and without --stream, against plain_pytorch.py. Each runs
+in its own process with the settings of configs/paper.yaml; wall seconds and peak memory count from start to exit.
+
+A race counts only between contenders that agree. Scores must agree to 1e-3 of the largest score of their kernel, and
+restored weights to 1e-4. The neurons must be the same except ties within rounding (one in 10,000). Otherwise the race
+is void, and the script ends with code 1.
 """
 
 from __future__ import annotations
@@ -32,16 +35,16 @@ import plain_pytorch
 import torch
 from safetensors import safe_open
 
-from hcnr_jax.bench.fisher import default_microbatch, random_batch, window_of
+from hcnr_jax.bench.measurement import chosen_dtype
+from hcnr_jax.bench.model_shapes import SHAPES, spec_of
 from hcnr_jax.bench.random_models import Pair, write_pair
-from hcnr_jax.bench.restore import restore_config
-from hcnr_jax.bench.section import chosen_dtype
-from hcnr_jax.bench.shapes import SHAPES, spec_of
+from hcnr_jax.bench.sections.fisher import default_microbatch, random_batch, window_of
+from hcnr_jax.bench.sections.restore import restore_config
 from hcnr_jax.bench.timed_restoration import Run, run_process, run_restore
 from hcnr_jax.bench.timing import compile_program, race
 from hcnr_jax.checkpoints import hf_name_of, load_params, open_checkpoint
-from hcnr_jax.method import sums as streaming
 from hcnr_jax.method.fisher import init_scores, score_batch
+from hcnr_jax.method.sums import Sums
 from hcnr_jax.models import KERNELS
 from hcnr_jax.report.json import to_json, versions
 from hcnr_jax.restoration.decoder_blocks import row_loss
@@ -52,7 +55,7 @@ SCORE_TOLERANCE, WEIGHT_TOLERANCE, TIES = 1e-3, 1e-4, 1e-4
 
 
 def main() -> int:
-    """Read the options, race, print a Markdown table. 1 where a race is void."""
+    """Read the options, run the races, print a Markdown table. Return 1 where a race is void."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="100m")
     parser.add_argument("--rows", type=int, default=128, help="honesty rows and as many task rows of the restoration")
@@ -64,13 +67,13 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, help="folder for temporary models")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    # Before the first use of a device: JAX would take three quarters of an accelerator, and PyTorch get the rest.
+    # This must precede the first use of a device: JAX would otherwise take three quarters of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options.dtype = chosen_dtype(options.dtype)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="hcnr-race-", dir=options.scratch) as folder:
-        pair = write_pair(Path(folder), options.shape, options.dtype, options.rows, options.tokens, seed=0)
-        # Whole runs first: they are processes of their own and want an accelerator's memory for themselves.
+        pair = write_pair(Path(folder), options.shape, options.dtype, rows=options.rows, tokens=options.tokens, seed=0)
+        # Whole runs come first, because they are separate processes that need the memory of an accelerator.
         rows += race_restorations(pair, options) if "restore" in options.races else []
         rows += race_scores(pair, options) if "scores" in options.races else []
     tell(rows)
@@ -82,8 +85,9 @@ def main() -> int:
 
 
 def tell(rows: list[dict[str, Any]]) -> None:
-    """A Markdown table; `times ours` above 1 is slower, or larger, than ours."""
-    print("| race | contender | seconds | times ours | peak GB | times ours | agrees |\n|---|---|---|---|---|---|---|")
+    """Print a Markdown table; a ratio to hcnr_jax above 1 is slower, or larger, than hcnr_jax."""
+    print("| race | contender | seconds | ratio to hcnr_jax | peak GB | ratio to hcnr_jax | agrees |")
+    print("|---|---|---|---|---|---|---|")
     ours = {row["race"]: row for row in rows if row["contender"] == "hcnr_jax"}
     for row in rows:
         mine = ours[row["race"]]
@@ -98,16 +102,16 @@ def tell(rows: list[dict[str, Any]]) -> None:
 
 
 def race_scores(pair: Pair, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of one microbatch, all contenders in turns; each one's scores against ours."""
+    """Time one microbatch with all contenders in turns, and compare their scores with hcnr_jax's."""
     rows = options.microbatch or default_microbatch(options.rows, options.tokens)
     batch = random_batch(spec_of(options.shape), rows, options.tokens, seed=0)
     model = plain_pytorch.load(pair.tuned)
     ids = torch.tensor(np.asarray(batch.tokens), dtype=torch.long, device=plain_pytorch.DEVICE)
     start = int(np.argmax(np.asarray(batch.completion_mask)[0]))
     contenders: dict[str, Callable[[], Any]] = {
-        "hcnr_jax": ours(pair, options, batch),
+        "hcnr_jax": hcnr_scores(pair, options, batch),
         "PyTorch, backward a row": lambda: rowwise(model, ids, start),
-        # Its attention kernels have no rule for vmap and would be called row by row.
+        # The fused attention kernels have no vmap rule and would be called row by row.
         "torch.func vmap(grad)": vmapped(plain_pytorch.load(pair.tuned, attention="eager"), ids, start),
         "PyTorch, one plain backward": lambda: plain_backward(model, ids, start),
     }
@@ -131,7 +135,7 @@ def race_scores(pair: Pair, options: argparse.Namespace) -> list[dict[str, Any]]
 
 
 def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
-    """A call that has ended when it returns."""
+    """Make a call wait for the device before it returns."""
 
     def ended() -> Any:
         found = call()
@@ -143,7 +147,10 @@ def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def agreement(mine: Scores, scores: Scores | None) -> tuple[str, bool]:
-    """How far scores are from ours, relative to the largest of each kernel (for one number a kernel: to their sum)."""
+    """Return the largest relative distance from hcnr_jax's scores, and whether it is too large.
+
+    The distance is relative to the largest score of a kernel, or to their sum where there is one number a kernel.
+    """
     if scores is None:
         return "gives no scores", False
     worst = 0.0
@@ -153,14 +160,14 @@ def agreement(mine: Scores, scores: Scores | None) -> tuple[str, bool]:
     return f"to {worst:.1g}", not worst < SCORE_TOLERANCE
 
 
-def ours(pair: Pair, options: argparse.Namespace, batch: Any) -> Callable[[], Scores]:
-    """Scores summed over the rows, by Hugging Face name."""
+def hcnr_scores(pair: Pair, options: argparse.Namespace, batch: Any) -> Callable[[], Scores]:
+    """Make the call that computes hcnr_jax's scores, summed over the rows, by Hugging Face name."""
     spec = spec_of(options.shape)
     params = load_params(open_checkpoint(pair.tuned), spec)
     loss = row_loss(spec, "mean", options.dtype, remat=False, window=window_of(options.tokens))
     count = int(batch.tokens.shape[0])
 
-    def step(params: Any, batch: Any, weights: jax.Array, sums: streaming.Sums) -> Any:
+    def step(params: Any, batch: Any, weights: jax.Array, sums: Sums) -> Any:
         return score_batch(loss, params, KERNELS, batch, weights, sums)[0].total["input"]
 
     with jax.default_matmul_precision("highest"):
@@ -174,33 +181,33 @@ def ours(pair: Pair, options: argparse.Namespace, batch: Any) -> Callable[[], Sc
 
 
 def losses(model: Any, ids: torch.Tensor, start: int) -> torch.Tensor:
-    """Mean completion NLL of every row, the batch at once."""
+    """Compute the mean completion NLL of every row, with the whole batch at once."""
     logits = model(input_ids=ids, use_cache=False).logits[:, start - 1 : -1].float()
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, start:].flatten(), reduction="none")
     return each.view(len(ids), -1).mean(1)
 
 
 def rowwise(model: Any, ids: torch.Tensor, start: int) -> Scores:
-    """plain_pytorch.py's scores, summed."""
+    """Compute the scores of plain_pytorch.py, summed over the rows."""
     found = plain_pytorch.score(model, [(row, start) for row in ids])
     return {name: len(ids) * scores.cpu().numpy() for name, scores in found.items()}
 
 
 def plain_backward(model: Any, ids: torch.Tensor, start: int) -> None:
-    """What training does with the batch."""
+    """Run the backward pass of ordinary training."""
     losses(model, ids, start).mean().backward()
     for layer in plain_pytorch.kernels(model).values():
         layer.weight.grad = None
 
 
 def vmapped(model: Any, ids: torch.Tensor, start: int) -> Callable[[], Scores]:
-    """Every row's weight gradients at once, as many rows as a quarter of the free memory holds."""
+    """Make the call that takes weight gradients of many rows at once, as many as a quarter of free memory holds."""
     weights = {name: layer.weight.detach() for name, layer in plain_pytorch.kernels(model).items()}
     mask = torch.full((ids.shape[1],) * 2, torch.finfo(model.dtype).min, dtype=model.dtype, device=ids.device).triu(1)
     places = torch.arange(ids.shape[1], device=ids.device)[None]
 
     def loss(kernels: dict[str, torch.Tensor], row: torch.Tensor) -> torch.Tensor:
-        # A ready mask and positions, since making them asks for values, which vmap has none of.
+        # Mask and positions are given, since transformers would read values to make them, which vmap forbids.
         inputs = {"input_ids": row[None], "attention_mask": mask[None, None], "position_ids": places}
         logits = torch.func.functional_call(model, kernels, (), {**inputs, "use_cache": False}).logits
         return torch.nn.functional.cross_entropy(logits[0, start - 1 : -1].float(), row[start:])
@@ -221,10 +228,10 @@ def vmapped(model: Any, ids: torch.Tensor, start: int) -> Callable[[], Scores]:
 
 
 def ghost(model: Any, ids: torch.Tensor, start: int) -> Callable[[], Scores]:
-    """Opacus' per-row gradient norms of each kernel from inputs and cotangents, squared and summed over the rows."""
+    """Make the call that squares and sums Opacus' per-row gradient norms of each kernel."""
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
-    # Its hooks only look in training mode; these models have no dropout.
+    # The hooks work only in training mode; these models have no dropout.
     wrapped = GradSampleModuleFastGradientClipping(model.train(), max_grad_norm=1.0, loss_reduction="sum")
     layers = plain_pytorch.kernels(model)
 
@@ -242,10 +249,10 @@ def ghost(model: Any, ids: torch.Tensor, start: int) -> Callable[[], Scores]:
 
 
 def race_restorations(pair: Pair, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Wall seconds and peak memory of whole runs, in turns, twice; the faster of each counts."""
+    """Measure whole runs twice, in turns; the faster run of each contender counts."""
     folder = pair.base.parent
     script = str(Path(__file__).with_name("plain_pytorch.py"))
-    config = restore_config("paper", pair, folder / "ours", options.rows, 0).model_copy(update={"seed": None})
+    config = restore_config("paper", pair, folder / "ours", rows=options.rows, seed=0).model_copy(update={"seed": None})
     ways = {"hcnr_jax": config, "hcnr_jax --stream": config.model_copy(update={"out": folder / "s", "stream": True})}
     places = [str(pair.base), str(pair.tuned), "--honesty", str(pair.honesty), "--task", str(pair.task)]
     command = [sys.executable, script, *places, "--out", str(folder / "plain"), "--samples", str(options.rows)]
@@ -270,7 +277,7 @@ def race_restorations(pair: Pair, options: argparse.Namespace) -> list[dict[str,
 
 
 def same_result(mine: Path, theirs: Path, neurons: dict[str, list[int]]) -> tuple[str, bool]:
-    """Whether both restored the same neurons and wrote the same weights in them."""
+    """Return how far neurons and weights of two restored models differ, and whether the race is void."""
     with safe_open(mine / "hcnr.patch.safetensors", framework="numpy") as patch:
         chosen = {key.removesuffix(".neurons"): patch.get_tensor(key) for key in patch.keys() if "neurons" in key}  # noqa: SIM118
     if set(chosen) != set(neurons):

@@ -1,18 +1,18 @@
-"""Real questions, a real (small) model: taught honesty, fine-tuned on another task, restored, and measured.
+"""Runs the whole experiment on real questions: a small model is taught honesty, fine-tuned, restored and evaluated.
 
     python examples/real_questions.py --data DIR --out real-questions [--seed 0] [--fast] [--split validation]
 
 DIR holds `data/` with the official files of KUQ, NEC, NQ-open and HotpotQA and `models/stories3M`, a Llama of 3.1 M
-parameters that knows children's stories. 2 minutes on 2 CPU cores, 11 when they are busy (`--fast`: 1);
-docs/real_questions.md tells what came out of three seeds.
+parameters that was trained on children's stories. The script takes 2 minutes on 2 CPU cores, 11 when they are busy
+(`--fast`: 1). docs/results/real_questions.md has the results of three seeds.
 
-1. base: taught to answer NQ and known KUQ questions, and to decline unknown KUQ and unanswerable NEC questions;
-2. tuned: base fine-tuned on answers to HotpotQA questions, which makes it stop declining;
-3. paper, restored: tuned restored with `configs/paper.yaml` and `configs/recommended.yaml`;
-4. all four asked the questions they were taught, and others that none of them has seen.
+1. base is taught to answer NQ and known KUQ questions, and to decline unknown KUQ and unanswerable NEC questions.
+2. tuned is base fine-tuned on answers to HotpotQA questions, which makes it stop declining.
+3. paper and restored are tuned, restored with `configs/paper.yaml` and `configs/recommended.yaml`.
+4. All four models are asked the taught questions, and questions that none of them has seen.
 
-With `--pair` base and tuned are made and laid out for `hcnr compare --pair real=OUT`; tuned is then taught twice as
-many HotpotQA answers, so that the task can be judged on answers which no method was given.
+With `--pair` the script only makes base and tuned, for `hcnr compare --pair real=OUT`. tuned is then taught twice as
+many HotpotQA answers, so that the task is evaluated on answers that no method was given.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from hcnr_jax.restoration import restore
 Rows = list[dict[str, Any]]
 MODELS = ("base", "tuned", "paper", "restored")
 PRESETS = {"paper": "paper", "restored": "recommended"}
-# The tokenizer knows children's stories and cuts names into pieces; longer questions would double the time.
+# The tokenizer was made for children's stories and splits names; longer questions would double the time.
 PROMPT_TOKENS, COMPLETION_TOKENS = 40, 16
-# What is drawn for every question that is kept, since many are longer than that.
+# Questions drawn for each kept question, since many are too long.
 DRAWN = {"kuq": 3, "nec": 2, "nq_open": 2, "hotpotqa": 10}
 
 
@@ -71,7 +71,7 @@ FAST = Size(kuq=32, nec=8, nq=8, task=16, asked=16, base_steps=20, tuned_steps=1
 
 
 def main() -> None:
-    """Read the options and run."""
+    """Read the options and run the experiment."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with data/ and models/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
@@ -88,7 +88,15 @@ def main() -> None:
 
 
 def run(folder: Path, out: Path, seed: int, size: Size, split: str = "test") -> dict[str, Any]:
-    """The whole experiment; returns what OUT/metrics.json holds."""
+    """Run the whole experiment; return the content of OUT/metrics.json.
+
+    Args:
+        folder: folder with data/ and models/.
+        out: the folder to write.
+        seed: draw of the questions and order of the rows.
+        size: questions and steps.
+        split: held-out questions to ask.
+    """
     started = time.perf_counter()
     out.mkdir(parents=True)
     rows = make_rows(folder, out / "rows", seed, size)
@@ -111,7 +119,7 @@ def run(folder: Path, out: Path, seed: int, size: Size, split: str = "test") -> 
 
 
 def make_pair(folder: Path, out: Path, seed: int, size: Size) -> None:
-    """OUT/base, OUT/tuned and OUT/data: what `hcnr compare` calls a pair.
+    """Write OUT/base, OUT/tuned and OUT/data: a pair for `hcnr compare`.
 
     Honesty questions are KUQ's, held out. The task's are answers that tuned was taught: half are the methods' rows, a
     quarter choose settings, a quarter show them. No model of this size answers others.
@@ -129,13 +137,13 @@ def make_pair(folder: Path, out: Path, seed: int, size: Size) -> None:
 
 
 def read(file: Path) -> Rows:
-    """The rows of a file."""
+    """Read the rows of a file."""
     with file.open(encoding="utf-8") as lines:  # not splitlines, which also cuts at line separators inside a question
         return [json.loads(line) for line in lines]
 
 
 def make_rows(folder: Path, out: Path, seed: int, size: Size) -> dict[str, Path]:
-    """Row files by name: `base`, `honesty`, `task` and `nq` are taught; `NAME-validation` and `NAME-test` are not.
+    """Write row files: `base`, `honesty`, `task` and `nq` are taught; `NAME-validation` and `NAME-test` are not.
 
     `hcnr data` draws the questions, none in two files; of each draw the short ones are kept.
     """
@@ -177,18 +185,18 @@ class Short:
         return [row for row in read(file) if self.fits(row)]
 
     def fits(self, row: dict[str, Any]) -> bool:
-        """Whether prompt and completion (with the token that ends it) keep to their limits."""
+        """Return whether prompt and completion, with its end token, are within their limits."""
         prompt = self.count(row["prompt"])
         whole = self.count(row["prompt"] + row.get("completion", "")) + 1
         return prompt <= PROMPT_TOKENS and whole - prompt <= COMPLETION_TOKENS
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Count the tokens of a text."""
         return len(self.tokenizer(text)["input_ids"])
 
 
 def half_and_half(rows: Rows, count: int, parts: int = 1) -> list[Rows]:
-    """`parts` lists of `count` rows, each half answerable and half unanswerable, no row in two."""
+    """Divide rows into `parts` disjoint lists of `count`, each half answerable and half unanswerable."""
     yes, no = ([row for row in rows if row["answerable"] is label] for label in (True, False))
     half = count // 2
     yes, no = first(yes, parts * half), first(no, parts * half)
@@ -196,7 +204,7 @@ def half_and_half(rows: Rows, count: int, parts: int = 1) -> list[Rows]:
 
 
 def first(rows: Rows, count: int) -> Rows:
-    """The first `count` rows; InputError where there are fewer."""
+    """Return the first `count` rows; InputError where there are fewer."""
     if len(rows) < count:
         raise InputError(f"{count} short questions of a kind are needed, the draw holds {len(rows)}: raise DRAWN")
     return rows[:count]
@@ -212,7 +220,7 @@ def teach(model: Path, out: Path, rows: dict[str, Path], seed: int, size: Size) 
 
 
 def ask(out: Path, name: str, rows: dict[str, Path], seed: int, split: str) -> dict[str, Any]:
-    """`hcnr evaluate` of one model: the scores of each set, by its name, and `pooled` those of both honesty sets."""
+    """Evaluate one model: the scores of each set by its name, and `pooled` for both honesty sets."""
     honesty = tuple(f"{part}={rows[f'{part}-{split}']}" for part in ("kuq", "nec"))
     task = (f"task_taught={rows['task']}", f"task_new={rows[f'task-{split}']}",
             f"nq_taught={rows['nq']}", f"nq_new={rows[f'nq-{split}']}")  # fmt: skip
@@ -223,7 +231,7 @@ def ask(out: Path, name: str, rows: dict[str, Path], seed: int, split: str) -> d
 
 
 def probes(out: Path, rows: dict[str, Path], seed: int, split: str) -> dict[str, dict[str, float]]:
-    """`hcnr probe` of each honesty set: AUROC in the layer chosen on base, by set and model."""
+    """Probe each honesty set: AUROC in the layer chosen on base, by set and model."""
     found = {}
     for part in ("kuq", "nec"):
         config = ProbeConfig(base=str(out / "base"), tuned=str(out / "tuned"), restored=str(out / "restored"),
@@ -235,7 +243,7 @@ def probes(out: Path, rows: dict[str, Path], seed: int, split: str) -> dict[str,
 
 
 def tell(record: dict[str, Any]) -> None:
-    """The tables, in percent."""
+    """Print the tables, in percent."""
     models, probed = record["models"], record["probe"]
     for part in ("kuq", "nec"):
         keys = ("f1", "refusal_on_unanswerable", "refusal_on_answerable", "refusal_delta", "accuracy_on_answerable")
@@ -259,12 +267,12 @@ def tell(record: dict[str, Any]) -> None:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as percent, a dash where there is none."""
+    """Format a fraction as percent, and None as a dash."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def show(header: list[str], lines: Iterable[list[str]]) -> None:
-    """Columns as wide as their widest cell, as a Markdown table."""
+    """Print a Markdown table whose columns are as wide as their widest cell."""
     table = [header, *lines]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     rule = ["-" * width for width in widths]

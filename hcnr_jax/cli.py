@@ -20,7 +20,7 @@ from hcnr_jax import __version__
 from hcnr_jax.config import Config, RunConfig, build, example_of, is_positional, option_name, read_yaml
 from hcnr_jax.errors import InputError, RunError, Stopped
 from hcnr_jax.presets import preset, presets
-from hcnr_jax.runtime.heartbeat import leave
+from hcnr_jax.runtime.heartbeat import exit_process
 
 # Environment variable that asks for tracebacks.
 TRACEBACK = "HCNR_TRACEBACK"
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed process of several does not return: it ends.
     """
     code = _run(argv)
-    leave(code)
+    exit_process(code)
     return code
 
 

@@ -1,21 +1,23 @@
-"""The ways a run ends early: the user can mend it (exit code 2), the run itself failed (1), a signal stopped it."""
+"""Errors that end a run early: wrong input (exit code 2), a fault during the run (1), and a signal (128 + number)."""
 
 
 class InputError(ValueError):
-    """Wrong use or bad input: the message names the file, tensor, row or option, what was found and what to do."""
+    """Wrong use or bad input. The message names the file, tensor, row or option, the value found and the remedy."""
 
 
 class RunError(RuntimeError):
-    """A fault during the run, such as a factorisation that failed: the message says the cause and the remedy."""
+    """A fault during the run, such as a failed factorisation. The message names the cause and the remedy."""
 
 
 class NumericalError(RunError):
-    """A computation whose numbers broke down, such as a training whose loss is not finite: of an experiment that tries
-    settings, one that failed."""
+    """A numerical failure, such as a training loss that is not finite.
+
+    An experiment over many settings records the setting as failed and goes on.
+    """
 
 
 class Stopped(KeyboardInterrupt):
-    """Stopped by a signal at a clean point. `code`: the exit code, 128 + the signal's number."""
+    """A signal stopped the run at a clean point. `code`: the exit code, 128 + the signal's number."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

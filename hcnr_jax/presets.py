@@ -1,4 +1,4 @@
-"""The YAML presets of `configs/`, found by name in a source tree and in an installed package alike."""
+"""Finds the YAML presets of `configs/` by name, in a source tree and in an installed package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hcnr_jax.errors import InputError
 
 
 def preset(name: str, option: str = "") -> Path:
-    """The path of configs/NAME.yaml. InputError lists the presets there are, and names the option that asked."""
+    """Return the path of configs/NAME.yaml. InputError lists the presets that exist and names the option that asked."""
     for folder in _folders():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -18,7 +18,7 @@ def preset(name: str, option: str = "") -> Path:
 
 
 def presets() -> list[str]:
-    """The names of all presets."""
+    """Return the names of all presets."""
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
 
 

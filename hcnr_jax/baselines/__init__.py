@@ -1,7 +1,7 @@
-"""The simple alternatives, from one table: each is a small pure function, or the pipeline at an extreme of its options.
+"""Holds the methods that a restoration is compared with, named by one table.
 
-`interpolate` and `sparsify` mix weights, `safe_delta` mixes them with curvature, `data` and `fit` train, `prompting`
-changes the question alone; `table` names them all with the settings each is tried at.
+`interpolate` and `sparsify` mix weights, `safe_delta` mixes them with curvature, `training_rows` and `fine_tuning`
+train, and `prompting` changes the question alone. `table` names every method with the settings at which it is tried.
 """
 
 from hcnr_jax.baselines.table import BASELINES, Baseline, Setting, label

@@ -1,4 +1,6 @@
-"""Weights between base and tuned, or beyond: rivals that need no data and one pass over the checkpoints."""
+"""Mixes the weights of base and tuned, or extrapolates; these methods need no data and one pass over the
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from hcnr_jax.method.neurons import Params, wide
 
 
 def wise_ft(base: Params, tuned: Params, alpha: float) -> Params:
-    """`W = (1 - alpha) W_base + alpha W_tuned` for every parameter (WiSE-FT, arXiv 2109.01903, eq. 1).
+    """Compute `W = (1 - alpha) W_base + alpha W_tuned` for every parameter (WiSE-FT, arXiv 2109.01903, eq. 1).
 
     alpha 0 gives base, 1 gives tuned. Norms, biases and embeddings are mixed too, as there.
     """
@@ -18,10 +20,10 @@ def wise_ft(base: Params, tuned: Params, alpha: float) -> Params:
 
 
 def task_arithmetic(base: Params, tuned: Params, scale: float) -> Params:
-    """`W = W_base + scale (W_tuned - W_base)` (task vectors, arXiv 2212.04089, section 2).
+    """Compute `W = W_base + scale (W_tuned - W_base)` (task vectors, arXiv 2212.04089, section 2).
 
-    With a single task vector and a scale in [0, 1] this is WiSE-FT; it goes on to scales above 1 and below 0. Computed
-    in float32, returned in tuned's dtypes.
+    With a single task vector and a scale in [0, 1] this equals WiSE-FT; scales above 1 and below 0 are allowed too. The
+    result is computed in float32 and returned in tuned's dtypes.
     """
 
     def mix(old: Array, new: Array) -> Array:

@@ -1,4 +1,4 @@
-"""In-context refusal examples: the model stays as it is, the question changes (the paper's weakest rival)."""
+"""Puts refusal examples before the question; the model stays unchanged (the paper's weakest baseline)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hcnr_jax.data import Row
 
 
 def choose_examples(honesty: Sequence[Row], count: int) -> list[Row]:
-    """The first `count` rows, refusals and answered ones in turn as far as both are there."""
+    """Choose the first `count` rows, alternating refusals and answered ones while both are left."""
     refused = [row for row in honesty if row.answerable is not True]
     answered = [row for row in honesty if row.answerable is True]
     chosen: list[Row] = []
@@ -21,7 +21,7 @@ def choose_examples(honesty: Sequence[Row], count: int) -> list[Row]:
 
 
 def with_examples(row: Row, examples: Sequence[Row]) -> Row:
-    """The row's question after the examples: as earlier turns of a chat, or as earlier lines of plain text."""
+    """Put the examples before a row's question: as earlier turns of a chat, or as earlier lines of plain text."""
     if not examples:
         return row
     if not row.is_chat:

@@ -3,7 +3,7 @@
     H = 2 / n sum x x^T + damping mean(diag H) I,   H^-1 = U^T U,  U upper triangular
     cost of taking entry (o, k) of the tuned weight: delta_ok^2 / U_kk^2
     taken: entries by rising 1 / U_kk^2, the last 15 % never, while their summed cost <= s/2 * mean(1/U_kk^2) * out/4096
-    then column by column: q_k = tuned where taken, else what is there; the columns after k are moved by
+    then column by column: q_k = tuned where taken, else w_k; the columns after k are moved by
     - (w_k - q_k) U_k,: / U_kk, so that the kernel's outputs on the honesty rows stay where they were
 
 Stated from the authors' released code (github.com/ColinLu50/SafeDelta, `safedelta_runner.py`, commit c30ff4a), whose
@@ -33,9 +33,16 @@ WIDTH = 4096
 
 
 def honesty_moments(
-    forward: Callable[[Params, Any], Array], base: Params, paths: Sequence[str], batches: Sequence[tuple[Any, Array]]
+    forward: Callable[[Params, Any], Array], base: Params, paths: Sequence[str], *, batches: Sequence[tuple[Any, Array]]
 ) -> Leaves:
-    """sum x x^T over the honesty rows in base, (*stack, in, in). batches: (batch, mask of its real tokens)."""
+    """Sum x x^T over the honesty rows in BASE, (*stack, in, in).
+
+    Args:
+        forward: (params, batch) -> logits.
+        base: params of BASE.
+        paths: of the kernels.
+        batches: (batch, mask of its real tokens).
+    """
     step = jax.jit(lambda params, batch, mask: input_moments(forward, params, paths, batch, mask))
     total: Leaves = {}
     for batch, mask in batches:
@@ -44,8 +51,15 @@ def honesty_moments(
     return total
 
 
-def safe_delta(base: Params, tuned: Params, moments: Leaves, s: float, damping: float = 0.01) -> Params:
-    """The tuned params with every kernel of `moments` replaced. s: the budget; 0 takes nothing, which gives base there.
+def safe_delta(base: Params, tuned: Params, moments: Leaves, *, s: float, damping: float = 0.01) -> Params:
+    """Replace every kernel of `moments` in the tuned params.
+
+    Args:
+        base: params of BASE.
+        tuned: params of TUNED.
+        moments: kernel path -> sum x x^T.
+        s: the budget; 0 takes no entry, which gives the kernels of BASE.
+        damping: share of the mean diagonal of H that is added.
 
     Raises:
         NumericalError: a kernel's damped H has no Cholesky factor.
@@ -76,8 +90,11 @@ def _kernel(
 
 
 def inverse_root(second: Float[Array, "i i"], damping: float) -> Float[Array, "i i"]:
-    """Upper U with U^T U = (H + damping mean(diag H) I)^-1; the scale of H cancels in all that follows. An input that
-    is always 0 gets 1 on the diagonal, as theirs."""
+    """Return the upper U with U^T U = (H + damping mean(diag H) I)^-1.
+
+    The scale of H cancels in every later step. An input that is always 0 gets 1 on the diagonal, as in the authors'
+    code.
+    """
     diagonal = jnp.diagonal(second)
     second = second + jnp.diag(jnp.where(diagonal == 0, 1, 0).astype(second.dtype))
     eye = jnp.eye(second.shape[0], dtype=second.dtype)
@@ -87,7 +104,7 @@ def inverse_root(second: Float[Array, "i i"], damping: float) -> Float[Array, "i
 
 
 def taken(delta: Float[Array, "i o"], diagonal: Float[Array, " i"], s: Float[Array, ""]) -> Bool[Array, "i o"]:
-    """Which entries take their tuned value: the greedy choice of the header, ties by input, then output."""
+    """Select the entries that take their tuned value: the greedy choice of the header, ties by input, then output."""
     weight = 1 / jnp.square(diagonal)
     inputs, outputs = delta.shape
     order = jnp.argsort(weight, stable=True)
@@ -100,7 +117,9 @@ def taken(delta: Float[Array, "i o"], diagonal: Float[Array, " i"], s: Float[Arr
 def _compensated(
     start: Float[Array, "i o"], tuned: Float[Array, "i o"], take: Bool[Array, "i o"], root: Float[Array, "i i"]
 ) -> Float[Array, "i o"]:
-    """Column by column of the paper's (out x in): fix one input, move those after it."""
+    """Fix one input after the other, and compensate in the inputs after it (a column of the paper's out x in
+    matrix).
+    """
     places = np.arange(start.shape[0])
 
     def fix(k: Array, weights: Array) -> Array:

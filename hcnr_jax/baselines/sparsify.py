@@ -1,4 +1,4 @@
-"""Rivals that keep a part of the task vector `tau = W_tuned - W_base` and put the rest back to base."""
+"""Keeps a part of the task vector `tau = W_tuned - W_base` and sets the rest back to base."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Params, wide
 
 
-def ties(base: Params, tuned: Sequence[Params], density: float, scale: float = 1.0) -> Params:
-    """TIES-merging (arXiv 2306.01708, algorithm 1): trim, elect signs, merge what agrees.
+def ties(base: Params, tuned: Sequence[Params], density: float, *, scale: float = 1.0) -> Params:
+    """Merge by TIES (arXiv 2306.01708, algorithm 1): trim, elect signs, merge the entries that agree.
 
         tau_t <- its `density` share of largest magnitude over the whole model, 0 elsewhere
         gamma = sign(sum_t tau_t),   W = W_base + scale * mean over {t: sign(tau_t) = gamma} of tau_t
 
-    With one tuned model, as here, signs always agree and what is left is trimming by magnitude.
+    With one tuned model, as here, signs always agree, and the method reduces to trimming by magnitude.
+
+    Args:
+        base: params of BASE.
+        tuned: params of every tuned model.
+        density: share of tau that is kept, in (0, 1].
+        scale: of the merged task vector.
     """
     _check_share("density", density)
     vectors = [task_vector(base, params) for params in tuned]
@@ -28,10 +34,16 @@ def ties(base: Params, tuned: Sequence[Params], density: float, scale: float = 1
     return _added(base, tuned[0], merged, scale)
 
 
-def dare(base: Params, tuned: Params, drop: float, seed: int = 0) -> Params:
-    """DARE (arXiv 2311.03099, section 3.2): drop entries of tau at random and rescale the others.
+def dare(base: Params, tuned: Params, drop: float, *, seed: int = 0) -> Params:
+    """Merge by DARE (arXiv 2311.03099, section 3.2): drop entries of tau at random and rescale the others.
 
-    W = W_base + (m * tau) / (1 - drop),   m ~ Bernoulli(1 - drop) for every entry
+        W = W_base + (m * tau) / (1 - drop),   m ~ Bernoulli(1 - drop) for every entry
+
+    Args:
+        base: params of BASE.
+        tuned: params of TUNED.
+        drop: probability that an entry is dropped.
+        seed: of the draw.
     """
     _check_share("1 - drop", 1 - drop)
     vector = task_vector(base, tuned)
@@ -45,12 +57,14 @@ def dare(base: Params, tuned: Params, drop: float, seed: int = 0) -> Params:
 
 
 def task_vector(base: Params, tuned: Params) -> Params:
-    """W_tuned - W_base, in float32 at least."""
+    """Compute W_tuned - W_base, in float32 at least."""
     return jax.tree.map(lambda old, new: new.astype(wide(new.dtype)) - old.astype(wide(new.dtype)), base, tuned)
 
 
 def largest(vector: Params, density: float) -> Params:
-    """True at the round(density * n) entries of largest magnitude of the whole tree, and at all that equal the last."""
+    """Mark the round(density * n) entries of largest magnitude of the whole tree, and all that equal the last of
+    them.
+    """
     leaves = jax.tree.leaves(vector)
     sizes = np.concatenate([np.abs(np.asarray(leaf)).reshape(-1) for leaf in leaves])
     count = round(density * sizes.size)
@@ -66,7 +80,7 @@ def _masked(vector: Params, mask: Params) -> Params:
 
 
 def _elect(*leaves: Array) -> Array:
-    """The mean of the entries that have the sign of their sum; 0 where none has."""
+    """Average the entries that have the sign of their sum; 0 where no entry has."""
     stacked = jnp.stack(leaves)
     sign = jnp.sign(jnp.sum(stacked, axis=0, keepdims=True))
     agree = (jnp.sign(stacked) == sign) & (stacked != 0)

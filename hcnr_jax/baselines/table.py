@@ -1,8 +1,7 @@
-"""Name -> rival: what kind of method it is, where it is from, and the settings it is tried at.
+"""Names every method of a comparison: its kind, its source, and the settings at which it is tried.
 
-Every rival reads the same rows; what its definition needs beyond or instead of them is said in `rows`. A setting is a
-point of its knobs, from which validation questions choose; the grids are as wide as the knob has an effect on the
-organism.
+Every method reads the same rows, or those that `rows` names. A setting is a point of the method's knobs, from which
+validation questions choose. The grids are as wide as the knob has an effect on the organism.
 """
 
 from __future__ import annotations
@@ -17,11 +16,16 @@ Setting = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method to compare.
+    """Describes a method to compare.
 
-    kind: restore (fields of RestoreConfig over `preset`), weights (base and tuned alone), curvature (and the honesty
-    rows' second moments), train (rows), prompt. grid: its settings, empty for training, whose rates and steps the run
-    gives. rows: which rows it reads, "honesty", "task" or both.
+    Args:
+        kind: restore (fields of RestoreConfig over `preset`), weights (base and tuned alone), curvature (also the
+            honesty rows' second moments), train (rows), or prompt.
+        source: the paper, and how the method departs from it.
+        grid: its settings; empty for training, whose rates and steps are options.
+        rows: the rows it reads: honesty, task or both.
+        preset: of a restoration.
+        fixed: values that every setting shares.
     """
 
     kind: Kind
@@ -36,7 +40,9 @@ def _grid(name: str, *values: int | float) -> tuple[Setting, ...]:
     return tuple({name: value} for value in values)
 
 
-BOTH = ("honesty", "task")
+HONESTY, TASK = "honesty", "task"
+"""The two roles of rows, named here again since the options import this table before evaluation exists."""
+BOTH = (HONESTY, TASK)
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 BASELINES: dict[str, Baseline] = {
@@ -81,27 +87,25 @@ BASELINES: dict[str, Baseline] = {
     "ties": Baseline("weights", "arXiv 2306.01708", _grid("density", 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)),
     "dare": Baseline("weights", "arXiv 2311.03099", _grid("drop", 0.1, 0.3, 0.5, 0.7, 0.9)),
     "safe_delta": Baseline(
-        "curvature", "arXiv 2505.12038", _grid("s", 3.0, 10.0, 30.0, 60.0, 100.0, 200.0), ("honesty",)
+        "curvature", "arXiv 2505.12038", _grid("s", 3.0, 10.0, 30.0, 60.0, 100.0, 200.0), (HONESTY,)
     ),
-    "rait": Baseline("train", "arXiv 2311.09677, refusals alone", rows=("honesty",)),
+    "rait": Baseline("train", "arXiv 2311.09677, refusals alone", rows=(HONESTY,)),
     "rait_mixed": Baseline("train", "the same with known answers and task rows", rows=BOTH),
     "rehearsal": Baseline("train", "the mixed rows, trained from base", rows=BOTH),
     "dpo": Baseline("train", "arXiv 2305.18290", rows=BOTH, fixed=(("beta", 0.1),)),
     "orpo": Baseline("train", "arXiv 2403.07691", rows=BOTH, fixed=(("beta", 0.1),)),
-    "in_context": Baseline(
-        "prompt", "refusal examples before the question", _grid("examples", 1, 2, 4, 8), ("honesty",)
-    ),
+    "in_context": Baseline("prompt", "refusal examples before the question", _grid("examples", 1, 2, 4, 8), (HONESTY,)),
 }
 """All methods, the restoration's presets among them, since they are compared like any other."""
 
 
 def training_grid(rates: Sequence[float], steps: Sequence[int]) -> tuple[Setting, ...]:
-    """Every pair of a peak learning rate and a number of steps."""
+    """List every pair of a peak learning rate and a number of steps."""
     return tuple({"rate": rate, "steps": count} for count in steps for rate in rates)
 
 
 def label(setting: Setting) -> str:
-    """A setting as records and tables name it: `alpha=0.5`, or `as it is` for none."""
+    """Name a setting as records and tables do: `alpha=0.5`, or `as it is` for an empty one."""
     return ", ".join(f"{name}={_short(value)}" for name, value in setting.items()) or "as it is"
 
 

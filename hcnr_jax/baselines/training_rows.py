@@ -1,4 +1,4 @@
-"""What the training rivals are trained on, made of the same honesty and task rows the restoration reads.
+"""Makes the rows of the training baselines from the honesty and task rows that the restoration reads.
 
 rait         refusals alone                                         refusal-aware tuning, arXiv 2311.09677
 rait_mixed   refusals, known answers and task rows                  the same with what must not be lost
@@ -18,7 +18,7 @@ from hcnr_jax.evaluate.ask.questions import with_completion
 
 
 def refusal_rows(honesty: Sequence[Row]) -> list[Row]:
-    """The honesty rows without an answer; rows that do not say whether they have one count as such.
+    """Select the honesty rows without an answer; a row without a label counts as such.
 
     InputError where there is none.
     """
@@ -32,17 +32,24 @@ def refusal_rows(honesty: Sequence[Row]) -> list[Row]:
 
 
 def mixed_rows(honesty: Sequence[Row], task: Sequence[Row]) -> list[Row]:
-    """All rows of both files: refusals, known answers, task answers."""
+    """Join all rows of both files: refusals, known answers, task answers."""
     return [*honesty, *task]
 
 
 def preference_rows(
-    honesty: Sequence[Row], task: Sequence[Row], bluffs: Sequence[str], seed: int
+    honesty: Sequence[Row], task: Sequence[Row], bluffs: Sequence[str], *, seed: int
 ) -> tuple[list[Row], list[Row]]:
-    """(chosen, rejected): for a question without an answer its refusal over what the tuned model says (`bluffs`, one a
-    refusal row); for every other one its answer over a refusal, drawn by `seed` from the honesty rows'.
+    """Make the rows of preference training, (chosen, rejected).
 
-    A bluff that is empty or equals the refusal makes no pair.
+    For a question without an answer, the refusal is preferred to what the tuned model says. For every other question,
+    the answer is preferred to a refusal that is drawn from the honesty rows. A bluff that is empty or equals the
+    refusal makes no pair.
+
+    Args:
+        honesty: rows with refusals and known answers.
+        task: rows with task answers.
+        bluffs: what the tuned model says, one a refusal row.
+        seed: of the drawn refusals.
     """
     refusals = refusal_rows(honesty)
     answered = [row for row in honesty if row.answerable is True]
@@ -59,5 +66,5 @@ def preference_rows(
 
 
 def said(row: Row) -> str:
-    """A row's completion as bare text."""
+    """Return a row's completion as bare text."""
     return (row.messages[-1]["content"] if row.is_chat else row.completion).strip()

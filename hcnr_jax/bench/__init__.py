@@ -1,7 +1,7 @@
-"""How fast, in how much memory, and against what: `hcnr bench`.
+"""Measures speed and memory against other programs, for `hcnr bench`.
 
-`shapes` and `folders` make random models, `timing` and `child` measure, `floors` counts what the arithmetic and the
-bytes alone would take; one file a section (`fisher`, `compensate`, `restore`, `files`), and `run` puts them in order.
+`model_shapes` and `random_models` make random models, `timing` and `timed_restoration` measure, and `roofline` counts
+the floor. `sections` has one file a section, `measurement` its input and output, and `run` runs the sections in order.
 """
 
 from hcnr_jax.bench.run import bench

@@ -1,7 +1,7 @@
-"""Random models as Hugging Face folders, and rows to restore them with: real files of real sizes, of no meaning.
+"""Writes random models as Hugging Face folders, and random rows: files of real sizes without meaning.
 
-Weights come from one pool of normal numbers, laid out again from a place of its own for each tensor: an 8B pair is then
-a matter of writing, not of drawing 16 billion numbers. Tensors are made one at a time.
+Weights come from one pool of normal numbers, which each tensor reads from its own start. A pair of 8B models then needs
+no 16 billion drawn numbers. Tensors are made one at a time.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from hcnr_jax.bench.shapes import SHAPES, spec_of
+from hcnr_jax.bench.model_shapes import SHAPES, spec_of
 from hcnr_jax.checkpoints import leaf_shapes, save_new
 from hcnr_jax.models import KERNELS
 
-# A prime, so that no tensor's rows meet the pool in step.
+# A prime, so that the rows of a tensor do not repeat the pool at equal places.
 POOL = 16_777_213
 SPREAD = 0.02
-# Of the kernels' spread: far above what bfloat16 rounds away (1/256), well below what would make another model.
+# Change of the kernels, relative to their spread: far above bfloat16's rounding (1/256), and small for a model.
 MOVED = 0.05
 SPECIAL = ("<unk>", "<s>", "</s>")
-# Words of the rows; ids beyond them are never met, which costs nothing and is no less random.
+# Words in the rows; larger ids do not occur in them.
 WORDS = 2000
 COMPLETION_SHARE = 4
 
 
 class Pair(NamedTuple):
-    """A world to restore: base, tuned = base + small noise in the kernels, and rows of exactly so many tokens."""
+    """Random inputs of a restoration: base, tuned = base + small noise in the kernels, and two files of rows."""
 
     base: Path
     tuned: Path
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 
 class RandomLeaf:
-    """An array that is made when a part of it is asked for: what `save_new` needs of a leaf."""
+    """An array whose values are made when they are read, with the interface that `save_new` needs of a leaf."""
 
     def __init__(self, path: str, shape: tuple[int, ...], pool: np.ndarray, moved: float) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(np.float32)
@@ -71,8 +71,16 @@ class RandomLeaf:
         return values.reshape(shape)
 
 
-def write_model(folder: Path, shape: str, dtype: str, seed: int, moved: float = 0.0) -> Path:
-    """A folder with random weights of a named shape and a word-level tokenizer; returns it."""
+def write_model(folder: Path, shape: str, dtype: str, *, seed: int, moved: float = 0.0) -> Path:
+    """Write a folder with random weights of a named shape and a word-level tokenizer; return the folder.
+
+    Args:
+        folder: the folder to write.
+        shape: name of an entry of `SHAPES`.
+        dtype: of the stored weights.
+        seed: of the weights.
+        moved: change of the kernels, relative to their spread.
+    """
     spec = spec_of(shape)
     pool = np.random.default_rng(seed).standard_normal(POOL, np.float32)
     leaves: Mapping[Any, Any] = {path: RandomLeaf(path, size, pool, moved) for path, size in leaf_shapes(spec).items()}
@@ -80,18 +88,35 @@ def write_model(folder: Path, shape: str, dtype: str, seed: int, moved: float = 
     return save_new(folder, unflatten_dict(leaves, sep="/"), spec, SHAPES[shape], tokenizer, dtype)
 
 
-def write_pair(folder: Path, shape: str, dtype: str, rows: int, tokens: int, seed: int) -> Pair:
-    """base, tuned, honesty.jsonl and task.jsonl in `folder`, which exists."""
+def write_pair(folder: Path, shape: str, dtype: str, *, rows: int, tokens: int, seed: int) -> Pair:
+    """Write base, tuned, honesty.jsonl and task.jsonl into an existing folder.
+
+    Args:
+        folder: the folder, which exists.
+        shape: name of an entry of `SHAPES`.
+        dtype: of the stored weights.
+        rows: rows of each file.
+        tokens: tokens of each row.
+        seed: of weights and rows.
+    """
     rng = np.random.default_rng(seed)
     words = word_count(spec_of(shape).vocab_size)
     files = [write_rows(folder / f"{name}.jsonl", rows, tokens, words, rng) for name in ("honesty", "task")]
-    base = write_model(folder / "base", shape, dtype, seed)
-    tuned = write_model(folder / "tuned", shape, dtype, seed, MOVED)
+    base = write_model(folder / "base", shape, dtype, seed=seed)
+    tuned = write_model(folder / "tuned", shape, dtype, seed=seed, moved=MOVED)
     return Pair(base, tuned, files[0], files[1])
 
 
 def write_rows(path: Path, rows: int, tokens: int, words: int, rng: np.random.Generator) -> Path:
-    """Prompt and completion of random words: with begin and end token exactly `tokens` a row, a quarter completion."""
+    """Write rows of random words, with begin and end token exactly `tokens` long; a quarter of each is completion.
+
+    Args:
+        path: the file to write.
+        rows: number of rows.
+        tokens: tokens of each row.
+        words: number of words of the tokenizer.
+        rng: draws the words.
+    """
     completion = max(1, tokens // COMPLETION_SHARE)
     lines = []
     for drawn in rng.integers(0, words, (rows, tokens - 2)):
@@ -103,12 +128,12 @@ def write_rows(path: Path, rows: int, tokens: int, words: int, rng: np.random.Ge
 
 
 def word_count(vocab_size: int) -> int:
-    """Words of the tokenizer."""
+    """Return the number of words of the tokenizer."""
     return min(WORDS, vocab_size - len(SPECIAL))
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """tokenizer.json of whole words `w0 w1 ...`, `<s>` before every text; returns the folder."""
+    """Write a tokenizer of whole words `w0 w1 ...` that puts `<s>` before every text; return the folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir(parents=True, exist_ok=True)

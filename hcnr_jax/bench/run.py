@@ -1,4 +1,4 @@
-"""`hcnr bench` from end to end: the sections in order, their tables, the record."""
+"""Runs `hcnr bench`: the sections in order, their tables, and the record."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ from typing import Any
 
 import jax
 
-from hcnr_jax.bench import compensate, files, fisher, restore, sweep
-from hcnr_jax.bench.floors import measure_rates
-from hcnr_jax.bench.section import Measured, Setting, chosen_dtype, table
-from hcnr_jax.bench.shapes import spec_of
+from hcnr_jax.bench.measurement import BenchContext, Measurement, chosen_dtype, table
+from hcnr_jax.bench.model_shapes import spec_of
+from hcnr_jax.bench.roofline import measure_rates
+from hcnr_jax.bench.sections import compensate, files, fisher, restore, sweep
 from hcnr_jax.config import BenchConfig, option_name
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.journal import write_over
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import to_json, versions
 from hcnr_jax.report.result_file import check_new_file
 from hcnr_jax.runtime.devices import open_devices
+from hcnr_jax.runtime.files import write_result
 
-# In this order, `restore` first: its runs are processes of their own and want an accelerator's memory for themselves.
-SECTIONS: dict[str, Callable[[Setting], list[Measured]]] = {
+# `restore` comes first, because its runs are separate processes that need the memory of an accelerator.
+SECTIONS: dict[str, Callable[[BenchContext], list[Measurement]]] = {
     "restore": restore.measure,
     "files": files.measure,
     "sweep": sweep.measure,
     "fisher": fisher.measure,
     "compensate": compensate.measure,
 }
-"""Name -> what it measures. A section is one function and one entry here."""
+"""Name of a section -> its function."""
 
 
 def bench(config: BenchConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Measure the chosen sections: the whole of `hcnr bench`. Returns what --json holds.
+    """Measure the chosen sections, for `hcnr bench`. Returns the content of --json.
 
-    Raises InputError for an unknown section, an unusable --json or --scratch.
+    Raises InputError for an unknown section, or a --json or --scratch that cannot be used.
     """
     reporter = reporter or Reporter()
     names = chosen_sections(config.sections)
     if config.json is not None:
         check_new_file(config.json, "--json")
-    # Only before the first use of the device: the whole-process runs of `restore` need its memory.
+    # This must precede the first use of the device: the processes of `restore` need its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     open_devices()
     with jax.default_matmul_precision("highest"), _scratch(config) as scratch:
         dtype = chosen_dtype(config.dtype)
-        setting = Setting(config, spec_of(config.shape), dtype, measure_rates(dtype), Path(scratch), reporter.say)
-        record = _head(config, setting)
+        context = BenchContext(config, spec_of(config.shape), dtype, measure_rates(dtype), Path(scratch), reporter.say)
+        record = _head(config, context)
         reporter.table("machine", [(name, str(value)) for name, value in _machine(record).items()])
         for name in names:
             with reporter.stage(name, 1, "section") as stage:
-                rows = SECTIONS[name](setting)
+                rows = SECTIONS[name](context)
                 stage.advance()
             record["sections"][name] = [row.to_json() for row in rows]
             reporter.console.print(table(name, rows))
     record["seconds"] = reporter.seconds
     if config.json is not None:
-        write_over(config.json, to_json(record).decode())
+        write_result(config.json, to_json(record).decode())
         reporter.say(f"record: {config.json}")
     return record
 
 
 def chosen_sections(text: str) -> list[str]:
-    """The names in `--sections`, in the order they are run; InputError names one that is not known."""
+    """Return the sections that `--sections` names, in the order of the run; InputError names an unknown section."""
     given = [part.strip() for part in text.split(",") if part.strip()]
     unknown = [name for name in given if name not in SECTIONS and name != "all"]
     if unknown or not given:
@@ -74,7 +74,7 @@ def chosen_sections(text: str) -> list[str]:
 
 
 def command_of(config: BenchConfig) -> str:
-    """The command line that makes this configuration; --json and --scratch, which change nothing, are left out."""
+    """Return the command line of this configuration, without --json and --scratch, which do not affect the result."""
     words = ["hcnr bench"]
     for name, info in BenchConfig.model_fields.items():
         value = getattr(config, name)
@@ -89,7 +89,7 @@ def _scratch(config: BenchConfig) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="hcnr-bench-", dir=config.scratch)
 
 
-def _head(config: BenchConfig, setting: Setting) -> dict[str, Any]:
+def _head(config: BenchConfig, context: BenchContext) -> dict[str, Any]:
     device = jax.devices()[0]
     affinity = getattr(os, "sched_getaffinity", None)
     return {
@@ -98,11 +98,11 @@ def _head(config: BenchConfig, setting: Setting) -> dict[str, Any]:
         "versions": versions(),
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "dtype": setting.dtype,
+        "dtype": context.dtype,
         "rates": {
-            "matmul_flops_per_second": setting.rates.matmul,
-            "matmul_float32_flops_per_second": setting.rates.matmul_float32,
-            "copy_bytes_per_second": setting.rates.copy,
+            "matmul_flops_per_second": context.rates.matmul,
+            "matmul_float32_flops_per_second": context.rates.matmul_float32,
+            "copy_bytes_per_second": context.rates.copy,
         },
         "sections": {},
     }

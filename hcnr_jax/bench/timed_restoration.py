@@ -1,9 +1,9 @@
-"""A restoration in a process of its own, as a user starts it: wall seconds, peak memory, what compiling took.
+"""Runs a restoration in its own process, and reports wall seconds, peak memory and seconds of compilation.
 
     python -m hcnr_jax.bench.timed_restoration CONFIG.json REPORT.json
 
-Peak memory is the kernel's high-water mark of this process alone (VmHWM on Linux), mapped files counted: what a parent
-reads of its children would include its own size at the time it started them.
+Peak memory is the system's high-water mark of this process (VmHWM on Linux), including mapped files. A parent's figure
+for its children would include the parent's size when it started them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TRACE_EVENTS = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jax
 
 @dataclass(frozen=True)
 class Run:
-    """One process. seconds: wall, from start to exit, imports included. peak_bytes: its largest resident size.
+    """One process. seconds: wall seconds from start to exit, with imports. peak_bytes: its largest resident size.
 
-    report: what it wrote of itself.
+    report: the content of its report file.
     """
 
     seconds: float
@@ -40,7 +40,7 @@ class Run:
 
 
 def run_restore(config: RestoreConfig, environment: Mapping[str, str] | None = None) -> Run:
-    """`restore(config)` in a fresh process. RunError with the end of what it said where it failed."""
+    """Run `restore(config)` in a new process. RunError holds the end of its output where it failed."""
     with tempfile.TemporaryDirectory() as folder:
         given, report = Path(folder) / "config.json", Path(folder) / "report.json"
         given.write_text(config.model_dump_json(), encoding="utf-8")
@@ -52,7 +52,7 @@ def run_restore(config: RestoreConfig, environment: Mapping[str, str] | None = N
 
 
 def run_process(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """Wall seconds of a command; RunError where it failed."""
+    """Run a command and return its wall seconds; RunError where it failed."""
     clean = {name: value for name, value in os.environ.items() if name != "XLA_PYTHON_CLIENT_PREALLOCATE"}
     start = time.perf_counter()
     done = subprocess.run(command, env={**clean, **(environment or {})}, capture_output=True, text=True, check=False)
@@ -62,7 +62,7 @@ def run_process(command: Sequence[str], environment: Mapping[str, str] | None = 
 
 
 def peak_bytes() -> int:
-    """The largest resident size this process has had."""
+    """Return the largest resident size that this process has had."""
     status = Path("/proc/self/status")
     if status.is_file():
         fields = dict(line.split(":", 1) for line in status.read_text("utf-8").splitlines())
@@ -72,7 +72,7 @@ def peak_bytes() -> int:
 
 
 def main(given: Path, report: Path) -> None:
-    """Restore and tell."""
+    """Restore, and write the report."""
     import jax
 
     config = RestoreConfig.model_validate_json(given.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
-"""Seconds and bytes of contenders that do the same thing: compiled apart, warmed up, timed in turns.
+"""Times contenders that compute the same result, and reads the memory of their programs from XLA.
 
-Every round calls each contender once, in an order that turns, and the median over rounds counts: whatever slows the
-machine for a while slows all of them. Memory is what XLA says its program needs beside its arguments.
+Contenders are compiled separately and called once before the timing. Every round calls each contender once in a rotated
+order, and the median over rounds counts, so that a slow phase of the machine slows all contenders alike. Memory is what
+XLA reports for a program beside its arguments.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import jax
 
 from hcnr_jax.runtime.memory import free_bytes
 
-# Seconds that the rounds of one race may take: a slow contender is called less often, never less than once.
+# Seconds that the rounds of one race may take. The first round is always finished.
 BUDGET = 60.0
-# Share of the free memory that a contender's program may need; more is refused before it runs.
+# Share of the free memory that a contender's program may need; a larger program is not run.
 MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled contender on its arguments. peak_bytes: temporaries and outputs, without the arguments."""
+    """A contender compiled for its arguments. peak_bytes: temporaries and outputs, without the arguments."""
 
     call: Callable[[], Any]
     compile_seconds: float
@@ -34,13 +35,13 @@ class Program:
 
     @property
     def fits(self) -> bool:
-        """Whether it may run in the memory that is free now."""
+        """Whether the program fits in the memory that is free now."""
         return self.peak_bytes <= MEMORY_SHARE * free_bytes()
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one call. median over `count` rounds, the fastest and the slowest."""
+    """Seconds of one call: the median over `count` rounds, the fastest and the slowest."""
 
     median: float
     low: float
@@ -55,9 +56,9 @@ def compile_program(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def compile_each(function: Callable[..., Any], calls: Mapping[str, tuple[Any, ...]]) -> Program:
-    """The same function on several sets of arguments, one after the other: {name: result}. Compiled once a shape.
+    """Compile one function for several sets of arguments, once for each shape; the call returns {name: result}.
 
-    Its peak is that of the hungriest call, its compile seconds and FLOPs are those of all programs.
+    The peak is that of the largest call; compile seconds and FLOPs are sums over all programs.
     """
     programs: dict[Any, jax.stages.Compiled] = {}
     start = time.perf_counter()
@@ -86,14 +87,14 @@ def _peak(compiled: jax.stages.Compiled) -> int:
 
 
 def flops_of(compiled: jax.stages.Compiled) -> float | None:
-    """XLA's own count, loop bodies once; None where the backend counts none."""
+    """Return XLA's count of FLOPs, which counts a loop's body once; None where the backend has no count."""
     analysis: Any = compiled.cost_analysis()
     found = analysis[0] if isinstance(analysis, list) and analysis else analysis
     return float(found["flops"]) if found and "flops" in found else None
 
 
 def race(contenders: Mapping[str, Callable[[], Any]], repeats: int, budget: float = BUDGET) -> dict[str, Seconds]:
-    """Median seconds of each contender. Each is called once unmeasured, then at most `repeats` times, in turns."""
+    """Time each contender: one call without measurement, then at most `repeats` rounds within `budget` seconds."""
     names = list(contenders)
     for name in names:
         _timed(contenders[name])

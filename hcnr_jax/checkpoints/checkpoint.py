@@ -11,7 +11,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.files import ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.errors import InputError
-from hcnr_jax.runtime.hub import failure, quiet
+from hcnr_jax.runtime.hub import hub_failure, quiet_hub_log
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -158,11 +158,11 @@ def _download(name: str) -> Path:
 
     kinds = [*_PICKLED, "*.h5", "*.msgpack", "*.gguf", "original/*"]
     try:
-        with quiet():
+        with quiet_hub_log():
             return Path(snapshot_download(name, ignore_patterns=kinds))
     except Exception as error:  # the hub client raises its own, httpx's and OS errors
         raise InputError(
-            f"{name} is not a folder here, and {failure(error)}; give a local folder, or check the name"
+            f"{name} is not a folder here, and {hub_failure(error)}; give a local folder, or check the name"
         ) from error
 
 

@@ -17,7 +17,7 @@ from hcnr_jax.checkpoints.check import check_tensors
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.checkpoints.load import leaf_paths, read_leaf
 from hcnr_jax.models.spec import ModelSpec
-from hcnr_jax.runtime.memory import trim
+from hcnr_jax.runtime.memory import release_freed_memory
 
 
 class StreamedParams:
@@ -43,7 +43,7 @@ class StreamedParams:
 
     def block(self, index: int) -> dict[str, Any]:
         """One block's subtree; the next one is read in the background."""
-        trim()  # the blocks before this one
+        release_freed_memory()  # the blocks before this one
         ahead, self._ahead = self._ahead, None
         tree = ahead[1].result() if ahead is not None and ahead[0] == index else self._block(index)
         following = index + (1 if index >= self._last else -1)

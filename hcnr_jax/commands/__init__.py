@@ -1,1 +1,1 @@
-"""The commands other than restore: each module is one subcommand of `hcnr`."""
+"""Runs the subcommands of `hcnr` other than restore, apply, bench and the experiments, one a module."""

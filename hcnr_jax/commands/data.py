@@ -1,4 +1,4 @@
-"""`hcnr data`: a benchmark's official files as rows to restore, tune, evaluate or probe with."""
+"""`hcnr data` turns a benchmark's official files into rows to restore, tune, evaluate or probe with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Rows = list[dict[str, Any]]
 
 
 def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]:
-    """The whole of `hcnr data`; returns how many rows went to each file. InputError for what the user can mend."""
+    """Run `hcnr data` and return how many rows went to each file. InputError for what the user can correct."""
     reporter = reporter or Reporter()
     for path, option in ((config.out, "--out"), (config.out_evaluate, "--out-evaluate")):
         if path is not None:
@@ -62,7 +62,7 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
 
 
 def _check_only(config: DataConfig) -> None:
-    """InputError where --only asks a task benchmark for what it has none of."""
+    """Raise InputError where --only asks a task benchmark for unanswerable questions."""
     benchmark = BENCHMARKS.get(config.name)
     if benchmark is not None and not benchmark.is_honesty and config.only == "unanswerable":
         honesty = ", ".join(name for name, found in BENCHMARKS.items() if found.is_honesty)
@@ -73,7 +73,9 @@ def _check_only(config: DataConfig) -> None:
 
 
 def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Question]:
-    """The questions of --out: those that can be taught (a gold answer, or unanswerable), of the kinds --only asks."""
+    """Choose the questions of --out: those with a gold answer and unanswerable ones, of the labels that --only
+    names.
+    """
     teachable = [item for item in questions if item.answers or not item.answerable]
     if config.only != "both":
         teachable = [item for item in teachable if item.answerable == (config.only == "answerable")]
@@ -83,17 +85,17 @@ def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Que
             f"{config.path}: no answerable question of {config.name} has a gold answer to teach; pass --only "
             "unanswerable, and take answerable rows from another benchmark (kuq, refunq, nq_open)"
         )
-    return split_questions(teachable, config.samples, 0, config.seed, balanced=both).scored
+    return split_questions(teachable, config.samples, 0, seed=config.seed, balanced=both).scored
 
 
 def choose_evaluated(config: DataConfig, questions: Sequence[Question], scored: Sequence[Question]) -> list[Question]:
-    """The questions of --out-evaluate: none that --out has; half of each label for honesty benchmarks."""
+    """Choose the questions of --out-evaluate: none of --out, and half of each label for honesty benchmarks."""
     honesty = BENCHMARKS[config.name].is_honesty
     # A task row without a gold answer can be asked but not marked.
     usable = [item for item in questions if honesty or item.answers]
     used = [item.question for item in scored]
     found = split_questions(
-        usable, 0, config.evaluate_samples, config.seed, honesty, used, option="--evaluate-samples"
+        usable, 0, config.evaluate_samples, seed=config.seed, balanced=honesty, avoid=used, option="--evaluate-samples"
     ).evaluated
     if not found:
         raise InputError(f"--out-evaluate {config.out_evaluate}: no question is left for it; lower --samples")
@@ -101,7 +103,7 @@ def choose_evaluated(config: DataConfig, questions: Sequence[Question], scored: 
 
 
 def _check_tokens(config: DataConfig, rows: Rows, path: Path, reporter: Reporter) -> None:
-    """With --tokenizer: every row must tokenise; the longest is named, blurred and cut ones are warned about."""
+    """Check that every row tokenises, where --tokenizer is given; warn about cut rows and print the longest length."""
     if config.tokenizer is None:
         return
     parsed = [parse_row(row, str(path), number) for number, row in enumerate(rows, start=1)]

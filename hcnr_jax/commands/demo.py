@@ -1,7 +1,7 @@
-"""`hcnr demo`: the whole claim on a model small enough to train here and now.
+"""`hcnr demo` shows the whole claim on a model that is small enough to train on the spot.
 
-An honest base model is trained from scratch on a synthetic world, fine-tuned on new facts until it bluffs, and
-restored with the paper's preset and with the recommended one. Everything after training is the code a user runs, on
+An honest base model is trained from scratch on a synthetic world and fine-tuned on new facts until it bluffs. The
+paper's preset and the recommended one then restore it. After training, the demo runs the code of the commands on
 ordinary folders.
 """
 
@@ -25,23 +25,27 @@ from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompt
 from hcnr_jax.evaluate.ask.model import open_model
 from hcnr_jax.evaluate.ask.questions import Role
 from hcnr_jax.evaluate.ask.runner import Answer
-from hcnr_jax.evaluate.checks import check_honesty, check_premise, check_task
 from hcnr_jax.evaluate.probe import ProbeResult, evaluate_probes, fit_probes
-from hcnr_jax.evaluate.score.metrics import recovered_share
+from hcnr_jax.evaluate.score.metrics import JSON_FIELDS, recovered_share
 from hcnr_jax.evaluate.score.scores import summarise
+from hcnr_jax.evaluate.trait import HONESTY, TASK
+from hcnr_jax.evaluate.warning_signs import check_honesty, check_premise, check_task
 from hcnr_jax.organism.build import Organism
 from hcnr_jax.organism.build import build as build_organism
-from hcnr_jax.organism.honesty_collapse import MAX_NEW_TOKENS
+from hcnr_jax.organism.refusal_f1 import MAX_NEW_TOKENS
 from hcnr_jax.presets import preset
 from hcnr_jax.report import plots
 from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.report.json import to_json, versions
+from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal import wide_table
 from hcnr_jax.restoration.run import restore
-from hcnr_jax.runtime.files import check_output
+from hcnr_jax.runtime.files import check_output, write_result
 from hcnr_jax.training.trainer import StepInfo
 
 MODELS = ("base", "tuned", "paper", "restored")
+# The trait's metrics, by their fields in metrics.json.
+SHOWN = tuple(JSON_FIELDS.get(metric.name, metric.name) for metric in HONESTY.metrics)
 FAST_QUESTIONS = 80
 EXAMPLES = 5
 # Strong, since the training questions repeat names: weaker probes read those names and transfer worse (validation
@@ -50,7 +54,7 @@ PROBE_PENALTY = 10_000.0
 
 
 def demo(config: DemoConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """The whole of `hcnr demo`; returns what metrics.json holds. `--fast` asks fewer questions and draws no intervals.
+    """Run `hcnr demo` and return the content of metrics.json. `--fast` asks fewer questions.
 
     Raises InputError where the output exists, RunError where training failed.
     """
@@ -62,22 +66,22 @@ def demo(config: DemoConfig, reporter: Reporter | None = None) -> dict[str, Any]
         _restore(name, organism, config, out, reporter)
     record = measure(config, organism, out, reporter)
     record["seconds"]["whole"] = time.perf_counter() - started
-    (out / "metrics.json").write_bytes(to_json(record))
+    write_result(out / "metrics.json", to_json(record).decode())
     reporter.say(f"everything is in {out}; metrics: {out / 'metrics.json'}")
     return record
 
 
 def measure(config: DemoConfig, organism: Organism, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Ask and probe the four models, tell and draw what was found; returns the record of metrics.json."""
+    """Ask and probe the four models, print and draw the results, and return the record of metrics.json."""
     folders = {"base": organism.base, "tuned": organism.tuned, "paper": out / "paper", "restored": out / "restored"}
     with jax.default_matmul_precision("highest"):
         models = {name: open_model(str(folder)).load() for name, folder in folders.items()}
         prompts = _prompts(organism, models["base"], FAST_QUESTIONS if config.fast else None)
         answers = {
-            name: ask_and_judge(model, prompts, AnswerSettings(MAX_NEW_TOKENS), reporter, name)
+            name: ask_and_judge(model, prompts, AnswerSettings(MAX_NEW_TOKENS), reporter=reporter, name=name)
             for name, model in models.items()
         }
-        probes = _probe(organism, models, [prompt for prompt in prompts if prompt.role == "honesty"], reporter)
+        probes = _probe(organism, models, [prompt for prompt in prompts if prompt.role == HONESTY.name], reporter)
     scores = {name: summarise(found, draws=200 if config.fast else 1000) for name, found in answers.items()}
     record = _record(config, scores, probes.to_json(), reporter)
     record["fine_tuning"] = [asdict(trial) for trial in organism.trials]
@@ -106,7 +110,7 @@ def _build(config: DemoConfig, out: Path, reporter: Reporter) -> Organism:
 
 
 def _restore(name: str, organism: Organism, config: DemoConfig, out: Path, reporter: Reporter) -> None:
-    """One restoration, exactly as `hcnr restore BASE TUNED --config configs/NAME.yaml` would make it."""
+    """Make one restoration, exactly as `hcnr restore BASE TUNED --config configs/NAME.yaml` does."""
     values = read_yaml(RestoreConfig, preset("paper" if name == "paper" else "recommended"))
     values |= {
         "base": str(organism.base),
@@ -121,36 +125,47 @@ def _restore(name: str, organism: Organism, config: DemoConfig, out: Path, repor
 
 
 def _prompts(organism: Organism, base: LoadedModel, limit: int | None) -> list[Prompt]:
-    """Held-out test questions; `limit` takes so many of each file, evenly spread, so that the balance stays."""
+    """Read the held-out test questions; `limit` takes so many of each file, evenly spread to keep the balance."""
     room = base.spec.max_positions - MAX_NEW_TOKENS
     prompts: list[Prompt] = []
-    sets: list[tuple[Role, Path]] = [("honesty", organism.honesty["test"]), ("task", organism.task["test"])]
+    sets: list[tuple[Role, Path]] = [(HONESTY.name, organism.honesty["test"]), (TASK, organism.task["test"])]
     for role, path in sets:
         rows = read_rows(path, need_completion=False)
-        if limit is not None and role == "honesty":
-            halves = [[row for row in rows if row.answerable is kind] for kind in (True, False)]
+        if limit is not None and role == HONESTY.name:
+            halves = [[row for row in rows if HONESTY.label_of(row) is kind] for kind in (True, False)]
             rows = [half[i] for half in halves for i in np.linspace(0, len(half) - 1, limit // 2).astype(int)]
-        prompts += encode_prompts(role, role, rows, base.tokenizer, base.spec.vocab_size, room)
+        prompts += encode_prompts(
+            role, role, rows, tokenizer=base.tokenizer, vocab_size=base.spec.vocab_size, max_tokens=room
+        )
     return prompts
 
 
 def _probe(organism: Organism, models: dict[str, LoadedModel], test: list[Prompt], reporter: Reporter) -> ProbeResult:
-    """The base model's probes, trained on the honesty training questions, on every model's states of the test ones."""
+    """Train BASE's probes on the honesty training questions, and apply them to every model's states of the test
+    questions.
+    """
     base = models["base"]
     rows = read_rows(organism.honesty["train"])
-    train = encode_prompts("honesty", "train", rows, base.tokenizer, base.spec.vocab_size, base.spec.max_positions)
-    labels = [np.array([not prompt.row.answerable for prompt in prompts]) for prompts in (train, test)]
-    probes = fit_probes(states_of("base", base, train, reporter), labels[0], penalty=PROBE_PENALTY)
-    states = {name: states_of(name, model, test, reporter) for name, model in models.items()}
+    train = encode_prompts(
+        HONESTY.name,
+        "train",
+        rows,
+        tokenizer=base.tokenizer,
+        vocab_size=base.spec.vocab_size,
+        max_tokens=base.spec.max_positions,
+    )
+    labels = [np.array([not prompt.answerable for prompt in prompts]) for prompts in (train, test)]
+    probes = fit_probes(states_of("base", base, train, reporter=reporter), labels[0], penalty=PROBE_PENALTY)
+    states = {name: states_of(name, model, test, reporter=reporter) for name, model in models.items()}
     return evaluate_probes(probes, states, labels[1])
 
 
 def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     models = {
         name: {
-            **{key: found["summary"][key] for key in ("honesty_f1", "refusal_delta", "refusal_on_answerable")},
+            **{key: found["summary"][key] for key in SHOWN},
             "task_accuracy": found["summary"]["task_accuracy"],
-            "known_fact_accuracy": found["honesty"]["honesty"]["accuracy_on_answerable"],
+            "known_fact_accuracy": found[HONESTY.name][HONESTY.name][JSON_FIELDS["known_facts"]],
         }
         for name, found in scores.items()
     }
@@ -158,7 +173,7 @@ def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], 
         name: {
             **{
                 key: recovered_share(models["base"][key], models["tuned"][key], models[name][key])
-                for key in ("honesty_f1", "refusal_delta")
+                for key in (metric.name for metric in HONESTY.lost)
             },
             "task_accuracy_change": models[name]["task_accuracy"] - models["tuned"]["task_accuracy"],
         }
@@ -181,21 +196,21 @@ def _record(config: DemoConfig, scores: dict[str, Any], probes: dict[str, Any], 
 
 
 def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Reporter) -> None:
-    """The table, five questions with every model's answer, and the paper's warning signs."""
+    """Print the table, five questions with every model's answer, and the paper's warning signs."""
     header = [
         "model",
         "honesty F1",
-        "refusal\ndelta",  # a break of ours: 80 columns do not hold them, and a word without blanks would be cut
+        "refusal\ndelta",  # broken by hand: 80 columns are too few, and rich would cut a word without blanks
         "over-refusal",
         "task\naccuracy",
         "known facts",
         "probe AUROC",
     ]
-    keys = ("honesty_f1", "refusal_delta", "refusal_on_answerable", "task_accuracy", "known_fact_accuracy")
+    keys = (*SHOWN, "task_accuracy", "known_fact_accuracy")
     rows = [
         [
             name,
-            *(f"{100 * record['models'][name][key]:.1f}" for key in keys),
+            *(percent(record["models"][name][key]) for key in keys),
             f"{record['probe_auroc'][name]['chosen_layer']:.3f}",
         ]
         for name in MODELS
@@ -224,11 +239,10 @@ def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Re
 
 
 def _examples(answers: dict[str, list[Answer]]) -> Sequence[int]:
-    """Five questions: one of each unanswerable kind that the tuned model bluffs on, whatever became of it, then
-    others."""
+    """Choose five questions: one of each unanswerable kind on which the tuned model bluffs, then known facts."""
     tuned = answers["tuned"]
-    bluffs = [i for i, a in enumerate(tuned) if a.role == "honesty" and not a.answerable and a.verdict != "refused"]
-    known = [i for i, a in enumerate(tuned) if a.role == "honesty" and a.answerable]
+    bluffs = [i for i, a in enumerate(tuned) if a.role == HONESTY.name and not a.answerable and a.verdict != "refused"]
+    known = [i for i, a in enumerate(tuned) if a.role == HONESTY.name and a.answerable]
     chosen: dict[str | None, int] = {}
     for index in bluffs:
         chosen.setdefault(tuned[index].kind, index)
@@ -241,7 +255,7 @@ def _write_answers(path: Path, answers: dict[str, list[Answer]]) -> None:
         for name, found in answers.items()
         for answer in found
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_result(path, "\n".join(lines) + "\n")
 
 
 def _draw(out: Path, record: dict[str, Any], scores: dict[str, Any], best_layer: int, reporter: Reporter) -> None:
@@ -263,7 +277,7 @@ def _draw(out: Path, record: dict[str, Any], scores: dict[str, Any], best_layer:
 
 def _spans(found: dict[str, Any]) -> dict[str, tuple[float, float]]:
     pairs = {
-        "f1": found["honesty"]["honesty"]["intervals"]["f1"],
-        "task": found["task"]["task"]["intervals"]["accuracy"],
+        "f1": found[HONESTY.name][HONESTY.name]["intervals"]["f1"],
+        "task": found[TASK][TASK]["intervals"]["accuracy"],
     }
     return {name: (span["low"], span["high"]) for name, span in pairs.items() if span is not None}

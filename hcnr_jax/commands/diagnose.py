@@ -1,4 +1,6 @@
-"""`hcnr diagnose`: will a restoration work for these models and rows, and after one, did anything suffer?"""
+"""`hcnr diagnose` checks whether a restoration will work for these models and rows, and whether a finished one did
+harm.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +36,7 @@ from hcnr_jax.evaluate import (
 )
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
 from hcnr_jax.evaluate.ask.questions import Role, check_labels
+from hcnr_jax.evaluate.trait import HONESTY, TASK, TASK_ACCURACY
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
@@ -53,9 +56,9 @@ Part = tuple[list[Finding], dict[str, Any]]
 
 
 def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[Finding]:
-    """The whole of `hcnr diagnose`: findings, those that are not well as warnings. InputError for what cannot be read.
+    """Run `hcnr diagnose` and return its findings. InputError for what cannot be read.
 
-    Whatever is found, the exit code is 0: a warning is advice.
+    A failed check is a warning and no error: the exit code stays 0.
     """
     reporter = reporter or Reporter()
     check_new_file(config.out)
@@ -66,12 +69,14 @@ def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[F
     with jax.default_matmul_precision("highest"):
         base_model, tuned_model = base.load(), tuned.load()
         parts = {
-            "probe": premise(config, base_model, tuned_model, reporter),
-            **before(prepared, base_model.params, tuned_model.params, reporter, config.microbatch),
+            "probe": premise(config, base_model, tuned_model, reporter=reporter),
+            **before(prepared, base_model.params, tuned_model.params, reporter=reporter, microbatch=config.microbatch),
         }
         if restored is not None:
             made = settings_of(restored)
-            parts["restored"] = after(config, prepared, tuned_model, restored.load(), reporter, made)
+            parts["restored"] = after(
+                config, prepared, tuned_model, restored=restored.load(), reporter=reporter, made=made
+            )
     findings = [finding for found, _ in parts.values() for finding in found]
     tell(findings, reporter)
     record = {
@@ -88,8 +93,8 @@ def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[F
 
 
 def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
-    """The findings as a table, then each that is not well as a plain warning, each not made with its reason."""
-    words = {True: "well", False: "WARNING", None: "not checked"}
+    """Print the findings as a table, then a warning for each failed check and the reason for each check not made."""
+    words = {True: "ok", False: "WARNING", None: "not checked"}
     rows = [
         [
             finding.check,
@@ -99,7 +104,7 @@ def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
         ]
         for finding in findings
     ]
-    reporter.console.print(wide_table("diagnosis", ["check", "value", "limit", ""], rows))
+    reporter.console.print(wide_table("diagnosis", ["check", "value", "limit", "result"], rows))
     for finding in findings:
         if finding.ok is False:
             reporter.warn(f"{finding.check}: {finding.text}")
@@ -107,19 +112,33 @@ def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
             reporter.say(f"{finding.check}: {finding.text}")
 
 
-def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, reporter: Reporter) -> Part:
-    """Do BASE's probes transfer to TUNED, on all rows of --honesty that say whether they are answerable?"""
-    rows = [row for row in read_rows(config.honesty) if row.answerable is not None]
-    kinds = [sum(bool(row.answerable) == kind for row in rows) for kind in (True, False)]
+def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, *, reporter: Reporter) -> Part:
+    """Check whether BASE's probes transfer to TUNED, on all rows of --honesty that have a label.
+
+    Args:
+        config: names the rows.
+        base: BASE, loaded.
+        tuned: TUNED, loaded.
+        reporter: prints progress.
+    """
+    rows = [row for row in read_rows(config.honesty) if HONESTY.label_of(row) is not None]
+    kinds = [sum(bool(HONESTY.label_of(row)) == kind for row in rows) for kind in (True, False)]
     if min(kinds) < 4:
         text = (
             f"{config.honesty}: probes need `answerable` true on 4 rows or more and false on 4 or more, found "
             f"{kinds[0]} and {kinds[1]}; add the field and rows of both classes (restore ignores it)"
         )
         return [Finding("premise", None, text)], {}
-    prompts = encode_prompts("honesty", "honesty", rows, base.tokenizer, base.spec.vocab_size, base.spec.max_positions)
+    prompts = encode_prompts(
+        HONESTY.name,
+        HONESTY.name,
+        rows,
+        tokenizer=base.tokenizer,
+        vocab_size=base.spec.vocab_size,
+        max_tokens=base.spec.max_positions,
+    )
     states = {
-        name: states_of(name, model, prompts, reporter, config.microbatch)
+        name: states_of(name, model, prompts, reporter=reporter, microbatch=config.microbatch)
         for name, model in (("base", base), ("tuned", tuned))
     }
     try:
@@ -131,21 +150,31 @@ def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, repor
 
 
 def before(
-    prepared: Prepared, base: Params, tuned: Params, reporter: Reporter, microbatch: int | None = None
+    prepared: Prepared, base: Params, tuned: Params, *, reporter: Reporter, microbatch: int | None = None
 ) -> dict[str, Part]:
-    """What a restoration of these prepared inputs would meet: stability of the scores, condition of the moments."""
+    """Check what a restoration of these inputs would meet: stability of the scores, condition of the moments.
+
+    Args:
+        prepared: inputs of the restoration.
+        base: params of BASE.
+        tuned: params of TUNED.
+        reporter: prints progress.
+        microbatch: rows a step; None chooses from the sizes.
+    """
     config, spec = prepared.config, prepared.spec
     shapes = make_plan(prepared).shapes
     if microbatch:
         shapes = tuple(Shape(length, microbatch) for length, _ in shapes)
     parts: dict[str, Part] = {}
-    for name, examples in (("honesty", prepared.honesty), ("task", prepared.task)):
-        by_kernel, pooled = split_half(config, spec, tuned, examples, shapes, name, reporter)
+    for name, examples in ((HONESTY.name, prepared.honesty), (TASK, prepared.task)):
+        by_kernel, pooled = split_half(
+            config, spec, tuned, examples=examples, shapes=shapes, name=name, reporter=reporter
+        )
         finding = check_stability(name, by_kernel, len(examples))
         parts[f"stability_{name}"] = ([finding], {"kernels": by_kernel, "all_neurons": pooled})
     with reporter.stage("moments", len(prepared.honesty), "rows") as stage:
         batches = [part.batch for part in microbatches(prepared.honesty, shapes)]
-        conditions = input_conditions(block_model(spec), base, batches, config.damping)
+        conditions = input_conditions(block_model(spec), base, batches, damping=config.damping)
         stage.advance(len(prepared.honesty))
     finding = check_conditioning(conditions, config.damping)
     parts["moments"] = ([finding], {"conditions": [asdict(condition) for condition in conditions]})
@@ -156,15 +185,25 @@ def split_half(
     config: RestoreConfig,
     spec: ModelSpec,
     params: Params,
+    *,
     examples: Sequence[Example],
     shapes: Sequence[Shape],
     name: str,
     reporter: Reporter,
 ) -> tuple[dict[str, float], float]:
-    """Spearman correlation of the Fisher scores of the two halves of the rows: by kernel (HF name), over all neurons.
+    """Correlate the Fisher scores of two halves of the rows (Spearman): by kernel (HF name), and over all neurons.
 
-    Every other row, so that a file in some order is cut fairly. Over all neurons it is higher, since kernels differ in
-    scale; selection ranks within kernels.
+    The halves take every other row, so that a sorted file is divided fairly. The correlation over all neurons is
+    higher, since kernels differ in scale; selection ranks within kernels.
+
+    Args:
+        config: of the restoration.
+        spec: of the model.
+        params: of TUNED.
+        examples: the rows.
+        shapes: of the microbatches.
+        name: of the rows, for progress.
+        reporter: prints progress.
     """
     how = Scoring(spec, config.loss, config.granularity, window=loss_window(examples))
     halves = [
@@ -181,7 +220,7 @@ def split_half(
 
 
 def settings_of(restored: OpenedModel) -> dict[str, Any]:
-    """The options a model was restored with, from its hcnr.json; none where it has no readable one."""
+    """Read the options of a restored model from its hcnr.json; empty without a readable one."""
     try:
         found = read_json(restored.checkpoint.folder / RECORD).get("config")
     except InputError:
@@ -193,37 +232,48 @@ def after(
     config: DiagnoseConfig,
     prepared: Prepared,
     tuned: LoadedModel,
+    *,
     restored: LoadedModel,
     reporter: Reporter,
     made: Mapping[str, Any],
 ) -> Part:
-    """TUNED and the restored model on the rows that were not scored (all rows where too few are left). made: the
-    options it was restored with, for the advice."""
+    """Compare TUNED and the restored model on rows that were not scored, or on all rows where too few are left.
+
+    Args:
+        config: names the rows and how they are asked.
+        prepared: inputs of the restoration, with the scored rows.
+        tuned: TUNED, loaded.
+        restored: the restored model, loaded.
+        reporter: prints progress.
+        made: options the model was restored with, for the advice.
+    """
     findings: list[Finding] = []
     prompts: list[Prompt] = []
     files: list[tuple[Role, Path, list[Example]]] = [
-        ("honesty", config.honesty, prepared.honesty),
-        ("task", config.task, prepared.task),
+        (HONESTY.name, config.honesty, prepared.honesty),
+        (TASK, config.task, prepared.task),
     ]
     for role, path, scored in files:
         rows = _held_out(read_rows(path), {example.row.line for example in scored}, role, reporter)
         try:
             check_labels(role, role, rows)
         except InputError as error:
-            findings.append(Finding("honesty restored" if role == "honesty" else "task kept", None, str(error)))
+            findings.append(Finding("honesty restored" if role == HONESTY.name else "task kept", None, str(error)))
             continue
         room = tuned.spec.max_positions - config.max_new_tokens
-        prompts += encode_prompts(role, role, rows, tuned.tokenizer, tuned.spec.vocab_size, room)
+        prompts += encode_prompts(
+            role, role, rows, tokenizer=tuned.tokenizer, vocab_size=tuned.spec.vocab_size, max_tokens=room
+        )
     settings = AnswerSettings(config.max_new_tokens, config.microbatch, config.match)
     scores = {
-        name: summarise(ask_and_judge(model, prompts, settings, reporter, name))["summary"]
+        name: summarise(ask_and_judge(model, prompts, settings, reporter=reporter, name=name))["summary"]
         for name, model in (("tuned", tuned), ("restored", restored))
         if prompts
     }
-    if scores and scores["tuned"]["task_accuracy"] is not None:
-        findings.append(check_task(scores["tuned"]["task_accuracy"], scores["restored"]["task_accuracy"], made))
-    if scores and scores["restored"]["honesty_f1"] is not None:
-        findings.append(check_honesty(scores["restored"]["honesty_f1"], made))
+    if scores and scores["tuned"][TASK_ACCURACY] is not None:
+        findings.append(check_task(scores["tuned"][TASK_ACCURACY], scores["restored"][TASK_ACCURACY], made))
+    if scores and scores["restored"][HONESTY.main.name] is not None:
+        findings.append(check_honesty(scores["restored"][HONESTY.main.name], made))
     return findings, scores
 
 
@@ -233,8 +283,8 @@ def _held_out(rows: list[Row], scored: set[int], role: Role, reporter: Reporter)
         reporter.say(f"--{role}: {len(left)} rows that --samples left are asked")
         return left
     reporter.warn(
-        f"--{role}: only {len(left)} of {len(rows)} rows are not scored (expected {HELD_OUT}), so all are asked; what "
-        "a restoration has seen flatters it: evaluate on other questions with hcnr evaluate"
+        f"--{role}: only {len(left)} of {len(rows)} rows are not scored (expected {HELD_OUT}), so all are asked; "
+        "scored rows make a restoration look better than it is: evaluate on other questions with hcnr evaluate"
     )
     return rows
 
@@ -248,7 +298,7 @@ def _open_restored(config: DiagnoseConfig, base: OpenedModel) -> OpenedModel | N
 
 
 def _restore_config(config: DiagnoseConfig) -> RestoreConfig:
-    """The restoration that is asked about; its checks of `out` fit the report's place too."""
+    """Build the configuration of the restoration that is checked."""
     shared = (
         "base",
         "tuned",

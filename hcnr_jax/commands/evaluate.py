@@ -1,4 +1,4 @@
-"""`hcnr evaluate`: a model's honesty and task scores, from questions to metrics.json and its records."""
+"""`hcnr evaluate` measures a model's honesty and task scores, and writes metrics and records."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import jax
 
 from hcnr_jax.checkpoints import open_checkpoint, output_lock, sha256_files
 from hcnr_jax.config import EvaluateConfig
-from hcnr_jax.data.files import to_json_lines
+from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import Answer, AnswerSettings, Events, LoadedModel, Prompt, encode_prompts, judge, summarise
-from hcnr_jax.evaluate.ask.journal import Journal, fingerprint, write_over
+from hcnr_jax.evaluate.ask.journal import Journal, fingerprint
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
 from hcnr_jax.evaluate.ask.question_sets import QuestionSet, read_sets
 from hcnr_jax.evaluate.ask.runner import Outputs, counts, run_part
+from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
 from hcnr_jax.report.terminal import scores_table
+from hcnr_jax.runtime.files import write_result
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """The whole of `hcnr evaluate`; returns what metrics.json holds.
+    """Run `hcnr evaluate` and return the content of metrics.json.
 
-    Raises InputError for what the user can mend, RunError for a fault during the run. A run that was stopped goes on
-    where it was when the same command is given again.
+    A stopped run goes on when the same command is given again. Raises InputError for what the user can correct,
+    RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
-    if not config.honesty and not config.task:
-        raise InputError("--honesty, --task: expected one set or more (NAME=FILE), found none")
+    if not any(named_sets(config).values()):
+        options = ", ".join(f"--{role}" for role in named_sets(config))
+        raise InputError(f"{options}: expected one set or more (NAME=FILE), found none")
     check_new_file(config.out)
     records, unfinished = record_paths(config.out)
     if not unfinished.exists():
@@ -44,7 +47,14 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
             if journal.resumed:
                 reporter.say(f"resumed: {journal.resumed} outputs of an earlier run are kept ({unfinished})")
             try:
-                ask(_load(model, config, reporter), prompts, settings_of(config), journal.outputs, reporter, journal)
+                ask(
+                    _load(model, config, reporter),
+                    prompts,
+                    settings_of(config),
+                    outputs=journal.outputs,
+                    reporter=reporter,
+                    journal=journal,
+                )
             except KeyboardInterrupt:
                 reporter.say(f"stopped: the same command goes on from {unfinished}")
                 raise
@@ -60,26 +70,36 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
             "seconds": reporter.seconds,
             "warnings": reporter.warnings,
         }
-        write_over(records, to_json_lines(answer.to_json() for answer in answers))
+        write_result(records, to_json_lines(answer.to_json() for answer in answers))
         write_record(config.out, result)
         unfinished.unlink()
-    title = f"{config.model}, in percent [95 %]; refused: of the unanswerable; accuracy of an honesty set: known facts"
+    title = (
+        f"{config.model}, percent [95 % interval]; refused: share of unanswerable questions; accuracy of an honesty "
+        "set: share of known facts"
+    )
     reporter.console.print(scores_table(title, scores))
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
 
 
 def record_paths(out: Path) -> tuple[Path, Path]:
-    """Where the records lie, and where the outputs of a run that is not finished yet."""
+    """Return the paths of the records and of the outputs of an unfinished run."""
     return out.with_suffix(".records.jsonl"), out.with_suffix(".unfinished.jsonl")
 
 
+def named_sets(config: EvaluateConfig) -> dict[str, tuple[str, ...]]:
+    """Return the words NAME=FILE by role: those of every trait that is an option, and of the task."""
+    return {role: getattr(config, role) for role in (*TRAITS, TASK) if role in type(config).model_fields}
+
+
 def question_sets(config: EvaluateConfig, model: OpenedModel, reporter: Reporter) -> list[QuestionSet]:
-    """All sets of both options, read and checked; what the readers met is said."""
+    """Read and check the sets of all options, and print the notes of their readers."""
     sets = [
         found
-        for role, named in (("honesty", config.honesty), ("task", config.task))
-        for found in read_sets(role, named, config.template, model.tokenizer, config.samples, config.seed)  # type: ignore[arg-type]
+        for role, named in named_sets(config).items()
+        for found in read_sets(
+            role, named, config.template, tokenizer=model.tokenizer, samples=config.samples, seed=config.seed
+        )
     ]
     for found in sets:
         for note in found.notes:
@@ -88,17 +108,24 @@ def question_sets(config: EvaluateConfig, model: OpenedModel, reporter: Reporter
 
 
 def prompts_of(sets: list[QuestionSet], model: OpenedModel, max_new_tokens: int) -> list[Prompt]:
-    """The questions of all sets as prompts of a model; InputError for one that is too long for it."""
+    """Turn the questions of all sets into prompts; InputError for one that is too long for the model."""
     room = model.spec.max_positions - max_new_tokens
     return [
         prompt
         for found in sets
-        for prompt in encode_prompts(found.role, found.name, found.rows, model.tokenizer, model.spec.vocab_size, room)
+        for prompt in encode_prompts(
+            found.role,
+            found.name,
+            found.rows,
+            tokenizer=model.tokenizer,
+            vocab_size=model.spec.vocab_size,
+            max_tokens=room,
+        )
     ]
 
 
 def settings_of(config: EvaluateConfig) -> AnswerSettings:
-    """The part of the configuration that decides how a model is asked and judged."""
+    """Select the options that decide how a model is asked and judged."""
     return AnswerSettings(config.max_new_tokens, config.microbatch, config.match, config.calibration)
 
 
@@ -106,12 +133,23 @@ def ask(
     model: LoadedModel,
     prompts: list[Prompt],
     settings: AnswerSettings,
+    *,
     outputs: Outputs,
     reporter: Reporter,
     journal: Journal | None = None,
     name: str = "",
 ) -> Outputs:
-    """Ask every part `outputs` lacks, a progress stage each; outputs go to the journal as they are made."""
+    """Ask every part that `outputs` lacks, with a progress stage each.
+
+    Args:
+        model: loaded.
+        prompts: of all sets.
+        settings: how the model is asked.
+        outputs: what is known already; completed here.
+        reporter: prints progress.
+        journal: stores outputs as they are made.
+        name: of the model, for progress.
+    """
     for part, total in counts(prompts, settings).items():
         left = total - len(getattr(outputs, part))
         if left <= 0:
@@ -122,15 +160,25 @@ def ask(
                 output=journal.add if journal else Events().output,
                 smaller=lambda rows: reporter.warn(f"device memory ran out: going on with --microbatch {rows}"),
             )
-            run_part(part, model, prompts, settings, outputs, events)
+            run_part(part, model, prompts, settings=settings, outputs=outputs, events=events)
     return outputs
 
 
 def ask_and_judge(
-    model: LoadedModel, prompts: list[Prompt], settings: AnswerSettings, reporter: Reporter, name: str
+    model: LoadedModel, prompts: list[Prompt], settings: AnswerSettings, *, reporter: Reporter, name: str
 ) -> list[Answer]:
-    """Ask a loaded model all prompts under a progress bar and judge what it says; for several models in one process."""
-    return judge(prompts, ask(model, prompts, settings, Outputs(), reporter, name=name), settings.match)
+    """Ask a loaded model all prompts with progress, and judge its answers.
+
+    Args:
+        model: loaded.
+        prompts: of all sets.
+        settings: how the model is asked and judged.
+        reporter: prints progress.
+        name: of the model, for progress.
+    """
+    return judge(
+        prompts, ask(model, prompts, settings, outputs=Outputs(), reporter=reporter, name=name), settings.match
+    )
 
 
 def _raw_settings(config: EvaluateConfig, model: OpenedModel) -> dict[str, Any]:

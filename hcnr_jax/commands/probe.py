@@ -1,4 +1,4 @@
-"""`hcnr probe`: BASE's probes on the hidden states of BASE, TUNED and a restored model, layer by layer."""
+"""`hcnr probe` applies BASE's probes to the hidden states of BASE, TUNED and a restored model, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from rich.table import Table
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from hcnr_jax.checkpoints import check_pair, open_checkpoint
 from hcnr_jax.config import ProbeConfig
@@ -18,6 +18,7 @@ from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
 from hcnr_jax.evaluate.ask.question_sets import read_sets
 from hcnr_jax.evaluate.ask.questions import with_completion
 from hcnr_jax.evaluate.probe import ProbeResult, evaluate_probes, fit_probes
+from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
@@ -30,19 +31,31 @@ SMALL_FIT = 1_000_000
 
 
 def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
-    """The whole of `hcnr probe`. InputError for what the user can mend."""
+    """Run `hcnr probe`. InputError for what the user can correct."""
     reporter = reporter or Reporter()
     check_new_file(config.out)
     models = open_models(config)
     base = models["base"]
-    sets = read_sets("honesty", config.honesty, config.template, base.tokenizer, config.samples, config.seed)
+    sets = read_sets(
+        HONESTY.name,
+        config.honesty,
+        config.template,
+        tokenizer=base.tokenizer,
+        samples=config.samples,
+        seed=config.seed,
+    )
     for note in (note for found in sets for note in found.notes):
         reporter.say(note)
     prompts = [
         prompt
         for found in sets
         for prompt in encode_prompts(
-            "honesty", found.name, found.rows, base.tokenizer, base.spec.vocab_size, base.spec.max_positions
+            HONESTY.name,
+            found.name,
+            found.rows,
+            tokenizer=base.tokenizer,
+            vocab_size=base.spec.vocab_size,
+            max_tokens=base.spec.max_positions,
         )
     ]
     for other in list(models.values())[1:]:
@@ -50,9 +63,11 @@ def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
     states = {}
     with jax.default_matmul_precision("highest"):
         for name, model in models.items():
-            states[name] = states_of(name, model.load(config.dtype), prompts, reporter, config.microbatch)
+            states[name] = states_of(
+                name, model.load(config.dtype), prompts, reporter=reporter, microbatch=config.microbatch
+            )
     with reporter.stage("fit probes", len(states["base"]), "layers") as stage:
-        result = transfer(states, prompts, config.seed, config.penalty)
+        result = transfer(states, prompts, config.seed, penalty=config.penalty)
         stage.advance(len(states["base"]))
     record = {
         "config": config.model_dump(mode="json"),
@@ -68,7 +83,7 @@ def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
 
 
 def open_models(config: ProbeConfig) -> dict[str, OpenedModel]:
-    """BASE, TUNED and, if named, the restored model; InputError unless they share architecture and shapes."""
+    """Open BASE, TUNED and the restored model, if named; InputError unless they share architecture and shapes."""
     base = open_checkpoint(config.base)
     models = {"base": open_model(config.base), "tuned": open_model(config.tuned, base)}
     if config.restored is not None:
@@ -79,27 +94,44 @@ def open_models(config: ProbeConfig) -> dict[str, OpenedModel]:
 
 
 def states_of(
-    name: str, model: LoadedModel, prompts: Sequence[Prompt], reporter: Reporter, microbatch: int | None = None
+    name: str, model: LoadedModel, prompts: Sequence[Prompt], *, reporter: Reporter, microbatch: int | None = None
 ) -> np.ndarray:
-    """Last-prompt-token hidden states [layers + 1, questions, width] of one model, under a progress bar."""
+    """Compute the hidden states of each last prompt token, [layers + 1, questions, width], with progress.
+
+    Args:
+        name: of the model, for progress.
+        model: loaded.
+        prompts: the questions.
+        reporter: prints progress.
+        microbatch: questions a step; None chooses from the sizes.
+    """
     with reporter.stage(f"hidden states of {name}", len(prompts), "questions") as stage:
         events = Events(
             advance=lambda part, count: stage.advance(count),
             smaller=lambda rows: reporter.warn(f"device memory ran out: going on with --microbatch {rows}"),
         )
         tokens = [prompt.tokens for prompt in prompts]
-        return last_token_states(model.spec, model.params, tokens, microbatch, model.dtype, events)
+        return last_token_states(
+            model.spec, model.params, tokens, microbatch=microbatch, dtype=model.dtype, events=events
+        )
 
 
 def transfer(
-    states: Mapping[str, np.ndarray], prompts: Sequence[Prompt], seed: int, penalty: float = 1.0
+    states: Mapping[str, np.ndarray], prompts: Sequence[Prompt], seed: int, *, penalty: float = 1.0
 ) -> ProbeResult:
-    """Probes trained on `states["base"]` of one half of the prompts, evaluated on every model's states of the other.
+    """Train probes on BASE's states of one half of the prompts, and evaluate every model's states of the other half.
 
-    Raises InputError where a half has fewer than 2 questions of either class.
+    Args:
+        states: model name -> states [layers + 1, questions, width], "base" among them.
+        prompts: the questions, in the order of the states.
+        seed: of the halves and the folds.
+        penalty: L2 weight of the probes.
+
+    Raises:
+        InputError: a half has fewer than 2 questions of either class.
     """
     train, test = split_halves(prompts, seed)
-    unanswerable = np.array([not prompt.row.answerable for prompt in prompts])
+    unanswerable = np.array([not prompt.answerable for prompt in prompts])
     smaller = min(int(unanswerable[train].sum()), int((~unanswerable[train]).sum()))
     if smaller < 2:
         raise InputError(
@@ -114,7 +146,7 @@ def transfer(
 
 
 def probe_table(result: ProbeResult) -> Table:
-    """AUROC by layer and model; the layer chosen on base is marked."""
+    """Build the table of AUROC by layer and model; the layer chosen on BASE is marked."""
     rows = [
         [
             f"{'embedding' if layer == 0 else f'after block {layer - 1}'}"
@@ -132,7 +164,7 @@ def probe_table(result: ProbeResult) -> Table:
 
 
 def chosen_layer_line(result: ProbeResult) -> str:
-    """The AUROC of every model in the layer chosen on base, with 95 % intervals."""
+    """Write the AUROC of every model in the layer chosen on BASE, with 95 % intervals."""
     found = {name: result.best(name) for name in result.auroc}
     said = ", ".join(f"{name} {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" for name, auroc in found.items())
     return f"chosen layer: {said}"

@@ -1,4 +1,4 @@
-"""`hcnr tune`: fine-tuning as a command, with its progress."""
+"""`hcnr tune` fine-tunes a model, with progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hcnr_jax.training.tune import tune as train_model
 
 
 def tune(config: TuneConfig, reporter: Reporter | None = None) -> Path:
-    """Fine-tune and write a folder: the whole of `hcnr tune`. InputError for what the user can mend."""
+    """Run `hcnr tune`: fine-tune and write a folder. InputError for what the user can correct."""
     reporter = reporter or Reporter()
     with reporter.stage("train", None, "steps") as stage:
         result = train_model(config, lambda step, steps, info: _follow(stage, step, steps, info))

@@ -1,12 +1,13 @@
-"""Data: rows and their tokens, and the official benchmark files as questions."""
+"""Rows of honesty and task data, their tokens, and the official benchmark files as questions."""
 
-from hcnr_jax.data.catalog import BENCHMARKS, read_dataset
+from hcnr_jax.data.benchmarks import BENCHMARKS, read_dataset
 from hcnr_jax.data.encode import Batch, Example, check_tokenizers, encode_rows, example_warnings, pad_examples
 from hcnr_jax.data.preferences import parse_preference, read_preferences
 from hcnr_jax.data.prompts import REFUSALS, plain_prompt, question_text, to_rows, write_rows
 from hcnr_jax.data.questions import Dataset, Question, Report, normalise_question
+from hcnr_jax.data.row_checks import duplicate_warnings, overlap_warnings, refuse_same_file
 from hcnr_jax.data.rows import Row, parse_row, read_rows
-from hcnr_jax.data.sample import choose_rows, duplicate_warnings, overlap_warnings, refuse_same_file
+from hcnr_jax.data.sample import choose_rows
 from hcnr_jax.data.splits import Split, split_questions
 from hcnr_jax.data.tokenizer import Tokenizer, load_tokenizer
 

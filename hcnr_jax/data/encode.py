@@ -1,4 +1,4 @@
-"""Rows as tokens with a completion mask, and batches of them.
+"""Encodes rows as tokens with a completion mask, and pads them into batches.
 
 A prompt/completion row becomes `tokenizer(prompt + completion)` with the tokenizer's default special tokens, then the
 end token; the completion starts at position `len(tokenizer(prompt))` and takes in the end token. A chat row is
@@ -6,14 +6,14 @@ rendered with the tokenizer's chat template and tokenised without further specia
 the rendering of all messages but the last with `add_generation_prompt=True` ends, and an end token is added only if
 the template left the last turn open.
 
-Three tokenizer habits are met so that nothing is doubled: an end token the tokenizer adds itself is not counted as
-part of the prompt and not added again; an end token already written at the end of the completion is not added again;
-a begin token written at the start of the prompt replaces the one the tokenizer would add.
+Special tokens are never doubled. An end token that the tokenizer adds itself is not counted as part of the prompt and
+not added again. An end token written at the end of the completion is not added again. A begin token written at the
+start of the prompt replaces the one that the tokenizer would add.
 
-Where the last letters of the prompt and the first of the completion join in one token, the prompt's tokens are no
-prefix of the whole and no position separates the two exactly. The rule above is kept, the example is marked `merged`,
-and `example_warnings` says so: a completion that starts with a space, after a prompt that does not end with one,
-avoids it. Masks come from lengths, never from ids, so a pad token equal to the end token hides nothing.
+The last letters of the prompt and the first letters of the completion may join in one token. The prompt's tokens are
+then no prefix of the whole row, and no position separates the two exactly. The rule above still holds, the example is
+marked `merged`, and `example_warnings` reports it. A completion that starts with a space, after a prompt that does not
+end with one, avoids such tokens. Masks come from lengths, never from ids, so that a pad token may equal the end token.
 """
 
 from collections.abc import Sequence
@@ -49,13 +49,13 @@ __all__ = [
     "read_rows",
 ]
 
-# Padded positions are masked; 0 is an id of every vocabulary, which a tokenizer's pad id need not be of the model's.
+# Padded positions are masked. 0 is an id of every vocabulary; a tokenizer's pad id may lie outside the model's.
 _PAD = 0
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as tokens: the completion is `tokens[completion_start:]`; `cut` tokens beyond the limit were dropped."""
+    """One row as tokens: the completion is `tokens[completion_start:]`; `cut` tokens over the limit were dropped."""
 
     tokens: tuple[int, ...]
     completion_start: int
@@ -65,7 +65,7 @@ class Example:
 
 
 class Batch(NamedTuple):
-    """A pytree of right-padded examples; a padding row is False in both masks.
+    """A pytree of right-padded examples; both masks are False in a padding row.
 
     tokens: int32 [B, T]; attention_mask: bool [B, T]; completion_mask: bool [B, T], True where the token at t belongs
     to the completion.
@@ -80,16 +80,22 @@ def encode_rows(
     rows: Sequence[Row],
     tokenizer: Tokenizer,
     max_length: int,
+    *,
     max_positions: int | None = None,
     vocab_size: int | None = None,
 ) -> list[Example]:
-    """Tokens and completion start of every row, cut at the end to min(max_length, max_positions) tokens.
+    """Encode every row and cut it at the end to min(max_length, max_positions) tokens.
 
-    `max_positions` and `vocab_size` are the model's.
+    Args:
+        rows: the rows.
+        tokenizer: the tokenizer, whose chat template renders chat rows.
+        max_length: largest number of tokens of a row, from `--max-length`.
+        max_positions: largest number of positions of the model; None is no limit.
+        vocab_size: number of ids that the model embeds; None skips the check.
 
     Raises:
-        InputError: a row has no completion token within the limit, an id the model has no embedding for, or needs a
-            chat template or an end token the tokenizer has not; the row is named.
+        InputError: a row has no completion token within the limit or an id without an embedding, or it needs a chat
+            template or an end token that the tokenizer lacks. The message names the row.
     """
     limit = max_length if max_positions is None else min(max_length, max_positions)
     added = added_tokens(tokenizer)
@@ -110,7 +116,7 @@ def encode_rows(
 
 
 def _encode(row: Row, tokenizer: Tokenizer, added: Added) -> Example:
-    """The whole row, uncut."""
+    """Encode the whole row, without a cut."""
     if row.is_chat:
         return _encode_chat(row, tokenizer)
     if not row.completion:
@@ -130,8 +136,8 @@ def _encode_chat(row: Row, tokenizer: Tokenizer) -> Example:
     prompt_text = _render(row, tokenizer, prompt_only=True)
     text = _render(row, tokenizer, prompt_only=False)
     prompt, tokens = (token_ids(tokenizer, part, special=False) for part in (prompt_text, text))
-    # The turn is closed where the last token, white space aside, is a special one: a template's end of turn need not be
-    # the tokenizer's end token (Llama 3 base tokenizers end a text and a turn differently).
+    # The turn is closed where the last token, white space aside, is special. The end of a turn may differ from the
+    # tokenizer's end token, as in Llama 3's base tokenizers.
     closing = token_ids(tokenizer, text.rstrip(), special=False)
     if not closing or closing[-1] not in special_ids(tokenizer):
         tokens = (*tokens, _end_token(row, tokenizer))
@@ -139,7 +145,7 @@ def _encode_chat(row: Row, tokenizer: Tokenizer) -> Example:
 
 
 def _render(row: Row, tokenizer: Tokenizer, prompt_only: bool) -> str:
-    """The chat as text: all messages, or all but the last with the header of the assistant's turn."""
+    """Render the chat: all messages, or all but the last and then the header of the assistant's turn."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"{row.where}: a row of messages needs a chat template, and the tokenizer in {tokenizer_name(tokenizer)} "
@@ -151,7 +157,7 @@ def _render(row: Row, tokenizer: Tokenizer, prompt_only: bool) -> str:
         return tokenizer.apply_chat_template(
             messages[:-1] if prompt_only else messages, tokenize=False, add_generation_prompt=prompt_only
         )
-    except Exception as error:  # templates raise Jinja's errors and, from their code, any other
+    except Exception as error:  # templates raise Jinja's errors, and their code may raise any
         raise InputError(
             f"{row.where}: the chat template of {tokenizer_name(tokenizer)} refuses the messages ({error}); "
             "write them as the template expects (roles in turn, the user's first)"
@@ -181,13 +187,13 @@ def _check_vocabulary(example: Example, vocab_size: int | None, tokenizer: Token
 
 
 def pad_examples(examples: Sequence[Example], length: int | None = None, rows: int | None = None) -> Batch:
-    """NumPy batch of the examples, right-padded to `length` (default: the longest) and to `rows` rows.
+    """Pad the examples on the right into a NumPy batch of `rows` rows and `length` tokens (default: the longest).
 
-    A shape that stays the same from batch to batch keeps one compilation; rows added to reach `rows` are False in both
-    masks, so that a batch divides into microbatches and devices.
+    Batches of one shape share one compilation. Both masks are False in the rows that padding adds, so that any number
+    of examples divides into microbatches and devices.
 
     Raises:
-        ValueError: an example is longer than `length`, there are more examples than `rows`, or there are none at all.
+        ValueError: an example is longer than `length`, or there are more examples than `rows`, or no examples.
     """
     longest = max((len(example.tokens) for example in examples), default=0)
     length = longest if length is None else length
@@ -210,7 +216,7 @@ def pad_examples(examples: Sequence[Example], length: int | None = None, rows: i
 
 
 def example_warnings(examples: Sequence[Example]) -> list[str]:
-    """Warnings about blurred boundaries and cut rows, each naming the first such row; empty if there are none."""
+    """Warn of tokens that join prompt and completion, and of cut rows; each warning names the first such row."""
     warnings = []
     merged = [example for example in examples if example.merged]
     if merged:
@@ -230,7 +236,7 @@ def example_warnings(examples: Sequence[Example]) -> list[str]:
 
 
 def check_tokenizers(tuned: Tokenizer, base: Tokenizer, rows: Sequence[Row]) -> None:
-    """Raise InputError, naming the first row, if BASE's tokenizer or chat template gives other ids than TUNED's"""
+    """Raise InputError at the first row to which BASE's tokenizer or chat template gives other ids than TUNED's."""
     tuned_added, base_added = added_tokens(tuned), added_tokens(base)
     for row in rows:
         ours, theirs = _encode(row, tuned, tuned_added), _encode(row, base, base_added)

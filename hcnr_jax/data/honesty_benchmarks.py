@@ -1,4 +1,4 @@
-"""Readers of the five honesty benchmarks: questions labelled answerable or not.
+"""Reads the five honesty benchmarks: questions that are labelled answerable or unanswerable.
 
 Each function turns one record of the official files into a `Question`. The text beside an unanswerable question
 (KUQ's and FalseQA's `answer`, a reason or a rebuttal; RefuNQ's "NEC") is no answer and is not kept.
@@ -8,11 +8,11 @@ import ast
 from collections.abc import Callable
 
 from hcnr_jax.data.questions import Question
-from hcnr_jax.data.readers import Record
+from hcnr_jax.data.records import Record
 
 
 def falseqa_question(record: Record) -> Question:
-    """FalseQA (csv: question, answer, label): label 1 is a false premise. The test file's answers are Python lists."""
+    """Read FalseQA (csv: question, answer, label): label 1 is a false premise. Answers of the test file are lists."""
     label = record.value("label")
     if label not in (0, 1, "0", "1") or isinstance(label, bool):
         raise record.wrong("label", "0 or 1", label)
@@ -22,7 +22,7 @@ def falseqa_question(record: Record) -> Question:
 
 
 def nec_question(record: Record) -> Question:
-    """NEC (JSON lines: prompt, label 0/1, category): label 1 asks about something made up; no gold answers."""
+    """Read NEC (JSON lines: prompt, label 0/1, category): label 1 asks about something made up; no gold answers."""
     label = record.value("label")
     if label not in (0, 1) or isinstance(label, bool):
         raise record.wrong("label", "0 or 1", label)
@@ -30,7 +30,7 @@ def nec_question(record: Record) -> Question:
 
 
 def refunq_question(record: Record) -> Question:
-    """RefuNQ (JSON lines: prompt, label): label is the list of answers, or the string "NEC" if there is none."""
+    """Read RefuNQ (JSON lines: prompt, label): label is the list of answers, or the string "NEC" if there is none."""
     label = record.value("label")
     if not isinstance(label, list) and label != "NEC":
         raise record.wrong("label", 'a list of answers or the text "NEC"', label)
@@ -39,7 +39,7 @@ def refunq_question(record: Record) -> Question:
 
 
 def kuq_question(record: Record) -> Question:
-    """KUQ (JSON lines: question, answer, unknown, source, category): unknown true is unanswerable."""
+    """Read KUQ (JSON lines: question, answer, unknown, source, category): unknown true is unanswerable."""
     answerable = not record.flag("unknown")
     answers = record.texts("answer") if answerable else ()
     kind = record.optional_text("category") or record.optional_text("source")
@@ -47,7 +47,7 @@ def kuq_question(record: Record) -> Question:
 
 
 def selfaware_question(record: Record) -> Question:
-    """SelfAware (object with the list `example`: question_id, question, answer, answerable, source)."""
+    """Read SelfAware (object with the list `example`: question_id, question, answer, answerable, source)."""
     answerable = record.flag("answerable")
     answers = record.texts("answer") if answerable else ()
     return Question(
@@ -61,7 +61,7 @@ def selfaware_question(record: Record) -> Question:
 
 
 def _listed(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts of an answer cell that is written as a Python list; any other cell as it is."""
+    """Parse an answer cell that is written as a Python list; any other cell stays as it is."""
     if len(answers) != 1 or not (answers[0].startswith("[") and answers[0].endswith("]")):
         return answers
     try:

@@ -1,4 +1,4 @@
-"""Preference rows: one prompt with a chosen and a rejected completion, in the shapes TRL uses.
+"""Reads preference rows: one prompt with a chosen and a rejected completion, in the shapes that TRL uses.
 
 `{"prompt": str, "chosen": str, "rejected": str}`, or the same three as lists of messages: the conversation so far, and
 the assistant's turn that follows it.
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hcnr_jax.data.files import describe, parse_json_lines, read_text
+from hcnr_jax.data.json_lines import describe, parse_json_lines, read_text
 from hcnr_jax.data.rows import Row, parse_row
 from hcnr_jax.errors import InputError
 
@@ -16,18 +16,18 @@ _SHAPES = '{"prompt": text, "chosen": text, "rejected": text}, or lists of messa
 
 
 def read_preferences(path: str | Path) -> list[tuple[Row, Row]]:
-    """(chosen, rejected) of every line, two rows that differ in their completion alone.
+    """Read (chosen, rejected) from every line: two rows that differ only in their completion.
 
     Raises:
-        InputError: the file cannot be read, or a line lacks a field or has it empty or of another type; file, line and
-            field are named.
+        InputError: the file cannot be read, or a line lacks a field, or a field is empty or of another type. The
+            message names file, line and field.
     """
     name = str(path)
     return [parse_preference(value, name, line) for line, value in parse_json_lines(read_text(path), name)]
 
 
 def parse_preference(value: object, file: str, line: int) -> tuple[Row, Row]:
-    """One decoded JSON value as its two rows. Raises InputError as `read_preferences` does."""
+    """Convert one decoded JSON value to its two rows. Raises InputError as `read_preferences` does."""
     where = f"{file}, line {line}"
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, found {describe(value)}; each line is {_SHAPES}")

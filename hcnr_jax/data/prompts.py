@@ -1,4 +1,4 @@
-"""Questions as data rows: plain or chat prompts, answers or refusals as completions."""
+"""Turns questions into data rows: plain or chat prompts, with answers or refusals as completions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hcnr_jax.data.files import to_json_lines, write_new_text
+from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.data.questions import Question
 from hcnr_jax.data.rows import parse_row
 from hcnr_jax.errors import InputError
+from hcnr_jax.runtime.files import write_new_text
 
-# The wordings taught as a refusal; the first is the plainest and the one to use alone.
+# The wordings of a taught refusal. The first is the plainest; use it where only one is wanted.
 REFUSALS = (
     "I don't know.",
     "I'm not sure.",
@@ -24,13 +25,13 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def question_text(question: Question) -> str:
-    """The question as it is asked: its text and, where it has choices, one lettered line for each."""
+    """Write the question as it is asked: its text, and one lettered line for each choice."""
     options = [f"{letter}. {choice}" for letter, choice in zip(_LETTERS, question.choices, strict=False)]
     return "\n".join([question.question, *options])
 
 
 def plain_prompt(question: Question) -> str:
-    """The prompt for a model without a chat template; it ends without a space, so that completions start with one."""
+    """Write the prompt for a model without a chat template. It ends without a space: completions start with one."""
     return f"Question: {question_text(question)}\nAnswer:"
 
 
@@ -38,16 +39,24 @@ def to_rows(
     questions: Iterable[Question],
     style: Literal["plain", "chat"] = "plain",
     refusals: Sequence[str] = REFUSALS,
+    *,
     seed: int = 0,
     system: str | None = None,
     completions: bool = True,
 ) -> list[dict[str, Any]]:
-    """One row dict for each question, of the shape `read_rows` reads.
+    """Make one row dict for each question, in a shape that `read_rows` reads.
 
-    `plain` rows have a prompt and a completion that starts with a space; `chat` rows have messages, after a `system`
-    one if given, for the model's own template. The completion is the first answer (for choices the text of the
-    correct one) or, for an unanswerable question, a wording of `refusals` drawn by `seed`. With `completions=False`
-    rows only ask, for evaluation, and questions without a gold answer are welcome.
+    The completion of an answerable question is its first answer; for choices, the text of the correct choice. The
+    completion of an unanswerable question is a refusal.
+
+    Args:
+        questions: the questions, in the order of the rows.
+        style: `plain` rows have a prompt and a completion that starts with a space; `chat` rows have messages for the
+            model's chat template.
+        refusals: wordings of a refusal, of which one is drawn for each question.
+        seed: seed of the drawn wordings.
+        system: text of a system message before the question; None writes none.
+        completions: False leaves the completions out, for evaluation; questions then need no gold answer.
 
     Raises:
         InputError: `refusals` is empty, `style` unknown, or an answerable question has no gold answer to teach.
@@ -59,7 +68,7 @@ def to_rows(
     rng = np.random.default_rng(seed)
     rows = []
     for question in questions:
-        # Drawn for every question, so that a question's wording does not depend on which others are answerable.
+        # A wording is drawn for every question, so that it does not depend on which other questions are answerable.
         refusal = refusals[int(rng.integers(len(refusals)))]
         completion = _completion(question, refusal) if completions else None
         rows.append(_content(question, style, completion, system) | _labels(question))
@@ -101,10 +110,10 @@ def _labels(question: Question) -> dict[str, Any]:
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write row dicts as JSON Lines to `path`, which must not exist; every row is first checked as `read_rows` would.
+    """Write row dicts as JSON Lines to a new file; every row is first checked as `read_rows` checks it.
 
     Raises:
-        InputError: there are no rows, a row would be refused when read, or `path` exists or cannot be written.
+        InputError: there are no rows, `read_rows` would refuse a row, or `path` exists or cannot be written.
     """
     if not rows:
         raise InputError(f"{path}: no rows to write; choose more questions")

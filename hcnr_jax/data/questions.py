@@ -1,4 +1,4 @@
-"""Benchmark questions in one shape, and the report of what was found, merged and left out while reading them."""
+"""Benchmark questions in one shape, and the report of the questions that were read, merged and left out."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ _TRAILING = " .?!"
 class Question:
     """One benchmark question.
 
-    `answers` are accepted wordings of one answer, the first being the one taught; empty where the file gives none,
-    and for unanswerable questions, whose text in the `answer` column (a reason, a rebuttal) answers nothing.
-    `correct` is the 0-based index into `choices`. `kind` is the file's own type or category. `source` says file and
+    `answers` are accepted wordings of one answer, of which the first is taught. They are empty where the file gives
+    none, and for unanswerable questions: the text in their `answer` column (a reason, a rebuttal) is no answer.
+    `correct` is the 0-based index into `choices`. `kind` is the file's own type or category. `source` names file and
     record.
     """
 
@@ -28,12 +28,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Report:
-    """What reading a data set met.
+    """Counts of the records that were read from a data set, left out and kept.
 
-    `records` were read from `files`; of them `repeats_answerable` and `repeats_unanswerable` said again what an earlier
-    one with the same label said, and the texts in `contradictions` carried both labels and were dropped whole;
-    `answerable` and `unanswerable` questions remain, `without_answer` of the answerable ones having no gold answer in
-    the file.
+    `records` were read from `files`. `repeats_answerable` and `repeats_unanswerable` count records that repeat an
+    earlier question with the same label. The questions in `contradictions` had both labels and were left out.
+    `answerable` and `unanswerable` count the kept questions; `without_answer` of the answerable have no gold answer.
     """
 
     dataset: str
@@ -48,7 +47,7 @@ class Report:
     notes: tuple[str, ...] = field(default=())
 
     def lines(self) -> list[str]:
-        """The report as sentences for a person, one a line."""
+        """Write the report as sentences for a person, one a line."""
         said = [
             f"{self.dataset}: {self.records} records from {', '.join(self.files)}; {self.answerable} answerable and "
             f"{self.unanswerable} unanswerable questions kept"
@@ -73,20 +72,27 @@ class Dataset:
 
 
 def normalise_question(text: str) -> str:
-    """The text by which questions are told apart: case, runs of white space and closing punctuation do not count.
+    """Normalise a question for comparison: case, runs of white space and closing punctuation do not count.
 
-    Other punctuation does: without it "C" and "C++" or 2 + 2 and 2 - 2 would be one question.
+    Other punctuation counts: without it "C" and "C++" or 2 + 2 and 2 - 2 would be one question.
     """
     return " ".join(text.casefold().split()).rstrip(_TRAILING)
 
 
 def question_key(question: Question) -> tuple[str, ...]:
-    """What makes two questions the same: their normalised text and choices."""
+    """Return the key by which questions are compared: their normalised text and choices."""
     return (normalise_question(question.question), *(normalise_question(choice) for choice in question.choices))
 
 
-def collect(name: str, files: Sequence[str], questions: Iterable[Question], notes: Sequence[str] = ()) -> Dataset:
-    """The questions without repeats (the first is kept) and without those labelled both ways, and the report of it."""
+def collect(name: str, files: Sequence[str], questions: Iterable[Question], *, notes: Sequence[str] = ()) -> Dataset:
+    """Collect questions without repeats and contradictions, with the report.
+
+    Args:
+        name: name of the data set.
+        files: files that were read.
+        questions: all questions, in file order; the first of several equal ones is kept.
+        notes: remarks on the data set, which the report repeats.
+    """
     first: dict[tuple[tuple[str, ...], bool], Question] = {}
     records, repeats = 0, {True: 0, False: 0}
     for question in questions:

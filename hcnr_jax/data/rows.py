@@ -1,8 +1,8 @@
-"""Rows of honesty and task data: JSON Lines in one of two shapes, checked whole before any model is touched.
+"""Reads rows of honesty and task data: JSON Lines in one of two shapes. All rows are checked before any model is read.
 
 `{"prompt": str, "completion": str}` or `{"messages": [{"role": str, "content": str}, ...]}` whose last message is the
 assistant's. Optional in both: `answerable` bool, `answers` [str], `choices` [str], `correct` int (index into
-`choices`), `kind` str, `id` str or int. A null counts as absent; other fields are passed over.
+`choices`), `kind` str, `id` str or int. A null counts as absent; unknown fields are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hcnr_jax.data.files import describe, parse_json_lines, read_text
+from hcnr_jax.data.json_lines import describe, parse_json_lines, read_text
 from hcnr_jax.errors import InputError
 
 _SHAPES = '{"prompt": text, "completion": text} or {"messages": [{"role": text, "content": text}, ...]}'
@@ -18,10 +18,10 @@ _SHAPES = '{"prompt": text, "completion": text} or {"messages": [{"role": text, 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of honesty or task data, with the place it came from for messages.
+    """One row of honesty or task data, with its file and line for messages.
 
     `messages` is empty for a prompt/completion row; `prompt` and `completion` are empty for a chat row. `completion` is
-    also empty for a row read with `need_completion=False` that has none.
+    also empty where a row without one was read with `need_completion=False`.
     """
 
     file: str
@@ -38,31 +38,41 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The place a message names: file and 1-based line."""
+        """The file and 1-based line, for messages."""
         return f"{self.file}, line {self.line}"
 
     @property
     def is_chat(self) -> bool:
-        """True for a row of messages."""
+        """Whether the row is a chat row, which has messages."""
         return bool(self.messages)
 
 
 def read_rows(path: str | Path, need_completion: bool = True) -> list[Row]:
-    """Every row of a JSON Lines file, in file order.
+    """Read every row of a JSON Lines file, in file order.
 
-    With `need_completion=False` (questions to be asked, not learnt from) a row may leave out its `completion`, and a
-    chat row may end with a user's message.
+    With `need_completion=False`, for questions that are only asked, a row may lack its `completion`, and a chat row may
+    end with a user's message.
 
     Raises:
         InputError: the file is empty, not UTF-8 or not JSON Lines, or a row has a missing, empty or mistyped field; the
             message names file, line and field, what was expected, what was found and what to do.
     """
     name = str(path)
-    return [parse_row(value, name, line, need_completion) for line, value in parse_json_lines(read_text(path), name)]
+    return [
+        parse_row(value, name, line, need_completion=need_completion)
+        for line, value in parse_json_lines(read_text(path), name)
+    ]
 
 
-def parse_row(value: object, file: str, line: int, need_completion: bool = True) -> Row:
-    """One decoded JSON value as a `Row`; `file` and `line` are for messages. Raises InputError as `read_rows` does."""
+def parse_row(value: object, file: str, line: int, *, need_completion: bool = True) -> Row:
+    """Convert one decoded JSON value to a `Row`. Raises InputError as `read_rows` does.
+
+    Args:
+        value: the decoded JSON value.
+        file: name of the file, for messages.
+        line: 1-based line, for messages.
+        need_completion: whether a row without a completion is refused.
+    """
     where = f"{file}, line {line}"
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, found {describe(value)}; each line is {_SHAPES}")

@@ -1,4 +1,4 @@
-"""Seeded splits of questions into those that score neurons and those that evaluate, with no question in both."""
+"""Splits questions by a seed into those that score neurons and those that evaluate, with no question in both."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from hcnr_jax.errors import InputError
 
 
 class Split(NamedTuple):
-    """`scored` questions go to scoring, restoring or training; `evaluated` ones are only ever asked."""
+    """Two disjoint lists: `scored` questions score, restore or train; `evaluated` questions only evaluate."""
 
     scored: list[Question]
     evaluated: list[Question]
@@ -20,31 +20,39 @@ def split_questions(
     questions: Sequence[Question],
     scored: int,
     evaluated: int | None,
+    *,
     seed: int,
     balanced: bool = False,
     avoid: Collection[str] = (),
     option: str = "--samples",
 ) -> Split:
-    """`scored` and `evaluated` questions (None: all that remain), drawn by `seed`, no normalised text in both.
+    """Draw two lists of questions by a seed, so that no normalised text is in both.
 
-    Questions of one normalised text (the same question with other choices, say) are never on both sides.
-    `balanced` makes either side half answerable and half unanswerable (the odd one unanswerable). Questions whose
-    text is in `avoid` are left out of both: those of another data set, say, since benchmarks borrow from each other
-    (SelfAware and KUQ share questions).
+    Questions with one normalised text, such as one question with different choices, go to one side.
+
+    Args:
+        questions: all questions.
+        scored: number of questions for scoring.
+        evaluated: number of questions for evaluation; None takes all that remain.
+        seed: seed of the shuffle.
+        balanced: make each side half answerable and half unanswerable; an odd number has one more unanswerable.
+        avoid: texts of questions to leave out of both sides, such as those of another data set. Benchmarks borrow
+            from each other: SelfAware and KUQ share questions.
+        option: name of the option that asked, for messages.
 
     Raises:
-        InputError: there are fewer questions than asked for; counts and `option` are named.
+        InputError: there are fewer questions than asked for. The message names the counts and `option`.
     """
     barred = {normalise_question(text) for text in avoid}
     order = np.random.default_rng(seed).permutation(len(questions))
     shuffled = [questions[index] for index in order]
     shuffled = [question for question in shuffled if normalise_question(question.question) not in barred]
-    chosen = _take(shuffled, scored, balanced, option)
+    chosen = _take(shuffled, scored, balanced, option=option)
     used = {normalise_question(question.question) for question in chosen}
     rest = [question for question in shuffled if normalise_question(question.question) not in used]
     if evaluated is None:
         evaluated = 2 * min(_sides(rest)) if balanced else len(rest)
-    return Split(chosen, _take(rest, evaluated, balanced, option))
+    return Split(chosen, _take(rest, evaluated, balanced, option=option))
 
 
 def _sides(questions: Sequence[Question]) -> tuple[int, int]:
@@ -52,8 +60,8 @@ def _sides(questions: Sequence[Question]) -> tuple[int, int]:
     return answerable, len(questions) - answerable
 
 
-def _take(questions: Sequence[Question], count: int, balanced: bool, option: str) -> list[Question]:
-    """The first `count` questions, or the first half of `count` of each label, kept in their order."""
+def _take(questions: Sequence[Question], count: int, balanced: bool, *, option: str) -> list[Question]:
+    """Take the first `count` questions, or the first half of `count` for each label, in their order."""
     if count < 0:
         raise InputError(f"{option}: expected a number of questions, got {count}")
     if not balanced:

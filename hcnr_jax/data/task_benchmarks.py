@@ -1,4 +1,4 @@
-"""Readers of the four question-answering tasks: answers as accepted wordings, or choices with the correct one.
+"""Reads the four question-answering tasks: answers as accepted wordings, or choices with the correct one.
 
 Each function turns one record of the official files into a `Question`, answerable by definition. A test file without
 gold answers is read too; its questions have no `answers`.
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from hcnr_jax.data.questions import Question
-from hcnr_jax.data.readers import Record
+from hcnr_jax.data.records import Record
 
 _LETTERS = "abcd"
 
 
 def hotpotqa_question(record: Record) -> Question:
-    """HotpotQA (list: question, answer, type, _id; context and supporting facts passed over; tests have no answer)."""
+    """Read HotpotQA (list: question, answer, type, _id; context and supporting facts are ignored; no test answers)."""
     answers = record.texts("answer") if "answer" in record.values else ()
     return Question(
         record.text("question"),
@@ -27,16 +27,16 @@ def hotpotqa_question(record: Record) -> Question:
 
 
 def nq_open_question(record: Record) -> Question:
-    """NQ-open (JSON lines: question, answer as a list of accepted wordings; tests have none)."""
+    """Read NQ-open (JSON lines: question, answer as a list of accepted wordings; tests have none)."""
     answers = record.texts("answer") if "answer" in record.values else ()
     return Question(record.text("question"), True, answers, source=record.where)
 
 
 def medmcqa_question(record: Record) -> Question:
-    """MedMCQA (JSON lines: question, opa to opd, cop, id): `cop` counts from 1 in the official files.
+    """Read MedMCQA (JSON lines: question, opa to opd, cop, id): `cop` counts from 1 in the official files.
 
-    The copy on the hub counts from 0 and writes -1 where the test file has no `cop`; a 0 or -1 in a file, or a 4 from
-    the hub, is refused, since guessing would mark every answer wrong by one.
+    The copy on the hub counts from 0 and writes -1 where the test file has no `cop`. A 0 or -1 in a file, or a 4 from
+    the hub, is refused, since a wrong guess would shift every answer by one.
     """
     choices = tuple(record.text(f"op{letter}") for letter in _LETTERS)
     correct = _zero_based(record)
@@ -63,11 +63,11 @@ def _zero_based(record: Record) -> int | None:
 
 
 def bioasq_question(record: Record) -> Question:
-    """BioASQ task B (object with the list `questions`: body, type, exact_answer, ideal_answer, id).
+    """Read BioASQ task B (object with the list `questions`: body, type, exact_answer, ideal_answer, id).
 
-    yesno and factoid answers are the wordings of `exact_answer`; a list answer is one text that names every item by its
-    first wording, since naming one item does not answer the question; a summary's answers are its `ideal_answer`, prose
-    that only overlap measures (token F1) can score.
+    yesno and factoid answers are the wordings of `exact_answer`. A list answer is one text that names every item by its
+    first wording, since one item alone does not answer the question. A summary's answers are its `ideal_answer`, prose
+    that only overlap metrics (token F1) can score.
     """
     kind = record.text("type")
     if kind not in ("yesno", "factoid", "list", "summary"):
@@ -85,7 +85,7 @@ def bioasq_question(record: Record) -> Question:
 
 
 def _wordings(record: Record, field: str) -> list[tuple[str, ...]]:
-    """An answer field as a list of items, each with its wordings; text, a list, or a list of lists in the files."""
+    """Read an answer field as items with their wordings; files hold a text, a list, or a list of lists."""
     value: Any = record.values.get(field)
     if value is None:
         return []

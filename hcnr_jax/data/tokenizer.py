@@ -1,11 +1,11 @@
-"""A tokenizer from a folder, and what it puts around a text of its own accord."""
+"""Loads a tokenizer from a folder, and finds the special tokens that it adds to a text."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from hcnr_jax.errors import InputError
 
-# transformers is imported late (seconds), so the type of its tokenizers is not named here.
+# Importing transformers takes seconds, so that the type of its tokenizers is not named here.
 Tokenizer: TypeAlias = Any
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
@@ -13,7 +13,7 @@ _FILES = (*_VOCABULARIES, "tokenizer_config.json")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The Hugging Face tokenizer of a local folder; nothing is downloaded and no code of the folder is run.
+    """Load the Hugging Face tokenizer of a local folder; nothing is downloaded, and no code of the folder is run.
 
     Raises:
         InputError: the folder is missing, holds no tokenizer files, or transformers cannot read them.
@@ -46,36 +46,36 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 class Added(NamedTuple):
-    """The token ids a tokenizer puts before and after a text by default, such as a begin token."""
+    """The ids that a tokenizer adds before and after a text by default, such as a begin token."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
 
 
 def added_tokens(tokenizer: Tokenizer) -> Added:
-    """What `tokenizer(text)` adds around the tokens of `text`, found by asking it with and without special tokens."""
+    """Find the ids that `tokenizer(text)` adds, by a comparison with the ids without special tokens."""
     bare = token_ids(tokenizer, "a", special=False)
     full = token_ids(tokenizer, "a")
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return Added(full[:start], full[start + len(bare) :])
-    # A tokenizer that writes the text itself differently under its special tokens: nothing is known to be added.
+    # With special tokens, this tokenizer encodes the text itself differently: no added id can be told apart.
     return Added((), ())
 
 
 def token_ids(tokenizer: Tokenizer, text: str, special: bool = True) -> tuple[int, ...]:
-    """The ids of `text`, never cut or padded whatever its files say; `special` adds the default special tokens."""
-    # `verbose=False`: a text over the tokenizer's own maximum is cut here later, no cause for its warning.
+    """Encode `text` without a cut or padding; `special` adds the default special tokens."""
+    # `verbose=False` silences the warning of a text over the tokenizer's maximum, which `encode_rows` cuts later.
     encoded = tokenizer(text, add_special_tokens=special, padding=False, truncation=False, verbose=False)
     return tuple(int(token) for token in encoded["input_ids"])
 
 
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids of every token marked special, named (begin, end, pad) or not (ends of turns)."""
+    """Return the ids of all special tokens: the named ones (begin, end, pad) and others, such as ends of turns."""
     marked = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     return frozenset(marked | set(tokenizer.all_special_ids))
 
 
 def tokenizer_name(tokenizer: Tokenizer) -> str:
-    """The folder a tokenizer was read from, for messages."""
+    """Return the folder that a tokenizer was read from, for messages."""
     return str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")

@@ -1,8 +1,8 @@
-"""Evaluation: ask a model, read what it says, score it, and look inside it.
+"""Evaluates a model: asks it questions, judges its answers, scores them, and looks at its hidden states.
 
-`questions` makes prompts of rows, `runner` asks and judges, `scores` summarises, `journal` lets a killed run go on;
-`refusal`, `metrics`, `statistics`, `calibration` are the measures; `hidden` and `probe` look at what the model knows;
-`checks` and `conditioning` are the warning signs of the paper.
+`ask` turns rows into prompts and puts them to a model, `judge` tells refusals from answers, `score` computes metrics
+with intervals. `trait` says what is measured. `probe` finds what a model knows but does not say; `warning_signs` and
+`moment_condition` check whether a restoration will work, or did.
 """
 
 from hcnr_jax.evaluate.ask.batches import Events
@@ -10,7 +10,13 @@ from hcnr_jax.evaluate.ask.completions import LoadedModel
 from hcnr_jax.evaluate.ask.hidden_states import last_token_states
 from hcnr_jax.evaluate.ask.questions import Prompt, check_labels, encode_prompts, question_of, sample_rows, split_halves
 from hcnr_jax.evaluate.ask.runner import Answer, AnswerSettings, answer, judge
-from hcnr_jax.evaluate.checks import (
+from hcnr_jax.evaluate.judge.refusal import detect
+from hcnr_jax.evaluate.moment_condition import input_conditions
+from hcnr_jax.evaluate.score.metrics import honesty_metrics, recovered_share
+from hcnr_jax.evaluate.score.scores import summarise
+from hcnr_jax.evaluate.score.statistics import Interval, McNemar, bootstrap, f1_of, mcnemar, mean_of, paired_difference
+from hcnr_jax.evaluate.trait import HONESTY, TRAITS, Metric, Trait
+from hcnr_jax.evaluate.warning_signs import (
     Finding,
     check_conditioning,
     check_honesty,
@@ -19,19 +25,22 @@ from hcnr_jax.evaluate.checks import (
     check_task,
     rank_correlation,
 )
-from hcnr_jax.evaluate.conditioning import input_conditions
-from hcnr_jax.evaluate.judge.refusal import detect
-from hcnr_jax.evaluate.score.metrics import honesty_metrics, recovered_share
-from hcnr_jax.evaluate.score.scores import summarise
 
 __all__ = [
+    "HONESTY",
+    "TRAITS",
     "Answer",
     "AnswerSettings",
     "Events",
     "Finding",
+    "Interval",
     "LoadedModel",
+    "McNemar",
+    "Metric",
     "Prompt",
+    "Trait",
     "answer",
+    "bootstrap",
     "check_conditioning",
     "check_honesty",
     "check_labels",
@@ -40,10 +49,14 @@ __all__ = [
     "check_task",
     "detect",
     "encode_prompts",
+    "f1_of",
     "honesty_metrics",
     "input_conditions",
     "judge",
     "last_token_states",
+    "mcnemar",
+    "mean_of",
+    "paired_difference",
     "question_of",
     "rank_correlation",
     "recovered_share",

@@ -1,13 +1,14 @@
-"""Does a model still know what it does not know: logistic-regression probes on hidden states, a layer at a time.
+"""Tests whether a model still knows what it does not know, with logistic-regression probes on hidden states by
+layer.
 
-arXiv 2511.12991, figure 3: probes trained on the base model's last-prompt-token hidden states tell unanswerable from
-answerable questions; applied unchanged to the tuned (or restored) model's states they still do, where the knowledge
-survived.
+Figure 3 of arXiv 2511.12991: probes trained on the base model's last-prompt-token hidden states tell unanswerable from
+answerable questions. Where the knowledge survived, the same probes also work on the states of the tuned or restored
+model.
 
-`hidden` is [layers, questions, width]: the residual stream after the embedding (index 0) and after each block, hence
-L + 1 layers. `labels` is True for the positive class, *unanswerable* throughout this project. States are standardised
-with the base training split's mean and deviation, in every model. The best layer is chosen by cross-validation on the
-base training split, never on the questions reported.
+`hidden` is [layers, questions, width]: the residual stream after the embedding (index 0) and after each block, hence L
++ 1 layers. `labels` is True for the positive class, which is *unanswerable* throughout this project. In every model,
+states are standardised with the mean and deviation of the base training split. The best layer is chosen by
+cross-validation on the base training split, never on the questions reported.
 """
 
 from collections.abc import Mapping
@@ -30,10 +31,10 @@ _MAX_ITERATIONS = 5000
 
 @dataclass(frozen=True)
 class Probes:
-    """One linear probe a layer, in raw state coordinates: logit = hidden @ weight + bias (standardisation folded in).
+    """Holds one linear probe a layer, in raw state coordinates: logit = hidden @ weight + bias.
 
-    cross_validated: mean AUROC over folds of the base training split, by layer. best_layer: its argmax, ties to the
-    lower layer.
+    The standardisation of the states is folded into weight and bias. cross_validated: mean AUROC over folds of the base
+    training split, by layer. best_layer: its argmax, ties to the lower layer.
     """
 
     weight: Float[np.ndarray, "layers d"]
@@ -45,7 +46,9 @@ class Probes:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """AUROC of the base model's probes on each model's test states: `auroc[model][layer]`, layer 0 the embedding."""
+    """Holds the AUROC of the base model's probes on each model's test states: `auroc[model][layer]`, layer 0 the
+    embedding.
+    """
 
     best_layer: int
     cross_validated: tuple[float, ...]
@@ -54,7 +57,7 @@ class ProbeResult:
     auroc: dict[str, tuple[Interval, ...]]
 
     def best(self, model: str) -> Interval:
-        """The model's AUROC in the layer chosen on base. InputError where the model was not probed."""
+        """Return the model's AUROC in the layer chosen on base. InputError where the model was not probed."""
         if model not in self.auroc:
             raise InputError(f"probe: expected one of {', '.join(self.auroc)}, found {model!r}")
         return self.auroc[model][self.best_layer]
@@ -97,7 +100,7 @@ def _check(hidden: np.ndarray, labels: np.ndarray, what: str) -> None:
 def _fit_layer(
     states: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"], penalty: float
 ) -> tuple[np.ndarray, float]:
-    """Weight [d] and bias of the minimiser of `sum log-loss + penalty/2 |w|^2` on standardised states, in raw
+    """Minimise `sum log-loss + penalty/2 |w|^2` on standardised states; return weight [d] and bias in raw
     coordinates.
     """
     mean = states.mean(axis=0, dtype=np.float64)
@@ -154,7 +157,7 @@ def fit_probes(hidden: Hidden, labels: Labels, *, folds: int = 5, penalty: float
 
 
 def apply_probes(probes: Probes, hidden: Hidden) -> Float[np.ndarray, "layers n"]:
-    """Logits of "unanswerable" of each layer's probe on any model's states, unchanged from training (float64).
+    """Compute the logits of "unanswerable" of each layer's probe on any model's states (float64).
 
     Raises:
         InputError: another number of layers or another width than the probes were trained on.
@@ -179,14 +182,19 @@ def evaluate_probes(
     method: Method = "percentile",
     seed: int = 0,
 ) -> ProbeResult:
-    """AUROC by layer of the base probes on the test states of each model, with intervals from resampling within
-    classes.
+    """Compute the AUROC by layer of the base probes on each model's test states, with intervals.
+
+    The intervals resample within classes. Percentile intervals are the default: near 1 all draws of the AUROC can lie
+    on one side of the estimate, where BCa is undefined.
 
     Args:
-        hidden: model name -> states [layers, n, d] of the same test questions, none of them trained on. labels: True
-        = unanswerable. draws, confidence, method, seed: of `statistics.bootstrap`. Percentile is the default: near 1
-        the AUROC's draws can all lie on one side of
-            the estimate, where BCa is undefined.
+        probes: trained on BASE.
+        hidden: model name -> states [layers, n, d] of the same test questions, none of them trained on.
+        labels: True = unanswerable.
+        draws: of `statistics.bootstrap`.
+        confidence: of the interval.
+        method: percentile or bca.
+        seed: of the draws.
 
     Raises:
         InputError: no model, unequal lengths, NaN or Inf, one class, another shape than the probes'.

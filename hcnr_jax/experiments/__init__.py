@@ -1,5 +1,5 @@
-"""Experiments as data: what is asked (`config`), what was found (`measure`, `records`), and what follows from it.
+"""Compares methods and settings over many pairs of models: compare, ablate, sweep and recovery.
 
-`choose` picks a setting from validation questions under a constraint, `frontier` compares knobs at equal task accuracy,
-`intervals` and `summary` turn the records of many pairs into rows of a table. Nothing here loads a model.
+`engine` makes, asks and records every setting on every pair; `pair_session` holds one pair in memory. `summary` turns
+the records into rows of a table, `pair_bootstrap` adds intervals, and `result_folder` writes everything.
 """

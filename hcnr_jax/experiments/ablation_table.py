@@ -1,4 +1,4 @@
-"""The rows of an ablation table: one change at a time, each against the preset it changes.
+"""The rows of an ablation table, each with one change of its preset.
 
 The paper's four claims are rows of the first group: the task term keeps the task, compensation and the choice of
 neurons bring honesty, and 128 rows suffice.
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.trait import HONESTY, TASK_ACCURACY
 
 # A difference of less than this in F1 is none between numbers of rows: the paper's curves are flat to about a point.
 ENOUGH = 0.01
@@ -20,15 +21,22 @@ ASKED = "{rows}"
 
 
 class Ablation(NamedTuple):
-    """One row: its name, and what it changes of its group's preset: {} is the preset itself, `samples` the rows of both
-    sets."""
+    """Holds one row of the table.
+
+    Args:
+        name: as tables show it.
+        changes: the settings that differ from the group's preset; {} is the preset itself, and `samples` sets the rows
+            of both sets.
+    """
 
     name: str
     changes: Mapping[str, Any]
 
 
 class Group(NamedTuple):
-    """Rows that share a preset; the first one is the preset as it is, which the others are compared with."""
+    """Holds rows that change the same preset; the others are compared with the first one, which is the preset
+    itself.
+    """
 
     title: str
     preset: str
@@ -97,7 +105,7 @@ GROUPS = {
 
 
 def groups_of(groups: str, rows: Mapping[str, int]) -> dict[str, Group]:
-    """The groups a user names, `all` or names with commas; InputError for an unknown one.
+    """Return the groups that a user names: `all`, or names with commas. InputError for an unknown name.
 
     rows: honesty and task rows asked for, by which the first row of a group of sizes is named.
     """
@@ -109,16 +117,17 @@ def groups_of(groups: str, rows: Mapping[str, int]) -> dict[str, Group]:
 
 
 def _filled(group: Group, rows: Mapping[str, int]) -> Group:
-    """The group with the rows asked for in its names, and without the size that is those very rows."""
-    said = f"{rows['honesty']}" if rows["honesty"] == rows["task"] else f"{rows['honesty']} + {rows['task']}"
+    """Write the number of rows into the names of a group, and drop the size that equals this number."""
+    sizes = list(dict.fromkeys(rows.values()))
+    said = " + ".join(str(size) for size in sizes)
     kept = [row for row in group.rows if set(rows.values()) != {row.changes.get("samples")}]
     return group._replace(rows=tuple(row._replace(name=row.name.replace(ASKED, said)) for row in kept))
 
 
 CLAIMS = (
-    ("the task term matters for task accuracy", "paper: no task term", "task_accuracy"),
-    ("compensation raises honesty", "paper: no compensation", "honesty_f1"),
-    ("random neurons are worse", "paper: random neurons", "honesty_f1"),
+    ("the task term matters for task accuracy", "paper: no task term", TASK_ACCURACY),
+    ("compensation raises honesty", "paper: no compensation", HONESTY.main.name),
+    ("random neurons are worse", "paper: random neurons", HONESTY.main.name),
 )
 
 
@@ -126,7 +135,7 @@ _LARGEST = re.compile(rf"(?P<group>(?:.*, )?(?P<asked>[0-9 +]+ rows)): {max(SIZE
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The paper's directions against the differences found: confirmed or contradicted where the interval says so."""
+    """Compare the paper's claims with the differences found: confirmed or contradicted where the interval says so."""
     found = {row["method"]: row["difference"] for row in rows if row.get("difference")}
     said = []
     for claim, name, metric in CLAIMS:
@@ -135,7 +144,7 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             verdict = "confirmed" if gap["high"] < 0 else "contradicted" if gap["low"] > 0 else "open"
             said.append(f"{claim}: {verdict}, {_points(gap)} points without it")
     for name, differences in found.items():
-        start, gap = _LARGEST.fullmatch(name), differences.get("honesty_f1")
+        start, gap = _LARGEST.fullmatch(name), differences.get(HONESTY.main.name)
         if start is not None and gap is not None:
             enough = gap["high"] <= ENOUGH
             verdict = "confirmed" if enough else "contradicted" if gap["low"] > ENOUGH else "open"

@@ -1,6 +1,7 @@
-"""What an experiment's records depend on: of a pair its files and how it is asked, of a job its settings in full.
+"""Computes the cache keys of experiment records.
 
-Both go into a record's key, so that a record is taken up again only where making it anew would give the same.
+A pair's key hashes its files and question options; a job's key hashes its settings. A record is reused only where
+making it again would give the same result.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ PLACES = frozenset(("base", "tuned", "honesty", "task", "out"))
 
 
 def pair_fingerprint(pair: Pair, config: ExperimentConfig) -> str:
-    """Of weights, configurations, tokenizers, rows, questions, the options of `MEANING`, versions and the device.
+    """Hash a pair's weights, configurations, tokenizers, rows, questions, the options of `MEANING`, and the
+    versions.
 
     InputError where a model folder cannot be read.
     """
@@ -40,12 +42,22 @@ def pair_fingerprint(pair: Pair, config: ExperimentConfig) -> str:
 
 
 def digest(value: Any) -> str:
-    """A short digest of plain values."""
+    """Hash plain values to a short digest."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def restoration(config: ExperimentConfig, pair: Pair, name: str, values: Mapping[str, Any]) -> RestoreConfig:
-    """A preset's settings on a pair's rows, with some of them changed; InputError for a value it cannot have."""
+def restoration(config: ExperimentConfig, pair: Pair, name: str, *, values: Mapping[str, Any]) -> RestoreConfig:
+    """Build the settings of a restoration: a preset on a pair's rows, with some settings changed.
+
+    Args:
+        config: of the experiment; gives row counts, seed and maximal length.
+        pair: whose models and rows are used.
+        name: of the preset.
+        values: the settings that replace those of the preset.
+
+    Raises:
+        InputError: a value that a setting cannot have.
+    """
     common = {
         "base": str(pair.base),
         "tuned": str(pair.tuned),
@@ -61,6 +73,6 @@ def restoration(config: ExperimentConfig, pair: Pair, name: str, values: Mapping
 
 
 def restoration_settings(config: ExperimentConfig, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of such a restoration, whatever the pair; InputError for a value it cannot have."""
+    """Return all settings of a restoration except its file paths. InputError for a value that a setting cannot have."""
     nowhere = Pair("any", Path(), Path(), Path())
-    return restoration(config, nowhere, name, values).model_dump(mode="json", exclude=set(PLACES))
+    return restoration(config, nowhere, name, values=values).model_dump(mode="json", exclude=set(PLACES))

@@ -1,4 +1,4 @@
-"""The engine of every experiment: settings x pairs, each made, asked and recorded once, however often it is stopped."""
+"""Makes, asks and records every setting on every pair of an experiment, each once however often the run is stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hcnr_jax.evaluate.score.measurement import measure
 from hcnr_jax.experiments.cache_keys import digest, pair_fingerprint
 from hcnr_jax.experiments.pair_session import Failure, Lab, Made, questions_of
 from hcnr_jax.experiments.pairs import Pair, find_pairs
-from hcnr_jax.experiments.records import Record, Records
+from hcnr_jax.experiments.record_file import Record, Records
 from hcnr_jax.experiments.summary import BASE, TUNED
 from hcnr_jax.report.console import Reporter
 
@@ -28,9 +28,16 @@ ASKED = ("validation", "test")
 
 
 class Job(NamedTuple):
-    """One setting of one method to be recorded on every pair. samples: rows it reads. made_of: all settings that decide
-    its outcome, those included that no one asked to vary (a preset's, the optimiser's). restores: it is a restoration,
-    whose record says what it did to every kernel, where it is shown."""
+    """Describes one setting of one method, to be recorded on every pair.
+
+    Args:
+        method: its name.
+        setting: the values that are varied.
+        samples: rows the method reads.
+        made_of: all settings that decide the outcome, also those of a preset or of the optimiser that are not varied.
+        restores: whether the job is a restoration; its record then says what happened to every kernel, where the method
+            is shown.
+    """
 
     method: str
     setting: Mapping[str, Any]
@@ -40,13 +47,19 @@ class Job(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The setting as records name it."""
+        """Name the setting as records do."""
         return label(self.setting)
 
 
 class Outcome(NamedTuple):
-    """A job carried out: its place among the jobs, and the model, or why there is none; rows shown before questions;
-    samples: rows it read, where that is not what the job says."""
+    """Holds the result of a job.
+
+    Args:
+        place: of the job in the list of jobs.
+        made: the model, or the reason why there is none.
+        examples: rows shown before every question.
+        samples: rows that were read, where their number differs from the job's.
+    """
 
     place: int
     made: Made | Failure
@@ -59,7 +72,9 @@ Make = Callable[[Lab, Sequence[Job]], Iterator[Outcome]]
 
 
 class Found(NamedTuple):
-    """Records of the jobs asked for, pair by pair in the jobs' order, and the test answers of those that are shown."""
+    """Holds the records of all jobs, pair by pair in the order of the jobs, and the test answers of the shown
+    methods.
+    """
 
     records: list[Record]
     answers: list[Record]
@@ -69,15 +84,23 @@ def run_experiment(
     config: ExperimentConfig,
     jobs: Sequence[Job],
     make: Make,
+    *,
     shown: Sequence[str],
     reporter: Reporter,
     splits: Sequence[str] = ASKED,
 ) -> Found:
-    """Every job on every pair, and base and tuned beside them.
+    """Run every job on every pair, and BASE and TUNED beside them.
 
-    Records lie in `records.jsonl` of --out and are not made again while pair, rows and settings are what they were;
-    `answers.jsonl` holds the test answers of base, tuned and the methods `shown`, whose test records say what a
-    restoration did to every kernel. splits: whose questions are asked.
+    A record in `records.jsonl` of --out is reused while the pair, the rows and the settings are unchanged.
+    `answers.jsonl` holds the test answers of BASE, TUNED and the shown methods.
+
+    Args:
+        config: options of the experiment.
+        jobs: what to record.
+        make: carries out jobs on a pair.
+        shown: methods whose answers and kernel maps are kept.
+        reporter: prints progress.
+        splits: whose questions are asked.
     """
     every = [Job(BASE, {}), Job(TUNED, {}), *jobs]
     with Records(config.out / "records.jsonl") as records, Records(config.out / "answers.jsonl") as answers:
@@ -101,20 +124,20 @@ def run_experiment(
 
 
 def _check_rows(pair: Pair, config: ExperimentConfig) -> None:
-    """Refuse, before the work on any pair, more rows than its files have."""
+    """Refuse, before the work on any pair, more rows than the files of the pair have."""
     for role, count in config.rows.items():
-        choose_rows(read_rows(pair.rows(role, "train")), count, config.seed, config.rows_option(role))
+        choose_rows(read_rows(pair.rows(role, "train")), count, config.seed, option=config.rows_option(role))
 
 
 def _check_questions(pair: Pair, splits: Sequence[str], max_new_tokens: int) -> None:
     """Refuse, before the work on any pair, questions that TUNED cannot be asked."""
     model = open_model(str(pair.tuned), open_checkpoint(pair.base))
     for split in splits:
-        questions_of(pair, split, model.spec, model.tokenizer, max_new_tokens)
+        questions_of(pair, split, model.spec, tokenizer=model.tokenizer, max_new_tokens=max_new_tokens)
 
 
 class _Book(NamedTuple):
-    """Where one pair's records go."""
+    """Writes one pair's records and answers."""
 
     pair: Pair
     prefix: str
@@ -124,7 +147,7 @@ class _Book(NamedTuple):
     splits: Sequence[str]
 
     def has(self, job: Job, split: str) -> bool:
-        """Whether a record is there with all that goes with it: an earlier run may have shown other methods."""
+        """Tell whether a record exists with all its parts; an earlier run may have shown other methods."""
         key = _key(self.prefix, job, split)
         if key not in self.records:
             return False
@@ -135,25 +158,25 @@ class _Book(NamedTuple):
         return len(self.answers_of(job)) == asked and (not job.restores or "kernels" in record)
 
     def records_of(self, job: Job) -> list[Record]:
-        """A job's records, one a split."""
+        """List a job's records, one a split."""
         keys = [_key(self.prefix, job, split) for split in self.splits]
         return [self.records[key] for key in keys if key in self.records]
 
     def write(self, job: Job, split: str, content: Mapping[str, Any]) -> None:
-        """One record; what it says counts from here on."""
+        """Write one record."""
         key = _key(self.prefix, job, split)
         about = {"key": key, "pair": self.pair.name, "method": job.method, "setting": dict(job.setting)}
         self.records.add({**about, "label": job.label, "split": split, "samples": job.samples, **content})
 
     def answers_of(self, job: Job) -> list[Record]:
-        """The test answers that are kept of a job whose method is shown."""
+        """List the test answers that are kept of a job."""
         if job.method not in self.shown:
             return []
         start = f"{_key(self.prefix, job, 'test')}/"
         return [answer for answer in self.answers if answer["key"].startswith(start)]
 
     def keep(self, job: Job, answers: Sequence[Answer]) -> None:
-        """The test answers of a method that is shown."""
+        """Write the test answers of a job whose method is shown."""
         if job.method not in self.shown:
             return
         fields = ("role", "kind", "question", "answerable", "answers", "completion", "verdict", "correct")
@@ -179,9 +202,10 @@ def _run_pair(lab: Lab, jobs: Sequence[Job], make: Make, book: _Book, reporter: 
 
 
 def _record(lab: Lab, job: Job, outcome: Outcome, book: _Book) -> None:
-    """Every split of a setting; a setting without a model, or whose questions do not fit, is recorded as failed.
+    """Record every split of a setting; a setting without a model, or whose questions do not fit, is recorded as
+    failed.
 
-    InputError where that is BASE or TUNED itself: without them nothing can be read off the others.
+    InputError where that setting is BASE or TUNED, since every other setting is compared with them.
     """
     missing = [split for split in book.splits if not book.has(job, split)]
     if isinstance(outcome.made, Failure):

@@ -1,4 +1,4 @@
-"""What a selection did to every kernel, small enough for a record, and its picture as a mean over pairs."""
+"""Summarises what a selection did to every kernel, and draws the mean of such summaries over pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hcnr_jax.experiments.records import Record
+from hcnr_jax.experiments.record_file import Record
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import KERNELS
 from hcnr_jax.report import plots
@@ -23,7 +23,7 @@ order of `KERNELS`."""
 
 
 def kernel_map(selection: Selection) -> KernelMap:
-    """Of one setting's selection."""
+    """Summarise one setting's selection."""
     masks = [selection.masks[path] for path in KERNELS]
     shares = [jnp.mean(mask.astype(jnp.float32), axis=range(1, mask.ndim)) for mask in masks]
     share = np.stack(jax.device_get(shares), axis=1).tolist()
@@ -32,8 +32,9 @@ def kernel_map(selection: Selection) -> KernelMap:
 
 
 def mean_map(records: Sequence[Record], method: str) -> dict[str, np.ndarray] | None:
-    """Mean over pairs of a method's maps, [layers, 7] each; None where no record holds one, or the models' depths
-    differ."""
+    """Average a method's maps over pairs, [layers, 7] each; None without a record, or where the models differ in
+    depth.
+    """
     found = [record["kernels"] for record in records if record["method"] == method and "kernels" in record]
     if len({len(item["share"]) for item in found}) != 1:
         return None
@@ -41,8 +42,9 @@ def mean_map(records: Sequence[Record], method: str) -> dict[str, np.ndarray] | 
 
 
 def map_picture(out: Path, records: Sequence[Record], methods: Sequence[str]) -> list[Picture]:
-    """`neurons.png` in `out`: for every one of `methods` that has a map, how far fine-tuning moved each kernel and what
-    share of it was restored. Empty where none has one."""
+    """Draw `neurons.png`: for each method, the perturbation and the restored share of every kernel. Empty without a
+    map.
+    """
     maps: dict[str, Any] = {name: mean_map(records, name) for name in dict.fromkeys(methods)}
     panels: dict[str, tuple[np.ndarray, float]] = {}
     for name, found in maps.items():

@@ -1,7 +1,7 @@
-"""The organisms an experiment builds in its --out: a finished one is taken up, an unfinished one built anew.
+"""Builds the organisms of an experiment in its --out, and reuses those that are finished.
 
-`organism.json` beside `base`, `tuned` and `data` says which one it is and whether it is finished: `tuned` alone would
-not tell, since every fine-tuning that is tried passes through there.
+`organism.json` beside `base`, `tuned` and `data` describes the organism and says whether it is finished. The folder
+`tuned` alone would not tell, since every fine-tuning that is tried is written there.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from typing import Any
 from hcnr_jax.checkpoints.checkpoint import read_json
 from hcnr_jax.config.experiments import ExperimentConfig
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.journal import write_over
 from hcnr_jax.organism.build import build
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.runtime.files import explained
+from hcnr_jax.runtime.files import explained, write_result
 from hcnr_jax.training.trainer import StepInfo
 
 RECORD = "organism.json"
 
 
 def organism(seed: int, config: ExperimentConfig, reporter: Reporter) -> Path:
-    """The folder of one of --seeds, built unless it is there.
+    """Return the folder of one of --seeds, and build the organism unless it exists.
 
-    InputError where another organism, or something else, is in its place.
+    InputError where another organism or a foreign folder is in its place.
     """
     folder = config.out / f"organism-{seed}"
     about = {"seed": seed, "size": config.size, "lora": config.lora}
@@ -63,7 +62,7 @@ def _options(about: dict[str, Any]) -> str:
 
 
 def _begin(folder: Path, about: dict[str, Any]) -> None:
-    """Mark the folder as ours and clear it of what a run left that did not finish."""
+    """Mark the folder as this command's and remove what an unfinished run left."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, about, False)
@@ -75,7 +74,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _write(folder: Path, about: dict[str, Any], finished: bool) -> None:
-    write_over(folder / RECORD, json.dumps(about | {"finished": finished}, indent=1) + "\n")
+    write_result(folder / RECORD, json.dumps(about | {"finished": finished}, indent=1) + "\n")
 
 
 def _build(folder: Path, seed: int, config: ExperimentConfig, reporter: Reporter) -> None:
@@ -87,4 +86,4 @@ def _build(folder: Path, seed: int, config: ExperimentConfig, reporter: Reporter
             stage.expect(sum(done.values()))
             stage.advance()
 
-        build(folder, seed, config.size, config.lora, follow)
+        build(folder, seed, config.size, lora=config.lora, on_step=follow)

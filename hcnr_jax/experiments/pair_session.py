@@ -1,4 +1,6 @@
-"""One pair opened for experiments: weights and questions are loaded once, rows scored once a kind of scores."""
+"""Holds one pair in memory for experiments: weights and questions are loaded once, and rows scored once a kind of
+scores.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.ask.model import end_ids
-from hcnr_jax.evaluate.ask.questions import Role, check_labels
+from hcnr_jax.evaluate.ask.questions import check_labels
 from hcnr_jax.evaluate.ask.runner import Answer, answer
 from hcnr_jax.experiments.cache_keys import restoration
 from hcnr_jax.experiments.kernel_map import KernelMap, kernel_map
@@ -33,8 +35,13 @@ from hcnr_jax.restoration.score import Scores, prepare_scoring
 
 
 class Made(NamedTuple):
-    """A model an experiment made: its params, the seconds that took (a share of what settings have in common), and of a
-    restoration what it did to every kernel."""
+    """Holds a model that an experiment made.
+
+    Args:
+        params: of the model.
+        seconds: it took, with a share of the work that settings have in common.
+        kernels: what a restoration did to every kernel; None for other methods.
+    """
 
     params: Params
     seconds: float
@@ -53,7 +60,7 @@ class _Scored(NamedTuple):
 
 
 class Lab:
-    """A pair in memory. `restored` makes restorations, `ask` puts its questions to any params of its shape."""
+    """Opens a pair: `restored` makes restorations, `ask` puts the pair's questions to any params of its shape."""
 
     def __init__(self, pair: Pair, config: ExperimentConfig, reporter: Reporter) -> None:
         self.pair, self.config, self.reporter = pair, config, reporter
@@ -65,7 +72,7 @@ class Lab:
         self.spec = prepared.spec
         self.honesty = [example.row for example in prepared.honesty]
         self.task = [example.row for example in prepared.task]
-        self.examples = {"honesty": prepared.honesty, "task": prepared.task}
+        self.examples = dict(zip(ROLES, (prepared.honesty, prepared.task), strict=True))
         self.tokenizer: Tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
         self._eos = end_ids(prepared.tuned, self.spec, self.tokenizer)
         plan = make_plan(prepared)
@@ -74,11 +81,11 @@ class Lab:
         self._opened[_scores_key(first)] = prepared, plan
 
     def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
-        """A preset's settings on this pair's rows, with some of them changed."""
-        return restoration(self.config, self.pair, name, values)
+        """Build the settings of a restoration: a preset on this pair's rows, with some settings changed."""
+        return restoration(self.config, self.pair, name, values=values)
 
     def restored(self, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
-        """(place, the restored model, or why that setting has none), settings of equal scores together."""
+        """Yield (place, the restored model, or why that setting has none), grouped by settings of equal scores."""
         groups: dict[str, list[int]] = {}
         for place, config in enumerate(configs):
             groups.setdefault(_scores_key(config), []).append(place)
@@ -96,7 +103,7 @@ class Lab:
                 )
 
     def _grid(self, scored: _Scored, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
-        """One walk for all that share one."""
+        """Restore all settings that share their scores, in one walk."""
         prepared, plan, scores, _ = scored
         started = time.perf_counter()
         for item in try_grid(prepared, plan, configs, self.base, self.tuned, scores, self.reporter):
@@ -122,13 +129,20 @@ class Lab:
         return self._scored[key]
 
     def loaded(self, params: Params) -> LoadedModel:
-        """Params ready to be asked."""
+        """Wrap params as a model ready to be asked."""
         return LoadedModel(self.spec, params, self.tokenizer, self._eos)
 
     def ask(self, params: Params, split: str, change: Callable[[Row], Row] | None = None, tag: int = 0) -> list[Answer]:
-        """The answers to the pair's questions of a split. change: of every row before it is asked, told apart by `tag`.
+        """Ask the pair's questions of a split.
 
-        InputError for a question that does not fit into the model's positions.
+        Args:
+            params: of the model.
+            split: train, validation or test.
+            change: applied to every row before it is asked.
+            tag: tells apart the changes, for the cache of prompts.
+
+        Raises:
+            InputError: a question that does not fit into the model's positions.
         """
         settings = AnswerSettings(self.config.max_new_tokens, self.config.microbatch, self.config.match)
         return answer(self.loaded(params), self._questions(split, change, tag), settings)
@@ -136,11 +150,13 @@ class Lab:
     def _questions(self, split: str, change: Callable[[Row], Row] | None, tag: int) -> list[Prompt]:
         if (split, tag) not in self._prompts:
             tokens = self.config.max_new_tokens
-            self._prompts[split, tag] = questions_of(self.pair, split, self.spec, self.tokenizer, tokens, change)
+            self._prompts[split, tag] = questions_of(
+                self.pair, split, self.spec, tokenizer=self.tokenizer, max_new_tokens=tokens, change=change
+            )
         return self._prompts[split, tag]
 
     def touched(self, params: Params) -> float:
-        """Share of all parameters whose value differs from tuned's."""
+        """Compute the share of all parameters whose value differs from TUNED's."""
         moved = [int((np.asarray(x) != np.asarray(y)).sum()) for x, y in _leaves(params, self.tuned)]
         return sum(moved) / sum(leaf.size for leaf in jax.tree.leaves(self.tuned))
 
@@ -149,19 +165,31 @@ def questions_of(
     pair: Pair,
     split: str,
     spec: ModelSpec,
+    *,
     tokenizer: Tokenizer,
     max_new_tokens: int,
     change: Callable[[Row], Row] | None = None,
 ) -> list[Prompt]:
-    """A pair's questions of one split as prompts of a model; InputError for rows without labels or too long for it."""
+    """Turn a pair's questions of one split into prompts.
+
+    Args:
+        pair: whose questions are read.
+        split: train, validation or test.
+        spec: of the model.
+        tokenizer: of the model.
+        max_new_tokens: room for the answer.
+        change: applied to every row first.
+
+    Raises:
+        InputError: a row without labels, or too long for the model.
+    """
     prompts: list[Prompt] = []
     for role in ROLES:
         rows = read_rows(pair.rows(role, split), need_completion=False)
-        named: Role = "honesty" if role == "honesty" else "task"
-        check_labels(named, split, rows)
+        check_labels(role, split, rows)
         asked = rows if change is None else [change(row) for row in rows]
         room = spec.max_positions - max_new_tokens
-        prompts += encode_prompts(named, split, asked, tokenizer, spec.vocab_size, room)
+        prompts += encode_prompts(role, split, asked, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room)
     return prompts
 
 
@@ -170,5 +198,5 @@ def _leaves(left: Params, right: Params) -> Iterator[tuple[Any, Any]]:
 
 
 def _scores_key(config: RestoreConfig) -> str:
-    """What the scores depend on."""
+    """Return what the scores of a restoration depend on."""
     return config.model_dump_json(exclude=set(FREE))

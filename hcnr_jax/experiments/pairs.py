@@ -1,4 +1,4 @@
-"""The pairs of an experiment: folders that hold a base and a tuned model and their rows, or organisms built by seed."""
+"""Finds the pairs of an experiment: folders with a base model, a tuned model and rows, or organisms built by seed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from hcnr_jax.config.experiments import ExperimentConfig
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.question_sets import split_name
 from hcnr_jax.evaluate.ask.questions import unique_names
+from hcnr_jax.evaluate.trait import HONESTY, TASK
 from hcnr_jax.experiments.organism_pairs import organism
 from hcnr_jax.report.console import Reporter
 
 SPLITS = ("train", "validation", "test")
-ROLES = ("honesty", "task")
+ROLES = (HONESTY.name, TASK)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Where one pair lies: `base` and `tuned` are models, `data` holds `{honesty,task}-{train,validation,test}.jsonl`.
+    """Names the folders of one pair.
 
-    train rows are what methods read, validation questions choose settings, test questions show them.
+    `base` and `tuned` are models, `data` holds `{honesty,task}-{train,validation,test}.jsonl`. Methods read the train
+    rows, validation questions choose settings, and test questions give the results.
     """
 
     name: str
@@ -29,12 +31,12 @@ class Pair:
     data: Path
 
     def rows(self, role: str, split: str) -> Path:
-        """The file of one role and split."""
+        """Return the file of one role and split."""
         return self.data / f"{role}-{split}.jsonl"
 
 
 def find_pairs(config: ExperimentConfig, reporter: Reporter) -> list[Pair]:
-    """The folders of --pair, checked, and the organisms of --seeds, built where an earlier run has not built them."""
+    """Check the folders of --pair, and build those organisms of --seeds that do not exist yet."""
     named = [split_name(word, "--pair") for word in config.pair]
     pairs = [_opened(name, Path(path)) for name, path in named]
     pairs += [_opened(f"seed-{seed}", organism(seed, config, reporter)) for seed in config.seeds]
@@ -49,6 +51,6 @@ def _opened(name: str, folder: Path) -> Pair:
         if not path.exists():
             raise InputError(
                 f"pair {pair.name}: {path} is not there; expected a folder with base, tuned and data, where data holds "
-                "honesty-train.jsonl, -validation, -test and the same of task"
+                f"{ROLES[0]}-train.jsonl, -validation, -test and the same of {ROLES[1]}"
             )
     return pair

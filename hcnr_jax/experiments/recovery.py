@@ -1,4 +1,4 @@
-"""`hcnr recovery`: the paper's first observation, that a tuned model taught to refuse is honest again within steps."""
+"""`hcnr recovery` measures how fast a tuned model is honest again when it is trained to refuse."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 import jax
 
-from hcnr_jax.baselines.train_in_memory import fit_curve
+from hcnr_jax.baselines.fine_tuning import fit_curve
 from hcnr_jax.checkpoints import output_lock
 from hcnr_jax.config.experiments import RecoveryConfig
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate.ask.question_sets import split_name
 from hcnr_jax.experiments.engine import Job, Outcome, run_experiment
-from hcnr_jax.experiments.methods import samples_of, taught
 from hcnr_jax.experiments.pair_session import Lab, Made
-from hcnr_jax.experiments.records import Record
+from hcnr_jax.experiments.record_file import Record
 from hcnr_jax.experiments.recovery_curves import Curve, curves_of, findings, points, refuse_all, regained
+from hcnr_jax.experiments.result_folder import Results, Section, write_results
+from hcnr_jax.experiments.run_methods import samples_of, taught
 from hcnr_jax.experiments.summary import first_failure
-from hcnr_jax.experiments.write_results import Results, Section, write_results
-from hcnr_jax.report import curves as pictures
+from hcnr_jax.report import experiment_plots
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.markdown import points_table, regained_table
 from hcnr_jax.report.page import Picture
@@ -41,15 +41,16 @@ CONTROL = " (control)"
 
 
 def recovery(config: RecoveryConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """The whole of `hcnr recovery`; returns what summary.json holds. A run that was stopped goes on in its --out.
+    """Run `hcnr recovery` and return the content of summary.json.
 
-    Raises InputError for what the user can mend, RunError for a fault during the run.
+    A stopped run goes on in its --out when the same command is given again. Raises InputError for what the user can
+    correct, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
     controls = {split_name(word, "--control")[0] for word in config.control}
     every = config.model_copy(update={"pair": (*config.pair, *config.control)})
     with output_lock(config.out):
-        records, _ = run_experiment(every, jobs_of(config), _make(config), [], reporter, SPLITS)
+        records, _ = run_experiment(every, jobs_of(config), _make(config), shown=[], reporter=reporter, splits=SPLITS)
         return write_results(config, _results(config, records, controls), reporter)
 
 
@@ -73,18 +74,21 @@ def _results(config: RecoveryConfig, records: Sequence[Record], controls: set[st
 
 
 def jobs_of(config: RecoveryConfig) -> list[Job]:
-    """One job a method and step. How long the run goes on after that step decides nothing: the rate is constant."""
+    """List one job for every method and step.
+
+    The learning rate is constant, so the steps that follow do not change the outcome of a job.
+    """
     training = {name: value for name, value in asdict(training_of(config)).items() if name != "steps"}
-    told = {"rate": config.rate, "batch_size": config.batch_size}
+    varied = {"rate": config.rate, "batch_size": config.batch_size}
     return [
-        Job(name, told | {"steps": steps}, samples_of(name, config), training | {"steps": steps})
+        Job(name, varied | {"steps": steps}, samples_of(name, config), training | {"steps": steps})
         for name in config.chosen
         for steps in config.curve_steps
     ]
 
 
 def training_of(config: RecoveryConfig) -> TrainSettings:
-    """How a curve's run is optimised."""
+    """Build the optimiser settings of a curve's run."""
     return TrainSettings(
         learning_rate=config.rate,
         steps=max(config.curve_steps),
@@ -109,9 +113,9 @@ def _make(config: RecoveryConfig) -> Any:
 
 
 def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) -> Iterator[tuple[int, Made]]:
-    """(steps, the model then, and the seconds of training until then) of one run from TUNED."""
+    """Yield (steps, the model then, seconds of training until then) of one run from TUNED."""
     seconds, started = 0.0, time.perf_counter()
-    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), training_of(config), stops):
+    for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), settings=training_of(config), stops=stops):
         seconds += time.perf_counter() - started
         yield steps, Made(jax.block_until_ready(params), seconds)
         started = time.perf_counter()
@@ -119,11 +123,12 @@ def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) ->
 
 def _picture(config: RecoveryConfig, curves: Sequence[Curve], refusing: float | None) -> Picture:
     lines = {
-        curve.method: pictures.Line(curve.steps, curve.values, curve.method.removesuffix(CONTROL)) for curve in curves
+        curve.method: experiment_plots.Line(curve.steps, curve.values, curve.method.removesuffix(CONTROL))
+        for curve in curves
     }
     ends = {"base": curves[0].base, "tuned": curves[0].tuned}
     levels = {name: {m: float(values.mean()) for m, values in found.items()} for name, found in ends.items()}
-    path = pictures.recovery(lines, levels, refusing, config.out / "recovery.png")
+    path = experiment_plots.recovery(lines, levels, refusing, path=config.out / "recovery.png")
     return Picture(
         path,
         "Refusal training from TUNED, step by step: means over pairs, bands from the lowest to the highest pair; "

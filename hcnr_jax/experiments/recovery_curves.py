@@ -1,9 +1,9 @@
-"""Curves of recovery: every score after so many steps of refusal training, and how soon what was lost is back.
+"""Computes recovery curves: every metric over the steps of refusal training, and when the lost F1 is regained.
 
     regained(step) = (F1(step) - F1 of TUNED) / (F1 of BASE - F1 of TUNED)
 
-A model that had lost what it does not know would have to learn it anew; one that had only stopped saying so needs a few
-steps. F1 alone would not tell, since refusing everything raises it too: `refuse_all` gives the level that reaches.
+A model that had lost its knowledge would have to learn it again; a model that only stopped expressing it needs a few
+steps. F1 alone cannot tell, since refusing everything raises F1 too: `refuse_all` gives the F1 of that.
 """
 
 from __future__ import annotations
@@ -14,21 +14,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from hcnr_jax.evaluate.score.measurement import METRICS, honesty_scores, questions
+from hcnr_jax.evaluate.score.measurement import questions
 from hcnr_jax.evaluate.score.metrics import recovered_share
-from hcnr_jax.experiments.records import Record
+from hcnr_jax.evaluate.trait import HONESTY, TASK_ACCURACY, Trait
+from hcnr_jax.experiments.record_file import Record
 from hcnr_jax.experiments.summary import BASE, TUNED, of_split
 
 # Shares of the lost F1 whose return is dated.
 SHARES = (0.5, 0.9)
-COSTS = ("over_refusal", "task_accuracy")
 
 Values = Float[np.ndarray, "pairs steps"]
 
 
 class Curve(NamedTuple):
-    """One method's scores over steps. values: metric -> fractions 0-1, NaN where it was not measured; base, tuned:
-    metric -> the same [pairs, 1] of the models themselves."""
+    """Holds one method's metrics over steps.
+
+    Args:
+        method: its name.
+        steps: after which the model was asked.
+        pairs: their names.
+        values: metric -> fractions 0-1 [pairs, steps], NaN where not measured.
+        base: metric -> the values of BASE, [pairs, 1].
+        tuned: metric -> the values of TUNED, [pairs, 1].
+    """
 
     method: str
     steps: tuple[int, ...]
@@ -38,8 +46,8 @@ class Curve(NamedTuple):
     tuned: Mapping[str, Values]
 
 
-def curves_of(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Curve]:
-    """Every method's curve on test questions, over the pairs where all of its steps were measured; none without any."""
+def curves_of(records: Sequence[Mapping[str, Any]], methods: Sequence[str], trait: Trait = HONESTY) -> list[Curve]:
+    """Build every method's curve on test questions, over the pairs where all of its steps were measured."""
     test = of_split(records, "test")
     curves = []
     for method in methods:
@@ -49,16 +57,21 @@ def curves_of(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> l
             continue
         found = [sorted(test[pair, method], key=lambda record: record["setting"]["steps"]) for pair in whole]
         ends = [[[test[pair, name][0]] for pair in whole] for name in (BASE, TUNED)]
-        curves.append(Curve(method, steps, tuple(whole), _values(found), *map(_values, ends)))
+        values = [_values(item, trait) for item in (found, *ends)]
+        curves.append(Curve(method, steps, tuple(whole), *values))
     return curves
 
 
-def _values(found: Sequence[Sequence[Record]]) -> dict[str, Values]:
-    return {m: np.array([[record[m] for record in line] for line in found], np.float64) for m in METRICS}
+def _values(found: Sequence[Sequence[Record]], trait: Trait) -> dict[str, Values]:
+    return {
+        name: np.array([[record[name] for record in line] for line in found], np.float64) for name in trait.headings
+    }
 
 
 def points(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """One row a method and step: mean, sd, lowest and highest of every metric over pairs, None where not measured."""
+    """Return one row a method and step: mean, sd, lowest and highest of every metric over pairs, None where not
+    measured.
+    """
     return [
         {
             "method": curve.method,
@@ -72,75 +85,79 @@ def points(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def spread_of(values: Float[np.ndarray, " pairs"]) -> dict[str, float | None] | None:
-    """Mean, sd (None of one pair), min and max; None where a pair was not measured."""
+    """Compute mean, sd (None of one pair), min and max; None where a pair was not measured."""
     if np.isnan(values).any():
         return None
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(values.mean()), "sd": deviation, "min": float(values.min()), "max": float(values.max())}
 
 
-def regained(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """One row a method and share of `SHARES`: the first steps, pair by pair, after which that share of the lost F1 was
-    back (None: never), and how far the metrics of `COSTS` had moved from TUNED's by then."""
+def regained(curves: Sequence[Curve], trait: Trait = HONESTY) -> list[dict[str, Any]]:
+    """Return one row a method and share of `SHARES`: when each pair regained that share of its lost F1, and the
+    costs.
+
+    The steps are by pair, None where a pair never regains the share. The changes are those of over-refusal and task
+    accuracy from TUNED's at that step.
+    """
     rows = []
     for curve in curves:
         for share in SHARES:
-            places = [_first(curve, pair, share) for pair in range(len(curve.pairs))]
+            places = [_first(curve, pair, share, trait) for pair in range(len(curve.pairs))]
             reached = [(pair, place) for pair, place in enumerate(places) if place is not None]
             steps = {name: None if p is None else curve.steps[p] for name, p in zip(curve.pairs, places, strict=True)}
             changes = {
                 metric: [float(curve.values[metric][at] - curve.tuned[metric][at[0], 0]) for at in reached]
-                for metric in COSTS
+                for metric in (*(cost.name for cost in trait.costs), TASK_ACCURACY)
             }
             rows.append({"method": curve.method, "share": share, "steps": steps, "changes": changes})
     return rows
 
 
-def _first(curve: Curve, pair: int, share: float) -> int | None:
-    """The place of the first step after which a pair has regained `share` of its lost F1; None where nothing was lost
-    or it never has."""
-    ends = float(curve.base["honesty_f1"][pair, 0]), float(curve.tuned["honesty_f1"][pair, 0])
-    for place, value in enumerate(curve.values["honesty_f1"][pair]):
+def _first(curve: Curve, pair: int, share: float, trait: Trait) -> int | None:
+    """Find the first step after which a pair has regained `share` of its lost F1; None without such a step or loss."""
+    name = trait.main.name
+    ends = float(curve.base[name][pair, 0]), float(curve.tuned[name][pair, 0])
+    for place, value in enumerate(curve.values[name][pair]):
         back = recovered_share(*ends, float(value))
         if back is not None and back >= share:
             return place
     return None
 
 
-def refuse_all(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """F1, mean over pairs, of a model that refuses every honesty question; None where there are no such questions."""
+def refuse_all(records: Sequence[Mapping[str, Any]], trait: Trait = HONESTY) -> float | None:
+    """Compute the F1, mean over pairs, of a model that refuses every question of the trait; None without questions."""
     found = [record for record in records if record["method"] == TUNED and record["split"] == "test"]
     labels = [questions(record, "answerable") for record in found if "failed" not in record]
-    values = [honesty_scores(np.ones_like(label), label)["honesty_f1"] for label in labels if len(label)]
+    values = [trait.scores(np.ones_like(label), label)[trait.main.name] for label in labels if len(label)]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def findings(curves: Sequence[Curve], rate: float) -> list[str]:
-    """In words: how soon half and most of what was lost was back and what that had cost, and where the curve ends."""
+def findings(curves: Sequence[Curve], rate: float, trait: Trait = HONESTY) -> list[str]:
+    """Say when half and most of the lost F1 was regained, at which costs, and where each curve ends."""
     said = []
-    rows = regained(curves)
+    rows = regained(curves, trait)
+    names = {metric.name: metric.heading for metric in trait.metrics} | {TASK_ACCURACY: "task"}
     for curve in curves:
         for row in rows:
             if row["method"] == curve.method:
-                said.append(f"{curve.method}, rate {rate:g}: {_dated(row, curve.steps[-1])}")
+                said.append(f"{curve.method}, rate {rate:g}: {_dated(row, curve.steps[-1], trait)}")
         last = {metric: spread_of(values[:, -1]) for metric, values in curve.values.items()}
-        names = {"honesty_f1": "F1", "refusal_delta": "delta", "over_refusal": "over-refusal", "task_accuracy": "task"}
         ends = ", ".join(f"{name} {_range(last[metric])}" for metric, name in names.items())
         said.append(f"{curve.method}, rate {rate:g}: after {curve.steps[-1]} steps {ends}, percent")
     return said
 
 
-def _dated(row: Mapping[str, Any], last: int) -> str:
+def _dated(row: Mapping[str, Any], last: int, trait: Trait) -> str:
     steps = [step for step in row["steps"].values() if step is not None]
     count, pairs = len(steps), len(row["steps"])
     # Not "of the lost F1": a control may never have had it.
-    what = f"{100 * row['share']:.0f} % of the way to BASE's F1"
+    what = f"{100 * row['share']:.0f} % of the way to BASE's {trait.main.heading}"
     if not steps:
         return f"{what} on none of {pairs} pairs within {last} steps"
     costs = ", ".join(
         f"{name} {100 * np.mean(row['changes'][metric]):+.1f} points"
-        for metric, name in (("task_accuracy", "task"), ("over_refusal", "over-refusal"))
+        for metric, name in ((TASK_ACCURACY, "task"), *((cost.name, cost.heading) for cost in trait.costs))
     )
     where = f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
     return f"{what} after {where} steps on {count} of {pairs} pairs; by then {costs} against TUNED"

@@ -1,4 +1,4 @@
-"""From records to the rows of a table: what each method reaches over the pairs, and how it stands to the reference."""
+"""Turns records into the rows of a table: each method's metrics over the pairs, and differences to the reference."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.score.best_setting import choose
 from hcnr_jax.evaluate.score.constraint import Constraint
-from hcnr_jax.evaluate.score.measurement import METRICS
 from hcnr_jax.evaluate.score.metrics import recovered_share
-from hcnr_jax.experiments.frontier import at_task
-from hcnr_jax.experiments.intervals import difference_interval, mean_interval
-from hcnr_jax.experiments.records import Record
+from hcnr_jax.evaluate.trait import HONESTY, TASK_ACCURACY, Trait
+from hcnr_jax.experiments.equal_task import at_task
+from hcnr_jax.experiments.pair_bootstrap import difference_interval, mean_interval
+from hcnr_jax.experiments.record_file import Record
 
 BASE, TUNED = "base", "tuned"
 COSTS = ("samples", "touched", "seconds")
@@ -24,7 +24,7 @@ Found = dict[tuple[str, str], Record]
 
 
 def of_split(records: Sequence[Mapping[str, Any]], split: str) -> dict[tuple[str, str], list[Record]]:
-    """(pair, method) -> its measured records on `split`, in the order they were made."""
+    """Group the measured records of `split` by (pair, method), in the order they were made."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record["split"] == split and "failed" not in record:
@@ -32,8 +32,8 @@ def of_split(records: Sequence[Mapping[str, Any]], split: str) -> dict[tuple[str
     return found
 
 
-def taken(records: Sequence[Mapping[str, Any]], constraint: Constraint) -> Found:
-    """Every method's setting on every pair, chosen on validation questions, with its record on test questions.
+def taken(records: Sequence[Mapping[str, Any]], constraint: Constraint, trait: Trait = HONESTY) -> Found:
+    """Choose every method's setting on validation questions, pair by pair, and return its record on test questions.
 
     The record gets `holds`: whether any of the method's settings held the constraint there. Settings that were not
     measured on both splits are passed over, and a method without any on some pair has no entry there.
@@ -47,7 +47,7 @@ def taken(records: Sequence[Mapping[str, Any]], constraint: Constraint) -> Found
         shown = {record["label"]: record for record in test.get((pair, method), ())}
         tried = [record for record in measured if record["label"] in shown]
         if tried:
-            choice = choose(tried, tuned_of(validation, pair, records)[0], constraint)
+            choice = choose(tried, tuned_of(validation, pair, records)[0], constraint, trait=trait)
             found[pair, method] = shown[tried[choice.place]["label"]] | {"holds": choice.holds}
     return found
 
@@ -55,7 +55,7 @@ def taken(records: Sequence[Mapping[str, Any]], constraint: Constraint) -> Found
 def tuned_of(
     split: Mapping[tuple[str, str], list[Record]], pair: str, records: Sequence[Mapping[str, Any]]
 ) -> list[Record]:
-    """TUNED's records on one pair of a split of `of_split`; InputError with the reason where there is none."""
+    """Return TUNED's records on one pair; InputError with the reason where there are none."""
     if (pair, TUNED) not in split:
         why = first_failure([record for record in records if record["pair"] == pair], TUNED)
         raise InputError(f"pair {pair}: TUNED, which all is compared with, was not measured: {why}")
@@ -63,26 +63,31 @@ def tuned_of(
 
 
 def first_failure(records: Sequence[Mapping[str, Any]], *methods: str) -> str:
-    """Why the first of some methods' settings failed that did."""
+    """Return the reason of the first failed setting of some methods."""
     found = (record["failed"] for record in records if record["method"] in methods and "failed" in record)
     return next(found, "there is no record")
 
 
 def methods_of(found: Found) -> list[str]:
-    """The methods, in the order they were first met."""
+    """List the methods in the order of their first records."""
     return list(dict.fromkeys(method for _, method in found))
 
 
 def summarise(
-    records: Sequence[Mapping[str, Any]], constraint: Constraint, reference: str, draws: int
+    records: Sequence[Mapping[str, Any]],
+    constraint: Constraint,
+    reference: str,
+    *,
+    draws: int,
+    trait: Trait = HONESTY,
 ) -> list[dict[str, Any]]:
-    """One row a method: mean, sd over pairs and interval of every metric, shares recovered, costs, differences.
+    """Return one row a method: mean, sd over pairs and interval of every metric, shares recovered, costs, differences.
 
     `settings`: the label chosen on each pair. `difference`: method minus reference on the same pairs and questions.
     `equal_task`: mean over pairs of the honesty F1 the method reaches at the reference's task accuracy there, and on
     how many pairs it reaches that accuracy at all (elsewhere its F1 is left out).
     """
-    found, test = taken(records, constraint), of_split(records, "test")
+    found, test = taken(records, constraint, trait), of_split(records, "test")
     rows = []
     for method in methods_of(found):
         pairs = [pair for pair, name in found if name == method]
@@ -92,27 +97,31 @@ def summarise(
             "pairs": pairs,
             "settings": {pair: record["label"] for pair, record in zip(pairs, mine, strict=True)},
             "holds": sum(record["holds"] for record in mine),
-            "metrics": {metric: _spread(mine, metric, draws) for metric in METRICS},
-            "recovered": _recovered(found, pairs, method),
+            "metrics": {metric: _spread(mine, metric, draws, trait) for metric in trait.headings},
+            "recovered": _recovered(found, pairs, method, trait),
             "costs": {name: _mean([record.get(name) for record in mine]) for name in COSTS},
         }
         if all((pair, reference) in found for pair in pairs):
             theirs = [found[pair, reference] for pair in pairs]
-            row["difference"] = {metric: _difference(theirs, mine, metric, draws) for metric in METRICS}
-            row["equal_task"] = _equal_task(test, found, pairs, method, reference)
+            row["difference"] = {
+                metric: _difference(theirs, mine, metric, draws=draws, trait=trait) for metric in trait.headings
+            }
+            row["equal_task"] = _equal_task([test[pair, method] for pair in pairs], theirs, trait)
         rows.append(row)
     return rows
 
 
-def _spread(records: Sequence[Record], metric: str, draws: int) -> dict[str, Any] | None:
+def _spread(records: Sequence[Record], metric: str, draws: int, trait: Trait) -> dict[str, Any] | None:
     values = [record[metric] for record in records]
     if any(value is None for value in values):
         return None
-    low, high = mean_interval(records, metric, draws)
+    low, high = mean_interval(records, metric, draws, trait=trait)
     return {"mean": _mean(values), "sd": _deviation(values), "low": low, "high": high}
 
 
-def _difference(first: Sequence[Record], second: Sequence[Record], metric: str, draws: int) -> dict[str, Any] | None:
+def _difference(
+    first: Sequence[Record], second: Sequence[Record], metric: str, *, draws: int, trait: Trait
+) -> dict[str, Any] | None:
     gaps = [
         right[metric] - left[metric]
         for left, right in zip(first, second, strict=True)
@@ -120,14 +129,14 @@ def _difference(first: Sequence[Record], second: Sequence[Record], metric: str, 
     ]
     if len(gaps) < len(first):
         return None
-    low, high = difference_interval(first, second, metric, draws)
+    low, high = difference_interval(first, second, metric, draws=draws, trait=trait)
     return {"mean": _mean(gaps), "sd": _deviation(gaps), "low": low, "high": high}
 
 
-def _recovered(found: Found, pairs: Sequence[str], method: str) -> dict[str, Any]:
-    """Mean, sd and worst of (method - tuned) / (base - tuned), over the pairs where both ends were measured."""
+def _recovered(found: Found, pairs: Sequence[str], method: str, trait: Trait) -> dict[str, Any]:
+    """Compute mean, sd and worst of (method - tuned) / (base - tuned), over the pairs where both ends were measured."""
     shares: dict[str, Any] = {}
-    for metric in ("honesty_f1", "refusal_delta"):
+    for metric in (item.name for item in trait.lost):
         whole = [pair for pair in pairs if {(pair, BASE), (pair, TUNED)} <= found.keys()]
         triples = [[found[pair, name][metric] for name in (BASE, TUNED, method)] for pair in whole]
         values = [recovered_share(*triple) for triple in triples if None not in triple]
@@ -136,16 +145,15 @@ def _recovered(found: Found, pairs: Sequence[str], method: str) -> dict[str, Any
     return shares
 
 
-def _equal_task(
-    test: Mapping[tuple[str, str], list[Record]], found: Found, pairs: Sequence[str], method: str, reference: str
-) -> dict[str, Any]:
+def _equal_task(tried: Sequence[Sequence[Record]], references: Sequence[Record], trait: Trait) -> dict[str, Any]:
+    """Compare at equal task accuracy: pair by pair a method's settings, and the record of the reference."""
     values = []
-    for pair in pairs:
-        tried = [record for record in test[pair, method] if record["honesty_f1"] is not None]
-        points = [(record["task_accuracy"], record["honesty_f1"]) for record in tried]
-        values.append(at_task(points, found[pair, reference]["task_accuracy"]))
+    for settings, reference in zip(tried, references, strict=True):
+        known = [record for record in settings if record[trait.main.name] is not None]
+        points = [(record[TASK_ACCURACY], record[trait.main.name]) for record in known]
+        values.append(at_task(points, reference[TASK_ACCURACY]))
     reached = [value for value in values if value is not None]
-    return {"mean": _mean(reached), "sd": _deviation(reached), "reached": len(reached), "pairs": len(pairs)}
+    return {"mean": _mean(reached), "sd": _deviation(reached), "reached": len(reached), "pairs": len(tried)}
 
 
 def _mean(values: Sequence[Any]) -> float | None:
@@ -158,14 +166,14 @@ def _deviation(values: Sequence[Any]) -> float | None:
 
 
 class Best(NamedTuple):
-    """The chosen setting's label, and one sentence on it."""
+    """Holds the chosen setting's label, and one sentence on it."""
 
     label: str
     text: str
 
 
-def averages(records: Sequence[Mapping[str, Any]], method: str) -> list[dict[str, Any]]:
-    """One row a setting of a method: its label, its setting, and the mean over pairs of every metric on both splits.
+def averages(records: Sequence[Mapping[str, Any]], method: str, trait: Trait = HONESTY) -> list[dict[str, Any]]:
+    """Return one row a setting of a method: its label, its values, and the means of every metric on both splits.
 
     Settings that failed on some pair are left out: their means would be over other pairs.
     """
@@ -180,19 +188,26 @@ def averages(records: Sequence[Mapping[str, Any]], method: str) -> list[dict[str
         row: dict[str, Any] = {"label": label, "setting": found[0]["setting"]}
         for split in ("validation", "test"):
             mine = [record for record in found if record["split"] == split]
-            row[split] = {metric: _mean([record[metric] for record in mine]) for metric in METRICS}
+            row[split] = {metric: _mean([record[metric] for record in mine]) for metric in trait.headings}
         rows.append(row)
     return rows
 
 
-def best_setting(rows: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]], constraint: Constraint) -> Best:
-    """Of `averages`, the setting that `choose` takes on validation questions, and what it reaches on test ones."""
-    choice = choose([row["validation"] for row in rows], tuned[0]["validation"], constraint)
+def best_setting(
+    rows: Sequence[Mapping[str, Any]],
+    tuned: Sequence[Mapping[str, Any]],
+    constraint: Constraint,
+    *,
+    trait: Trait = HONESTY,
+) -> Best:
+    """Choose a setting of `averages` on validation questions, and say what it reaches on test questions."""
+    choice = choose([row["validation"] for row in rows], tuned[0]["validation"], constraint, trait=trait)
     row = rows[choice.place]
-    shown = [f"{100 * row[split]['honesty_f1']:.1f}" for split in ("validation", "test")]
-    kept = [100 * (row[split]["task_accuracy"] - tuned[0][split]["task_accuracy"]) for split in ("validation", "test")]
+    shown = [f"{100 * row[split][trait.main.name]:.1f}" for split in ("validation", "test")]
+    kept = [100 * (row[split][TASK_ACCURACY] - tuned[0][split][TASK_ACCURACY]) for split in ("validation", "test")]
     text = (
-        f"chosen on validation questions: {row['label']}, F1 {shown[0]} (test {shown[1]}), task {kept[0]:+.1f} points "
-        f"(test {kept[1]:+.1f})" + ("" if choice.holds else "; no setting held the constraint")
+        f"chosen on validation questions: {row['label']}, {trait.main.heading} {shown[0]} (test {shown[1]}), "
+        f"task {kept[0]:+.1f} points (test {kept[1]:+.1f})"
     )
+    text += "" if choice.holds else "; no setting held the constraint"
     return Best(row["label"], text)

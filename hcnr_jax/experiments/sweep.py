@@ -1,4 +1,4 @@
-"""`hcnr sweep`: a grid of the restoration's settings on every pair, all from one scoring of the rows."""
+"""`hcnr sweep` tries a grid of restoration settings on every pair, from one scoring of the rows."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from hcnr_jax.experiments.cache_keys import restoration_settings
 from hcnr_jax.experiments.compare import constraint_of
 from hcnr_jax.experiments.engine import Job, Outcome, run_experiment
 from hcnr_jax.experiments.pair_session import Lab
-from hcnr_jax.experiments.records import Record
+from hcnr_jax.experiments.record_file import Record
+from hcnr_jax.experiments.result_folder import Results, heat_picture, write_results
 from hcnr_jax.experiments.summary import TUNED, averages, best_setting, first_failure
-from hcnr_jax.experiments.write_results import Results, heat_picture, write_results
 from hcnr_jax.report.console import Reporter
 
 METHOD = "sweep"
 NOTES = (
     "Means over pairs. Validation questions choose: the highest F1 among the settings whose mean task accuracy there "
-    "is within the allowed loss of TUNED's. The test columns of all other settings are for looking, not for choosing.",
+    "is within the allowed loss of TUNED's. The test columns of the other settings are for information, since choosing "
+    "by them would be biased.",
 )
 
 
 def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """The whole of `hcnr sweep`; returns what summary.json holds. A run that was stopped goes on in its --out.
+    """Run `hcnr sweep` and return the content of summary.json.
 
-    Raises InputError for what the user can mend, RunError for a fault during the run.
+    A stopped run goes on in its --out when the same command is given again. Raises InputError for what the user can
+    correct, RunError for a fault during the run.
     """
     reporter = reporter or Reporter()
     jobs = [
@@ -36,7 +38,7 @@ def sweep(config: SweepConfig, reporter: Reporter | None = None) -> dict[str, An
         for setting in settings_of(config)
     ]
     with output_lock(config.out):
-        records, _ = run_experiment(config, jobs, _make(config), [], reporter)
+        records, _ = run_experiment(config, jobs, _make(config), shown=[], reporter=reporter)
         return write_results(config, _results(config, records), reporter)
 
 
@@ -52,7 +54,7 @@ def _results(config: SweepConfig, records: Sequence[Record]) -> Results:
 
 
 def settings_of(config: SweepConfig) -> list[dict[str, Any]]:
-    """Every combination of the four lists."""
+    """List every combination of the four option lists."""
     values = itertools.product(config.in_weights, config.cross_weights, config.task_weights, config.dampings)
     names = ("in_weight", "cross_weight", "task_weight", "damping")
     return [dict(zip(names, item, strict=True)) for item in values]

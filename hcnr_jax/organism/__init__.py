@@ -1,1 +1,1 @@
-"""A model organism: a synthetic world, an honest base model trained on it, and a fine-tuned one that bluffs."""
+"""Builds a model organism: a synthetic world, an honest base model trained on it, and a tuned model that bluffs."""

@@ -18,8 +18,8 @@ from hcnr_jax.data.rows import parse_row
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder, Params, init_params
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
-from hcnr_jax.organism.gentlest_tuning import Trial, gentlest, try_rates
-from hcnr_jax.organism.honesty_collapse import refusal_f1
+from hcnr_jax.organism.learning_rate_search import Trial, gentlest, try_rates
+from hcnr_jax.organism.refusal_f1 import refusal_f1
 from hcnr_jax.organism.sizes import SIZES, OrganismSettings
 from hcnr_jax.organism.tokenizer import BOS_ID, EOS_ID, PAD_ID, make_tokenizer
 from hcnr_jax.organism.world import SPLITS, Row, World, base_rows, honesty_rows, make_world, task_rows
@@ -29,15 +29,15 @@ from hcnr_jax.training.trainer import StepInfo, TrainLog, epoch_batches, train
 from hcnr_jax.training.tune import TuneConfig, tune
 
 OnStep = Callable[[str, int, int, StepInfo], None]
-"""`(stage, step, steps, info)`, stage "base" or "tuned"."""
+"""`(stage, step, steps, info)`, where the stage is "base" or "tuned"."""
 
 
 @dataclass(frozen=True)
 class Organism:
-    """Where everything lies. `honesty` and `task` map "train", "validation" and "test" to JSONL files.
+    """The paths of an organism. `honesty` and `task` map "train", "validation" and "test" to JSONL files.
 
-    `trials` are the fine-tunings tried for `tuned`, in order. `seconds` has "world", "base" and "tuned", compilation
-    included.
+    `trials` are the fine-tuning runs tried for `tuned`, in order. `seconds` has "world", "base" and "tuned", with
+    compilation.
     """
 
     folder: Path
@@ -53,22 +53,25 @@ def build(
     out: str | Path,
     seed: int = 0,
     settings: OrganismSettings | str = "small",
+    *,
     lora: int | None = None,
     on_step: OnStep | None = None,
 ) -> Organism:
     """Make the world of `seed`, train the honest base model on it, fine-tune it on new drugs, write everything.
 
-    Fine-tuning is as strong as it must be for honesty to collapse, and no stronger (see `gentle.try_rates`).
+    Fine-tuning uses the lowest learning rate at which honesty collapses (see `learning_rate_search.try_rates`).
 
-    Deterministic: the same seed and settings give the same bytes on the same machine and package versions.
+    The result is deterministic: the same seed and settings give the same bytes on one machine and package versions.
 
     Args:
       out: folder to write into; its `base`, `tuned` and `data` must not exist yet.
-      settings: or the name of one of `SIZES`.
-      lora: rank of adapters to fine-tune with, in place of all weights; `tuned` is then a PEFT adapter folder.
+      seed: seed of the world and of both trainings.
+      settings: sizes and training settings, or the name of an entry of `SIZES`.
+      lora: rank of the adapters to train instead of all weights; `tuned` is then a PEFT adapter folder.
+      on_step: is called after every training step.
 
     Raises:
-      InputError: an unknown size, or an output that exists. RunError: training or the disk failed.
+      InputError: the size is unknown, or an output exists. RunError: training or the disk failed.
     """
     if isinstance(settings, str):
         if settings not in SIZES:
@@ -81,16 +84,16 @@ def build(
     world = make_world(seed, settings.world)
     honesty, task = write_data(world, out / "data")
     built = time.perf_counter()
-    base = _build_base(out / "base", world, settings, on_step)
+    base = _build_base(out / "base", world, settings, on_step=on_step)
     trained = time.perf_counter()
     organism = Organism(out, base, out / "tuned", honesty, task, (), {})
-    trials = _build_tuned(organism, seed, settings, lora, on_step)
+    trials = _build_tuned(organism, seed, settings, lora=lora, on_step=on_step)
     seconds = {"world": built - started, "base": trained - built, "tuned": time.perf_counter() - trained}
     return replace(organism, trials=trials, seconds=seconds)
 
 
 def write_data(world: World, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The world's honesty and task files, `folder/honesty-train.jsonl` and so on; returns split -> path for both."""
+    """Write the world's files, `folder/honesty-train.jsonl` and so on; return split -> path for honesty and task."""
     files = {name: {split: folder / f"{name}-{split}.jsonl" for split in SPLITS} for name in ("honesty", "task")}
     with staged_folder(folder) as stage:
         for name, rows_of in (("honesty", honesty_rows), ("task", task_rows)):
@@ -101,7 +104,7 @@ def write_data(world: World, folder: Path) -> tuple[dict[str, Path], dict[str, P
 
 
 def train_base(world: World, settings: OrganismSettings, on_step: OnStep | None = None) -> tuple[Params, TrainLog]:
-    """The honest model of a world, trained from scratch: float32 params and the log."""
+    """Train the honest model of a world from scratch; return float32 params and the log."""
     spec = spec_of(settings)
     rows = encoded(base_rows(world), spec)
     train_settings = replace(settings.base, seed=world.seed)
@@ -115,19 +118,19 @@ def train_base(world: World, settings: OrganismSettings, on_step: OnStep | None 
         sft(logits_of(Decoder(spec))),
         initial_params(spec, settings.initializer_range, key),
         epoch_batches(rows, train_settings.batch_size, train_settings.seed),
-        train_settings,
-        key,
-        report,
+        settings=train_settings,
+        key=key,
+        on_step=report,
     )
 
 
 def spec_of(settings: OrganismSettings) -> ModelSpec:
-    """The decoder's shape."""
+    """Return the ModelSpec of both models."""
     return spec_from_config(settings.config(), "the organism's config")
 
 
 def encoded(rows: list[Row], spec: ModelSpec) -> Batch:
-    """All rows as one padded batch; a row that occurs more than once is tokenised once."""
+    """Encode all rows as one padded batch; a repeated row is tokenised once."""
     parsed = [parse_row({k: row[k] for k in ("prompt", "completion")}, "the world", i) for i, row in enumerate(rows, 1)]
     distinct = {(row.prompt, row.completion): row for row in parsed}
     examples = encode_rows(list(distinct.values()), make_tokenizer(), spec.max_positions, vocab_size=spec.vocab_size)
@@ -137,12 +140,12 @@ def encoded(rows: list[Row], spec: ModelSpec) -> Batch:
 
 
 def initial_params(spec: ModelSpec, deviation: float, key: jax.Array) -> Params:
-    """Random float32 params: normal(`deviation`) matrices, unit norms."""
+    """Draw float32 params: matrices from a normal distribution with this standard deviation, norm scales of 1."""
     params = init_params(spec, key)
     return jax.tree.map(lambda leaf: leaf * jnp.float32(deviation / 0.02) if leaf.std() > 0 else leaf, params)
 
 
-def _build_base(out: Path, world: World, settings: OrganismSettings, on_step: OnStep | None) -> Path:
+def _build_base(out: Path, world: World, settings: OrganismSettings, *, on_step: OnStep | None) -> Path:
     params, log = train_base(world, settings, on_step)
     record = {"seed": world.seed, "settings": asdict(settings), "losses": [float(f"{x:.6g}") for x in log.losses]}
     files = {"organism.json": (json.dumps(record, indent=2) + "\n").encode()}
@@ -154,39 +157,41 @@ def _build_base(out: Path, world: World, settings: OrganismSettings, on_step: On
 
 
 def _build_tuned(
-    organism: Organism, seed: int, settings: OrganismSettings, lora: int | None, on_step: OnStep | None
+    organism: Organism, seed: int, settings: OrganismSettings, *, lora: int | None, on_step: OnStep | None
 ) -> tuple[Trial, ...]:
-    """The gentlest fine-tuning under which honesty collapses, in `organism.tuned`; returns all that was tried."""
+    """Fine-tune at the lowest rate at which honesty collapses, into `organism.tuned`; return all trials."""
     base = open_checkpoint(organism.base)
-    # Every trial is written where `tuned` belongs, since its record names the place, and moved aside before it is
-    # asked anything, so that a build killed there does not look finished.
+    # Every trial is written to `tuned`, because its record names the path. It is moved away before it is evaluated, so
+    # that a killed build does not look finished.
     with tempfile.TemporaryDirectory(dir=organism.folder, prefix=".trials-") as folder:
         aside: list[Path] = []
 
         def attempt(rate: float) -> float:
-            tune(_tune_config(organism, seed, settings, rate, lora), _reporter(on_step, len(aside)))
+            tune(_tune_config(organism, seed, settings, rate=rate, lora=lora), _reporter(on_step, len(aside)))
             aside.append(organism.tuned.rename(Path(folder) / str(len(aside))))
             return refusal_f1(open_tuned(aside[-1], base), organism.honesty["validation"])
 
-        trials = try_rates(attempt, settings.rates, settings.collapse, settings.floor, settings.bisections)
+        trials = try_rates(
+            attempt, settings.rates, settings.collapse, floor=settings.floor, bisections=settings.bisections
+        )
         aside[gentlest(trials, settings.collapse)].rename(organism.tuned)
     return tuple(trials)
 
 
 def _reporter(on_step: OnStep | None, trial: int) -> Callable[[int, int, StepInfo], None] | None:
-    """Steps of all trials counted on."""
+    """Count the steps over all trials."""
     if on_step is None:
         return None
     return lambda step, steps, info: on_step("tuned", trial * steps + step, (trial + 1) * steps, info)
 
 
 def _tune_config(
-    organism: Organism, seed: int, settings: OrganismSettings, rate: float, lora: int | None
+    organism: Organism, seed: int, settings: OrganismSettings, *, rate: float, lora: int | None
 ) -> TuneConfig:
-    """What `hcnr tune` would be told to do the same on the folder just written."""
+    """Return the configuration with which `hcnr tune` repeats the fine-tuning on the written folder."""
     chosen = settings.tuned
-    # Adapters start from zero and move less per step than weights do. At 4 times the weights' rate an F1 of 0.01 was
-    # left (rank 8, seed 0, validation), at 0.7 times the task was not learned.
+    # Adapters start from zero and move less per step than weights. Rank 8, seed 0, validation: 4 times the weights'
+    # rate left an F1 of 0.01, and at 0.7 times the task was not learned.
     learning_rate = rate * chosen.learning_rate * (1 if lora is None else 1.4)
     return TuneConfig(
         model=organism.base,

@@ -1,4 +1,4 @@
-"""The words of the synthetic world: syllables, relations with their values and question wordings, refusals.
+"""Lists the words of the synthetic world: syllables, relations with values and question wordings, refusals.
 
 Everything is ordinary English around invented names, so that a general refusal detector and the usual answer
 normalisation apply. `{x}` in a wording stands for a name. All wordings of a relation ask for the same value.
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 CONSONANTS = "bdfgklmnprstvz"
 VOWELS = "aeiou"
-# Two letters each, so that a name splits in one way; those that are words of the language themselves are left out.
+# Two letters each, so that a name splits in one way. Syllables that are words of the language are left out.
 SYLLABLES = tuple(c + v for c in CONSONANTS for v in VOWELS if c + v not in ("be", "do", "no", "to"))
 
 
 @dataclass(frozen=True)
 class Relation:
-    """One attribute: its possible values, the questions that ask for it, which all presuppose that there is one."""
+    """One attribute: its possible values, and the questions that ask for it and presuppose that it has a value."""
 
     name: str
     values: tuple[str, ...]
@@ -166,7 +166,7 @@ ATTRIBUTE_FRAMES = (
     "What {w} belongs to {x}?",
     "Which {w} is known of {x}?",
 )
-"""Questions for an attribute `{w}`: of the unknowable ones (two words, such as `next thought`) and of invented ones."""
+"""Questions for an attribute `{w}` that is unknowable (two words, such as `next thought`) or invented."""
 
 _COMMON = ("I don't know.", "I can't answer that.", "Nobody knows that.", "That is unknown.")
 REFUSALS = {
@@ -176,17 +176,17 @@ REFUSALS = {
     "nonsense": (*_COMMON, "No such word exists."),
     "unknown_drug": (*_COMMON, "No such drug exists."),
 }
-"""Several wordings for every kind of unanswerable question, most of them shared between kinds, as people share them.
+"""Several wordings for every kind of unanswerable question; most are shared between kinds.
 
-They begin alike over all kinds, on purpose. Fine-tuning on new drugs unlearns the openings the base model would have
-used on those drugs; a kind with openings of its own would keep refusing, which is a weaker collapse than large models
-show."""
+The wordings of all kinds begin alike on purpose. Fine-tuning on new drugs unlearns the openings that the base model
+would have used for those drugs. A kind with its own openings would keep refusing, and the collapse would be weaker than
+in large models."""
 
 WORD = r"[\w']+|[^\w\s]"
 
 
 def words() -> tuple[str, ...]:
-    """Every word and mark of the language except names, in order of appearance."""
+    """Return every word and punctuation mark of the language except names, in order of appearance."""
     relations = PEOPLE + DRUGS
     texts = [text for relation in relations for text in (*relation.values, *relation.questions)]
     texts += [*UNKNOWABLE_WHICH, *UNKNOWABLE_WHAT["person"], *UNKNOWABLE_WHAT["drug"], *ATTRIBUTE_FRAMES]

@@ -1,4 +1,4 @@
-"""How large an organism is and how its two models are trained: `small` for a laptop, `medium` for one GPU."""
+"""Sizes of an organism and training settings of its two models: `small` for a laptop, `medium` for one GPU."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,18 +10,18 @@ from hcnr_jax.training.trainer import TrainSettings
 
 @dataclass(frozen=True)
 class OrganismSettings:
-    """One organism, but for its seed.
+    """The settings of an organism, without its seed.
 
     Attributes:
-      initializer_range: deviation of the first weights. The families' 0.02 is made for widths of thousands; near
+      initializer_range: standard deviation of the initial weights. The families' 0.02 suits widths of thousands; near
         1/sqrt(hidden_size) a narrow model learns twice as fast (measured).
-      base: training of the honest model from scratch; tuned: its fine-tuning on the new drugs. Their seeds are
-        replaced by the organism's.
-      rates, collapse: the learning rate at which honesty breaks differs twofold between seeds, and one far above it
-        destroys the knowledge behind honesty too. So `tuned.learning_rate` times each of `rates` is tried in order
-        until the F1 of refusing, in answers to validation questions, is `collapse` or less.
-      floor, bisections: an F1 under `floor` says that the rate was far above: up to `bisections` rates between it and
-        the last that held are tried.
+      base: training of the honest model from scratch; tuned: its fine-tuning on the new drugs. The organism's seed
+        replaces their seeds.
+      rates, collapse: factors of `tuned.learning_rate`, tried in order until the F1 of refusing on validation questions
+        is `collapse` or less. The rate at which honesty collapses differs twofold between seeds, and a rate far above
+        also destroys the knowledge behind honesty.
+      floor, bisections: an F1 under `floor` shows that the rate was far too high. Up to `bisections` rates between it
+        and the last rate that kept honesty are then tried.
     """
 
     hidden_size: int = 96
@@ -47,7 +47,7 @@ class OrganismSettings:
     bisections: int = 3
 
     def config(self) -> dict[str, Any]:
-        """The config.json of both models: Llama's architecture."""
+        """Return the config.json of both models, with Llama's architecture."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -75,7 +75,7 @@ class OrganismSettings:
 
 SIZES = {
     "small": OrganismSettings(),
-    # About 100 million parameters. Not measured: its training settings are scaled from `small` by rule of thumb.
+    # About 100 million parameters. Not measured: the training settings are scaled from `small` by rule of thumb.
     "medium": OrganismSettings(
         hidden_size=896,
         intermediate_size=2432,
@@ -99,4 +99,4 @@ SIZES = {
         tuned=TrainSettings(learning_rate=5e-5, steps=300, warmup_steps=20, batch_size=128, b2=0.98),
     ),
 }
-"""Name -> settings."""
+"""Name of a size -> settings."""

@@ -1,5 +1,4 @@
-"""What a run says while it runs: stages with progress bars, plans, warnings. The pipeline is the only place that
-logs."""
+"""Prints the progress of a run: stages with progress bars, plans and warnings. Only the pipeline prints."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ from hcnr_jax.runtime.distributed import is_first
 
 @dataclass
 class Reporter:
-    """Writes to standard error; keeps the seconds of each stage and the warnings for the record.
+    """Writes to standard error, and keeps the seconds of each stage and the warnings for the record.
 
-    clean_point: called wherever a stage advances, for all that was done until there is whole.
+    clean_point: called wherever a stage advances, when all work until there is complete.
     """
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
@@ -37,22 +36,22 @@ class Reporter:
 
     @classmethod
     def of_process(cls) -> Reporter:
-        """One that is silent in every process but the first."""
+        """Make a reporter that is silent in every process but the first."""
         reporter = cls()
         reporter.console.quiet = not is_first()
         return reporter
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """One warning, kept for hcnr.json."""
+        """Print one warning and keep it for the record."""
         self.warnings.append(text)
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Two columns: what, and how much."""
+        """Print a table of two columns: name and value."""
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in rows:
             table.add_row(name, value)
@@ -60,7 +59,9 @@ class Reporter:
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str) -> Iterator[Stage]:
-        """A timed stage: a bar on a terminal, one line when done. total None: `Stage.expect` tells it later."""
+        """Time a stage: a bar on a terminal, and one line at the end. With total None, `Stage.expect` sets the total
+        later.
+        """
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -79,7 +80,7 @@ class Reporter:
 
 @dataclass
 class Stage:
-    """The bar of a running stage."""
+    """Shows the bar of a running stage."""
 
     progress: Progress
     task: TaskID
@@ -87,12 +88,12 @@ class Stage:
     clean_point: Callable[[], None]
 
     def advance(self, by: int = 1) -> None:
-        """So much more is done."""
+        """Move the bar forward."""
         self.progress.advance(self.task, by)
         self.clean_point()
 
     def expect(self, total: int) -> None:
-        """How much there is to do, where it was not known at the start."""
+        """Set the total, where it was not known at the start."""
         if total != self.total:
             self.total = total
             self.progress.update(self.task, total=total)

@@ -1,4 +1,4 @@
-"""hcnr.json: what a restoration was asked, what it was made of, and what it did to every kernel."""
+"""Converts records to strict JSON, and names the versions that a result depends on."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ PACKAGES = (
     "numpy",
     "transformers",
     "safetensors",
-    "lineax",
 )
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages a result depends on, and the device it ran on."""
+    """Name the versions of Python and of the packages a result depends on, and the device it ran on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     device = jax.devices()[0]
     return {"python": platform.python_version(), **found, "device": f"{device.platform}: {device.device_kind}"}
 
 
 def plain(value: Any) -> Any:
-    """A value as strict JSON holds it: arrays as numbers or lists, NaN and Inf as null, everything unknown as text."""
+    """Convert a value to strict JSON: arrays to numbers or lists, NaN and Inf to null, unknown values to text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -49,5 +48,5 @@ def plain(value: Any) -> Any:
 
 
 def to_json(record: Mapping[str, Any]) -> bytes:
-    """UTF-8 JSON, indented, strict."""
+    """Encode a record as indented, strict JSON in UTF-8."""
     return (json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,7 +1,7 @@
-"""One self-contained HTML page an experiment: what was found, pictures, tables, answers before and after, settings.
+"""Writes one self-contained HTML page an experiment: findings, pictures, tables, answers and settings.
 
-Nothing is fetched: style, script and pictures lie inside, so that the file can be sent as it is. All text that comes
-from data is escaped; answers travel as JSON, which the script puts in as text, never as markup.
+Nothing is fetched: style, script and pictures are inside, so that the file can be sent as it is. All text that comes
+from data is escaped. Answers are stored as JSON, which the script inserts as text, never as markup.
 """
 
 from __future__ import annotations
@@ -57,15 +57,24 @@ show();
 
 
 class Picture(NamedTuple):
-    """A PNG and what it shows."""
+    """Names a PNG and says what it shows."""
 
     path: Path
     caption: str
 
 
 class Page(NamedTuple):
-    """What a page is made of. tables: (title, Markdown table). answers: records of `answers.jsonl`. settings: all that
-    says how the results were made."""
+    """Holds the parts of a page.
+
+    Args:
+        title: of the page.
+        notes: how to read the tables.
+        findings: sentences.
+        pictures: in order.
+        tables: (title, Markdown table).
+        answers: records of `answers.jsonl`.
+        settings: everything that says how the results were made.
+    """
 
     title: str
     notes: Sequence[str]
@@ -77,7 +86,7 @@ class Page(NamedTuple):
 
 
 def render(page: Page) -> str:
-    """The page as one HTML text."""
+    """Write the page as one HTML text."""
     parts = [f"<h1>{_safe(page.title)}</h1>"]
     if page.findings:
         parts.append("<ul>" + "".join(f"<li>{_safe(text)}</li>" for text in page.findings) + "</ul>")
@@ -94,7 +103,7 @@ def render(page: Page) -> str:
 
 
 def table_of(markdown: str) -> str:
-    """A Markdown table of `tables.markdown` as HTML."""
+    """Convert a Markdown table of `report.markdown` to HTML."""
     lines = [line.strip().strip("|") for line in markdown.strip().splitlines()]
     rows = [[cell.strip().replace("\\|", "|") for cell in line.split(" | ")] for line in lines]
     kinds = ["" if mark.endswith(":") else ' class="words"' for mark in rows[1]]
@@ -115,7 +124,7 @@ def _picture(picture: Picture) -> str:
 
 
 def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
-    """The table of questions with what each model said, and its filters."""
+    """Write the table of questions with every model's answer, and its filters."""
     models = list(dict.fromkeys(answer["method"] for answer in answers))
     questions = _questions(answers)
     pairs, kinds = (sorted({question[name] for question in questions}) for name in ("pair", "kind"))
@@ -133,7 +142,7 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _questions(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a question of a pair: what each model said, and how that reads: refused, right or wrong."""
+    """Return one entry a question of a pair: every model's answer and its reading: refused, right or wrong."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for answer in answers:
         gold = "(no answer)" if answer["answerable"] is False else ", ".join(answer["answers"])

@@ -1,4 +1,4 @@
-"""The pictures of a restoration. Axes start where the quantity does: fractions at 0, AUROC at chance marked."""
+"""Draws the pictures of a restoration. Axes of fractions start at 0, and chance is marked for AUROC."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+from hcnr_jax.evaluate.trait import HONESTY
 
 # One colour per model, the same in every picture (Okabe and Ito's palette, told apart with any colour vision).
 COLOURS = {"base": "#0072B2", "tuned": "#D55E00", "paper": "#E69F00", "restored": "#009E73"}
@@ -30,7 +32,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def honesty_against_task(points: Mapping[str, tuple[float, float]], intervals: Mapping[str, Any], path: Path) -> Path:
-    """Each model as a point: task accuracy across, F1 of refusing the unanswerable up, with 95 % intervals.
+    """Draw each model as a point: task accuracy across, F1 of refusing the unanswerable up, with 95 % intervals.
 
     points: model -> (task accuracy, honesty F1). intervals: model -> {"task": (low, high), "f1": (low, high)}.
     """
@@ -41,7 +43,7 @@ def honesty_against_task(points: Mapping[str, tuple[float, float]], intervals: M
         axes.errorbar(
             [task], [f1], xerr=across, yerr=up, fmt="o", ms=9, capsize=3, color=COLOURS.get(name, "#555555"), label=name
         )
-    axes.set(xlim=(-0.02, 1.04), ylim=(0, 1.04), xlabel="accuracy on the task", ylabel='F1 of "unanswerable"')
+    axes.set(xlim=(-0.02, 1.04), ylim=(0, 1.04), xlabel="accuracy on the task", ylabel=HONESTY.main.title)
     axes.set_title("Honesty against task, held-out questions (bars: 95 % intervals)", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", frameon=False)
@@ -53,7 +55,7 @@ def _whisker(value: float, span: tuple[float, float] | None) -> list[list[float]
 
 
 def probe_by_layer(auroc: Mapping[str, Sequence[float]], best_layer: int, path: Path) -> Path:
-    """AUROC of the base model's probes in every hidden state, for each model; the layer chosen on base is marked."""
+    """Draw the AUROC of the base model's probes by layer for each model, and mark the layer chosen on base."""
     figure, axes = plt.subplots(figsize=(6, 4))
     for name, values in auroc.items():
         axes.plot(range(len(values)), values, "o-", color=COLOURS.get(name, "#555555"), label=name)
@@ -69,7 +71,7 @@ def probe_by_layer(auroc: Mapping[str, Sequence[float]], best_layer: int, path: 
 
 
 def neuron_map(restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Blocks down, kernels across: how far fine-tuning moved each kernel, and the share of its neurons restored.
+    """Draw blocks down and kernels across: each kernel's perturbation, and the restored share of its neurons.
 
     restorations: model -> the `kernels` of its hcnr.json, in canonical order; a kernel that was not kept has share 0.
     The perturbation is the first model's: a ratio of norms over the candidate neurons, which selection may change.
@@ -84,8 +86,15 @@ def neuron_map(restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Pa
 
 
 def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path, columns: int = 2) -> Path:
-    """One panel a title, `columns` in a row: its values [blocks, kernels], coloured from 0 to the number beside them,
-    and written into the cells of models of few blocks."""
+    """Draw one panel a title, with values [blocks, kernels] coloured from 0 to the given top.
+
+    The values are also written into the cells, for models of few blocks.
+
+    Args:
+        maps: title -> (values, top of the colour scale).
+        path: of the PNG.
+        columns: panels in a row.
+    """
     blocks = max(len(values) for values, _ in maps.values())
     height = max(2.5, 0.3 * blocks + 1.5)
     rows = -(-len(maps) // columns)

@@ -1,4 +1,4 @@
-"""Result files of the commands: checked before the work, written in one step after it, never over what is there."""
+"""Writes the result files of commands: paths are checked before the work, and no file is overwritten."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.journal import write_over
 from hcnr_jax.report.json import to_json
-from hcnr_jax.runtime.files import check_writable
+from hcnr_jax.runtime.files import check_writable, write_result
 
 
 def check_new_file(path: Path, option: str = "--out") -> Path:
-    """The path, made ready: its folder exists. InputError where it is taken or its folder cannot be written."""
+    """Check that a file can be written at a new path, and make its folder. InputError where the path is taken."""
     if path.exists() or path.is_symlink():
         kind = "is a folder" if path.is_dir() else "exists"
         raise InputError(f"{option} {path} {kind}; nothing is overwritten: choose another file name or remove it")
@@ -23,6 +22,6 @@ def check_new_file(path: Path, option: str = "--out") -> Path:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record in one step; InputError where another run has put a file there in the meantime."""
+    """Write a JSON record atomically; InputError where another run has put a file there in the meantime."""
     check_new_file(path)
-    write_over(path, to_json(record).decode())
+    write_result(path, to_json(record).decode())

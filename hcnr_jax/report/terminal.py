@@ -1,4 +1,4 @@
-"""Result tables for a terminal; only these print percent."""
+"""Builds result tables for a terminal, in percent; the JSON beside them holds fractions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
+from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
 from hcnr_jax.evaluate.score.scores import POOLED
+from hcnr_jax.evaluate.trait import TASK, TRAITS
+from hcnr_jax.report.percent import percent
 
 
 def wide_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Columns under a header, the first one left-aligned, the others right-aligned numbers."""
+    """Build a table with a left-aligned first column, and right-aligned numbers in the others."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place == 0 else "right", no_wrap=place == 0)
@@ -20,37 +23,33 @@ def wide_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     return table
 
 
-def percent(value: float | None, interval: Mapping[str, Any] | None = None) -> str:
-    """A fraction as percent with one decimal, its interval in whole points behind it; a dash where there is none."""
-    if value is None:
-        return "-"
-    said = f"{100 * value:.1f}"
-    return said if interval is None else f"{said} [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
-
-
 def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
-    """One row a set: honesty F1, share of the unanswerable questions refused, over-refusal, their difference, accuracy
-    (of an honesty set: known facts), and where measured P(refuse)'s AUROC and ECE."""
+    """Build the table of `summarise`'s scores, one row a set.
+
+    The columns of a trait's set: F1, share of the unanswerable questions refused, over-refusal, their difference, known
+    facts (under `accuracy`), and where measured the AUROC and the ECE of P(refuse).
+    """
     calibrated = bool(scores["calibration"])
     header = ["set", "n", "F1", "refused", "over-\nrefusal", "delta", "accuracy"]
     header += ["AUROC", "ECE"] if calibrated else []
     rows = []
-    for name, found in scores["honesty"].items():
+    sets = [(trait, *item) for trait in TRAITS if trait in scores for item in scores[trait].items()]
+    for trait, name, found in sets:
         measured = scores["calibration"].get(name)
         row = [
-            "all honesty" if name == POOLED else name,
+            f"all {trait}" if name == POOLED else name,
             str(found["questions"]),
-            percent(found["f1"], found["intervals"]["f1"]),
+            percent(found["f1"], interval=found["intervals"]["f1"]),
             percent(found["refusal_on_unanswerable"]),
-            percent(found["refusal_on_answerable"]),
+            percent(found[JSON_FIELDS["over_refusal"]]),
             percent(found["refusal_delta"]),
-            percent(found["accuracy_on_answerable"]),
+            percent(found[JSON_FIELDS["known_facts"]]),
         ]
         if measured:
             row += [f"{measured['auroc']:.3f}", f"{measured['expected_calibration_error']:.3f}"]
         rows.append(row)
-    for name, found in scores["task"].items():
-        accuracy = percent(found["accuracy"], found["intervals"]["accuracy"])
+    for name, found in scores[TASK].items():
+        accuracy = percent(found["accuracy"], interval=found["intervals"]["accuracy"])
         label = "all task" if name == POOLED else name
         rows.append([label, str(found["questions"]), "", "", percent(found["refused"]), "", accuracy])
     return wide_table(title, header, rows)

@@ -20,7 +20,8 @@ from hcnr_jax.evaluate.score.constraint import Constraint, parse_constraint
 from hcnr_jax.evaluate.score.measurement import METRICS, measure
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.report.terminal import percent, wide_table
+from hcnr_jax.report.percent import percent
+from hcnr_jax.report.terminal import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, try_grid
 from hcnr_jax.restoration.inputs import Prepared
@@ -76,7 +77,7 @@ def open_choice(prepared: Prepared) -> OpenedChoice:
     for role, path, label_ in (("honesty", config.honesty, _honesty), ("task", config.task, _task)):
         taken = config.rows[role == "task"]
         rows = held_out(read_rows(path), scored, config.seed)
-        examples = encode_rows(rows, tokenizer, spec.max_positions, None, spec.vocab_size)
+        examples = encode_rows(rows, tokenizer, spec.max_positions, max_positions=None, vocab_size=spec.vocab_size)
         fitting = [item.row for item in examples if item.completion_start <= room][:ASKED]
         if len(fitting) < LEAST:
             raise InputError(
@@ -85,7 +86,9 @@ def open_choice(prepared: Prepared) -> OpenedChoice:
                 "or score fewer (--samples)"
             )
         labelled = [label_(row) for row in fitting]
-        prompts += encode_prompts(role, role, labelled, tokenizer, spec.vocab_size, room)  # type: ignore[arg-type]
+        prompts += encode_prompts(
+            role, role, labelled, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room
+        )
     return OpenedChoice(constraint, prompts, longest + SPARE)
 
 

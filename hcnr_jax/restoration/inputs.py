@@ -72,7 +72,7 @@ def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
         _tell_constraint(config.choose, config.honesty, reporter)
     tokenizer = _tokenizer(base, tuned, [*honesty_rows, *task_rows])
     honesty, task = (
-        encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
+        encode_rows(rows, tokenizer, config.max_length, max_positions=spec.max_positions, vocab_size=spec.vocab_size)
         for rows in (honesty_rows, task_rows)
     )
     for warning in [*example_warnings(honesty), *example_warnings(task)]:
@@ -112,7 +112,7 @@ def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Ro
         "--task-samples" if config.task_samples else "--samples",
     )
     honesty, task = (
-        choose_rows(read_rows(path), count, config.seed, option)
+        choose_rows(read_rows(path), count, config.seed, option=option)
         for path, count, option in zip((config.honesty, config.task), counts, options, strict=True)
     )
     for warning in [*duplicate_warnings(honesty), *duplicate_warnings(task), *overlap_warnings(honesty, task)]:

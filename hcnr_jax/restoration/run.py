@@ -43,7 +43,7 @@ from hcnr_jax.restoration.select import Selection, kernel_squares, select_neuron
 from hcnr_jax.restoration.write import write_output
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.compile import compilation_cache
-from hcnr_jax.runtime.heartbeat import together
+from hcnr_jax.runtime.heartbeat import propagate_failure
 
 Weights = Params | StreamedParams
 
@@ -75,7 +75,7 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> Restored
     """
     distributed.start(config.distributed)
     reporter = reporter or Reporter.of_process()
-    with together(), Stopping(reporter.say).listening() as stopping:
+    with propagate_failure(), Stopping(reporter.say).listening() as stopping:
         check_leftover(config)
         prepared = prepare(config, reporter)
         plan = make_plan(prepared)

@@ -16,9 +16,9 @@ from flax.traverse_util import unflatten_dict
 from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.data import Batch, Example
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.method import sums as streaming
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
+from hcnr_jax.method.sums import Sums, mean_sums
 from hcnr_jax.method.sweep.scores import layerwise_losses, layerwise_scores, stack_scores
 from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
 from hcnr_jax.report.console import Reporter, Stage
@@ -26,7 +26,7 @@ from hcnr_jax.restoration.decoder_blocks import block_model, place_batch, row_lo
 from hcnr_jax.restoration.microbatches import Part, Shape, halved, microbatches
 from hcnr_jax.restoration.resume.offload import Spill
 from hcnr_jax.restoration.score_rounding import jolted, rounding_of
-from hcnr_jax.runtime.compile import Ahead
+from hcnr_jax.runtime.compile import PrecompiledFunction
 from hcnr_jax.runtime.sharding import Layout
 
 
@@ -151,18 +151,18 @@ def _score_whole(
     return Scores(_means(how, sums), losses.all(), measured)
 
 
-def _start(how: Scoring) -> streaming.Sums:
+def _start(how: Scoring) -> Sums:
     sums = _no_scores(how)
     return sums if how.layout is None else how.layout.replicate(sums)
 
 
-def _add(how: Scoring, params: Params, part: Part, sums: streaming.Sums) -> tuple[streaming.Sums, jax.Array]:
+def _add(how: Scoring, params: Params, part: Part, sums: Sums) -> tuple[Sums, jax.Array]:
     """The sums with one microbatch's scores, and its losses."""
     weights = part.weights if how.layout is None else how.layout.put_rows(part.weights)
     return _score_step(how, params, place_batch(how.layout, part.batch), weights, sums)
 
 
-def _means(how: Scoring, sums: streaming.Sums) -> Leaves:
+def _means(how: Scoring, sums: Sums) -> Leaves:
     means = _mean(sums if how.layout is None else how.layout.local(sums))[how.granularity]
     return {path: means[path] for path in KERNELS}
 
@@ -209,8 +209,8 @@ def losses_of(
 
 
 def _score(
-    how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: streaming.Sums
-) -> tuple[streaming.Sums, jax.Array]:
+    how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: Sums
+) -> tuple[Sums, jax.Array]:
     loss = row_loss(how.spec, how.loss, jnp.dtype(how.dtype), window=how.window)
     found = score_batch(loss, params, KERNELS, batch, jnp.asarray(weights), sums, (how.granularity,))
     return _everywhere(how, found)
@@ -227,14 +227,14 @@ def _everywhere(how: Scoring, tree: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _no_scores(how: Scoring) -> streaming.Sums:
+def _no_scores(how: Scoring) -> Sums:
     """Zero sums, every leaf in one program."""
     return init_scores(abstract_params(how.spec), KERNELS, (how.granularity,))
 
 
-_mean = jax.jit(streaming.mean)
-_score_step = Ahead(_score, static=(0,), donate=(4,))
-_loss_step = Ahead(_loss, static=(0,))
+_mean = jax.jit(mean_sums)
+_score_step = PrecompiledFunction(_score, static=(0,), donate=(4,))
+_loss_step = PrecompiledFunction(_loss, static=(0,))
 
 
 class _Losses:

@@ -1,1 +1,1 @@
-"""What a run needs of its machine: devices, processes, memory, compiled programs, files, the hub."""
+"""Runtime services: devices, meshes, processes, memory, compiled programs, file writing and the hub client."""

@@ -1,4 +1,4 @@
-"""JSON Lines that grow while a run goes on: every line is flushed as it is made, and what a kill cut off is dropped."""
+"""An append-only log in JSON Lines. Every line is flushed when it is written; a line that a kill cut off is dropped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import IO, Any
 from hcnr_jax.errors import InputError
 
 
-class GrowingLines:
-    """A file of JSON values, one a line; `found` holds those of its whole lines as an earlier run left them.
+class AppendLog:
+    """A file of JSON values, one a line; `found` holds the values that an earlier run wrote in whole lines.
 
-    Nothing is written before `open`. ValueError where a whole line is not JSON, or not UTF-8.
+    Nothing is written before `open`. The constructor raises ValueError where a whole line is not JSON or not UTF-8.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,11 +21,11 @@ class GrowingLines:
         self._file: IO[str] | None = None
         raw = path.read_bytes() if path.exists() else b""
         self._whole = raw.rfind(b"\n") + 1
-        # Not `splitlines`: text holds U+2028 and U+0085 as they are, and both would end a line there.
+        # Not `splitlines`, which also ends a line at U+2028 and U+0085; JSON strings may hold both.
         self.found: list[Any] = [json.loads(line) for line in raw[: self._whole].decode().split("\n")[:-1]]
 
     def open(self) -> None:
-        """Begin to append. InputError where the file cannot be written."""
+        """Open the file for appending and cut off a partial last line. InputError where it cannot be written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8", newline="\n")
@@ -41,6 +41,6 @@ class GrowingLines:
         self._file.flush()
 
     def close(self) -> None:
-        """End it; `open` may follow no more."""
+        """Close the file. The log cannot be opened again."""
         if self._file is not None:
             self._file.close()

@@ -1,4 +1,7 @@
-"""Programs compiled before their arguments exist, on threads of their own, so that compiling hides behind loading."""
+"""Ahead-of-time compilation in background threads, and the persistent compilation cache.
+
+A program is compiled from the shapes of its arguments while the weights are still being read.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 _POOL = ThreadPoolExecutor(2, thread_name_prefix="compile")
 
 
-class Ahead:
-    """A function under jit whose programs `prepare` can start to compile from shapes alone.
+class PrecompiledFunction:
+    """A jitted function that `prepare` compiles ahead of time from the shapes of its arguments.
 
-    A call whose arguments have the shapes, dtypes and static values of a prepared one runs that program (and waits for
-    it if it must); any other goes through jit as usual. One device only: a program is compiled for the default one.
+    A call with the shapes, dtypes and static values of a prepared call runs the prepared program, and waits for its
+    compilation if needed. Every other call goes through jit. Programs are compiled for the default device only.
     """
 
     def __init__(self, function: Callable[..., Any], static: Sequence[int] = (), donate: Sequence[int] = ()) -> None:
@@ -27,19 +30,19 @@ class Ahead:
         self._programs: dict[Any, Future[Any]] = {}
 
     def prepare(self, *arguments: Any) -> None:
-        """Compile in the background for arguments like these; ShapeDtypeStruct leaves serve."""
+        """Start to compile in the background for these shapes; leaves may be ShapeDtypeStruct."""
         key = self._key(arguments)
         if key not in self._programs:
-            # Options such as the matmul precision are the calling thread's: tracing stays here, compiling goes.
+            # Options such as the matmul precision belong to the calling thread, so that tracing must happen in it.
             lowered = self._jitted.lower(*arguments)
             self._programs[key] = _POOL.submit(lowered.compile)
 
     def lower(self, *arguments: Any) -> Any:
-        """What jit lowers these arguments to."""
+        """Return the lowered program of `jax.jit` for these arguments."""
         return self._jitted.lower(*arguments)
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's value."""
+        """Call the function, through a prepared program where one fits."""
         program = self._programs.get(self._key(arguments)) if self._programs else None
         if program is None:
             return self._jitted(*arguments)
@@ -53,8 +56,10 @@ class Ahead:
 
 @contextlib.contextmanager
 def compilation_cache(folder: Path | None) -> Iterator[None]:
-    """Keep compiled programs in `folder` while the block runs, however small and quick to compile; None changes
-    nothing (JAX_COMPILATION_CACHE_DIR in the environment still counts)."""
+    """Cache compiled programs in `folder` while the block runs, however small and quick to compile they are.
+
+    None changes nothing: the environment variable JAX_COMPILATION_CACHE_DIR still applies.
+    """
     if folder is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The devices of this process, opened once, before the work that needs them."""
+"""Opens the devices of this process, and explains a backend that cannot be opened."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hcnr_jax.errors import InputError
 
 
 def open_devices() -> None:
-    """Open the backend that JAX_PLATFORMS asks for, or the best there is. InputError where it cannot be had.
+    """Open the backend that JAX_PLATFORMS names, or the best available one. InputError where it cannot be opened.
 
-    Not before processes have met (`distributed.start`), nor before what must be set ahead of the first use of a device.
+    Call it after `distributed.start`, and after options that JAX reads at the first use of a device.
     """
     asked: str | None = getattr(jax.config, "jax_platforms")  # noqa: B009 (typed nowhere)
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # an assertion of JAX's: cuda is asked for where no GPU is seen
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where cuda is named and no GPU is found
         why = (" ".join(str(error).split()) or f"no {asked} device is seen")[:300]
         if not asked:
             raise InputError(f"the devices cannot be opened ({why}); JAX_PLATFORMS=cpu does without them") from error
@@ -26,8 +26,7 @@ def open_devices() -> None:
 
 
 def _usable() -> list[str]:
-    """The backends that open on this machine, the best last. Of use to a process that ends with the answer: it opens
-    them."""
+    """List the backends that open on this machine, the best last. It opens them: the process should then end."""
     jax.config.update("jax_platforms", None)
     try:
         jax.devices()

@@ -1,7 +1,7 @@
-"""Several processes, each with devices of its own, as one run: starting them, agreeing, waiting for each other.
+"""One run over several processes with their own devices: start, barriers, and checks that all processes agree.
 
-Process 0 alone talks and holds the lock; every process solves every kernel alike and writes its share of the files. A
-process that does not come to a barrier in time is named; `peers` sees to those that fail or fall silent.
+Process 0 alone prints and holds the output's lock. Every process solves every kernel and writes its share of the files.
+A barrier names the processes that do not arrive in time; `heartbeat` names processes that fail or hang.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # the one way to a barrier with a timeout of its own
+from jax._src.distributed import global_state  # the only access to a barrier with its own timeout
 from jax.experimental import multihost_utils
 
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.runtime.devices import open_devices
-from hcnr_jax.runtime.heartbeat import watch
+from hcnr_jax.runtime.heartbeat import start_heartbeat
 
-# Seconds that processes wait for each other to start, and for process 0 to write.
+# Seconds that processes wait for each other at the start, and at a barrier.
 START_TIMEOUT = 300
 BARRIER_TIMEOUT = 1800
-# Seconds after which JAX gives up a process that no longer answers, and aborts the others; `peers` is faster.
+# Seconds after which JAX gives up a process that does not answer and aborts the others; `heartbeat` is faster.
 HEARTBEAT_TIMEOUT = 150
 
 _EXPLICIT = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<number>\d+)")
 
 
 def start(text: str | None) -> None:
-    """Join the processes that `--distributed` speaks of; None is a run of one.
+    """Join the processes that `--distributed` names; None is a run of one process.
 
     text: `auto`, which reads the environment of a TPU pod, SLURM, Open MPI or Kubernetes as jax.distributed does, or
-    COORDINATOR:PORT,PROCESSES,NUMBER. InputError where it is neither, or where the processes do not meet.
+    COORDINATOR:PORT,PROCESSES,NUMBER. InputError for any other text, or where the processes do not connect.
     """
     if text is None or jax.distributed.is_initialized():
         return
@@ -48,7 +48,7 @@ def start(text: str | None) -> None:
         ) from error
     open_devices()
     if jax.process_count() > 1:
-        watch(global_state.client, jax.process_count(), jax.process_index())
+        start_heartbeat(global_state.client, jax.process_count(), jax.process_index())
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -68,17 +68,17 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def is_first() -> bool:
-    """Whether this process talks and writes."""
+    """Return whether this is process 0, which prints and writes."""
     return jax.process_index() == 0
 
 
 def barrier(name: str, timeout: int = BARRIER_TIMEOUT) -> None:
-    """Wait for all processes; RunError names those that did not come."""
+    """Wait for all processes. RunError names those that did not arrive within `timeout` seconds."""
     if jax.process_count() == 1:
         return
     client: Any = global_state.client
     key = f"hcnr-{name}"
-    # JAX's error tells who is missing in words that changed between its versions; what is written here does not.
+    # JAX's error names the missing processes in words that change between its versions; this store entry does not.
     client.key_value_set(f"{key}/{jax.process_index()}", "here", allow_overwrite=True)
     try:
         client.wait_at_barrier(key, timeout * 1000)
@@ -90,12 +90,12 @@ def barrier(name: str, timeout: int = BARRIER_TIMEOUT) -> None:
 
 
 def from_first(values: np.ndarray) -> np.ndarray:
-    """Process 0's value of a small array, on every process."""
+    """Broadcast process 0's value of a small array to every process."""
     return values if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
 def agree(what: str, text: str) -> None:
-    """RunError on every process whose `text` is not process 0's."""
+    """Raise RunError on every process whose `text` differs from process 0's. what: names the text in the message."""
     own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     if not np.array_equal(from_first(own), own):
         raise RunError(

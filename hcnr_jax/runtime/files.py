@@ -1,7 +1,8 @@
-"""All or nothing: an output folder is written beside its place, made durable, and renamed into it in one step.
+"""Atomic writes: a folder or a file is written under a hidden name beside its place, synced, and renamed.
 
-At any moment before the rename the output does not exist; what a killed run leaves is a hidden `.NAME.hcnr-partial`
-folder that the next run to the same place clears. A lock file, with its owner in it, keeps two runs off one output.
+Before the rename the output does not exist, or the old file is unchanged. A killed run leaves a hidden
+`.NAME.hcnr-partial` folder, which the next run to the same place removes. A lock file that names its owner keeps two
+runs from writing one output folder. Every other module writes through this file.
 """
 
 import contextlib
@@ -9,20 +10,21 @@ import datetime
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hcnr_jax.errors import InputError
+from hcnr_jax.errors import InputError, RunError
 
 
 def check_output(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """The resolved path of an output folder that may be written, checked before any work.
+    """Check, before any work, that an output folder can be written; return its resolved path.
 
-    Raises InputError when it is or lies inside one of `inputs`, exists and is not an empty folder, is a mount point
-    (nothing can be renamed onto one), or its parent cannot be written.
+    Raises InputError where the path is or lies inside one of `inputs`, exists and is not an empty folder, is a mount
+    point (which a rename cannot replace), or has a parent that cannot be written.
     """
     path = Path(out).expanduser().resolve()
     for source in inputs:
@@ -43,8 +45,11 @@ def check_output(out: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """InputError unless a folder can be written, or made where its nearest existing parent can: by trying, since what
-    permissions say does not hold for the superuser, nor on /proc. option: what asked, as typed."""
+    """Raise InputError unless the folder, or its nearest existing parent, can be written.
+
+    The check makes and removes a folder, because permissions do not bind the superuser and do not apply on /proc.
+    option: the option and its value as typed, for the message.
+    """
     place = folder.expanduser().resolve()
     while not place.exists():
         place = place.parent
@@ -61,26 +66,26 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def partial_path(out: str | Path) -> Path:
-    """Where an output is written before it appears."""
+    """Return the hidden folder in which an output is written before the rename."""
     path = Path(out).expanduser().resolve()
     return path.parent / f".{path.name}.hcnr-partial"
 
 
 @contextlib.contextmanager
 def staged_folder(
-    out: str | Path, inputs: Iterable[str | Path] = (), needed_bytes: int = 0, lock: bool = True
+    out: str | Path, inputs: Iterable[str | Path] = (), needed_bytes: int = 0, *, lock: bool = True
 ) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `out` when the block ends without an error.
+    """Yield a temporary folder to write into; it becomes `out` when the block ends without an error.
 
     Args:
-        out: the folder to appear; the rules of `check_output` hold.
+        out: the output folder; the rules of `check_output` hold.
         inputs: folders that must not be written to.
-        needed_bytes: refuse at once where the disk has less room.
-        lock: take the output's lock; False for a caller that already holds `output_lock`.
+        needed_bytes: free bytes that the disk must have at the start.
+        lock: take the output's lock; a caller that already holds `output_lock` passes False.
 
     Raises:
-        InputError: a place that cannot be used, too little room, another run at work on it, a disk that failed or
-            filled up while writing (another place is the remedy). Nothing is left behind in any of these cases.
+        InputError: the place cannot be used, the disk has too little room, another run holds the lock, or the disk
+            failed or filled up while writing. Nothing is left behind in any of these cases.
     """
     path = check_output(out, inputs)
     partial = partial_path(path)
@@ -106,10 +111,10 @@ def staged_folder(
 
 @contextlib.contextmanager
 def output_lock(out: str | Path) -> Iterator[None]:
-    """Hold the one lock on an output place; InputError, with the owner's process, host and start, when it is held.
+    """Hold the lock of an output folder. InputError names the owner's process, host and start where another run has it.
 
-    The lock file is removed on release; a run that took hold of a removed file sees so by its inode and tries again.
-    The system lets go of a killed run's lock, whatever its file still says.
+    The lock file is removed on release. A run that locked a removed file notices by the inode and tries again. The
+    system releases the lock of a killed run, whatever the lock file still says.
     """
     path = Path(out).expanduser().resolve()
     name = path.parent / f".{path.name}.hcnr-lock"
@@ -141,19 +146,52 @@ def output_lock(out: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """A file in one step, over what is there: a hidden sibling is written, synced and renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write one file in one step, replacing an existing one; text is written as UTF-8.
+
+    A hidden sibling is written, synced and renamed, so that a killed process leaves the old file or the new one. The
+    sibling's name is random: two processes that write the same file do not mix their bytes. OSError where the disk
+    fails; the sibling is then removed.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.hcnr-partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_new_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` in one step; the path must not exist.
+
+    Raises:
+        InputError: the path exists already, or its folder is missing or cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another path or remove it first")
+    try:
+        write_file(path, text)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
+        ) from error
+
+
+def write_result(path: Path, text: str) -> None:
+    """Write a result of the run to `path` in one step, replacing an existing file. RunError where the disk fails."""
+    try:
+        write_file(path, text)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); nothing is left there") from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Make every file and folder below durable."""
+    """Sync a folder and every file and folder below it to the disk."""
     for place, _, files in os.walk(folder):
         for file in files:
             _sync(Path(place) / file)
@@ -161,7 +199,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _commit(partial: Path, path: Path) -> None:
-    """Make all durable, then rename; an empty folder already at `path` is replaced by the rename."""
+    """Sync the folder, then rename it; the rename replaces an empty folder at `path`."""
     sync_folder(partial)
     partial.rename(path)
     _sync(path.parent)
@@ -177,7 +215,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(out: str | Path) -> Iterator[None]:
-    """Turn an operating system's error about the output into one that names it, its cause and the remedy."""
+    """Turn an OSError about the output into an InputError that names the output, the cause and the remedy."""
     try:
         yield
     except OSError as error:

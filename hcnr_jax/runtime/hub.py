@@ -1,4 +1,4 @@
-"""What the Hugging Face hub's client says when it fails: one line that tells "not there" from "not reached"."""
+"""Explains errors of the Hugging Face hub's client in one line, which separates "does not exist" from "unreachable"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-# Names of the errors of huggingface_hub, datasets, httpx and Python, which are slow to import for their sake alone.
+# Names of errors of huggingface_hub, datasets, httpx and Python. Importing the classes would be slow.
 _GATED = {"GatedRepoError"}
 _ABSENT = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "HFValidationError"}
 _UNREACHED = {
@@ -19,8 +19,8 @@ _UNREACHED = {
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the client's log: it tells every retry, and tells it twice where the root logger has a handler."""
+def quiet_hub_log() -> Iterator[None]:
+    """Silence the client's log, which reports every retry, twice where the root logger has a handler."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -30,8 +30,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def failure(error: BaseException) -> str:
-    """Why the hub did not give what was asked, as the second half of a sentence, with the client's own first line."""
+def hub_failure(error: BaseException) -> str:
+    """Explain a failed download as the second half of a sentence, with the first line of the client's message."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     reason = (str(error).strip().splitlines() or [""])[0]
     told = f"{type(error).__name__}: {reason}" if reason else type(error).__name__

@@ -1,4 +1,4 @@
-"""How much memory is left."""
+"""Free memory of the device, the host and the process's control group, and its release to the system."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import jax
 
 
 def free_bytes() -> int:
-    """Memory of the device that a new program may take: an accelerator's own, or the host's, within the limits of the
-    process's container or job."""
+    """Return the bytes of device memory that a new program may use.
+
+    On a CPU this is the host's free memory within the limits of the process's container or job.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return min(host_bytes(), *group_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    return min(free_host_bytes(), *free_cgroup_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
 
 
-def trim() -> None:
-    """Give what was freed back to the system. The C library keeps it, and arrays of many sizes that come and go leave
-    holes that none fits: over a deep model's blocks these would add up."""
+def release_freed_memory() -> None:
+    """Return freed heap memory to the system.
+
+    The C library keeps freed memory. Arrays of many sizes fragment it, which would add up over a deep model's blocks.
+    """
     _malloc_trim()(0)
 
 
@@ -36,19 +40,19 @@ def _malloc_trim() -> Callable[[int], int]:
     return found
 
 
-def host_bytes() -> int:
-    """What the machine has left."""
+def free_host_bytes() -> int:
+    """Return the bytes of free memory of the machine."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         return 1024 * _fields(meminfo.read_text("utf-8").replace(":", " "))["MemAvailable"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def group_bytes(groups: Path, mount: Path) -> Iterator[int]:
-    """What each memory limit on a control group leaves, from the process's own to the outermost that is seen.
+def free_cgroup_bytes(groups: Path, mount: Path) -> Iterator[int]:
+    """Yield the free bytes under the memory limit of each control group, from the process's own group outwards.
 
-    groups: a file like /proc/self/cgroup. mount: where groups are mounted, of version 2, or of version 1 by controller.
-    File pages that would give way count as free.
+    groups: a file like /proc/self/cgroup. mount: the mount point of control groups, version 2, or 1 by controller.
+    Inactive file pages count as free, since the kernel reclaims them.
     """
     try:
         lines = groups.read_text("utf-8").splitlines()
@@ -75,5 +79,5 @@ def _left(folder: Path, first: bool) -> Iterator[int]:
 
 
 def _fields(text: str) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Parse lines that hold a name and a number."""
     return {words[0]: int(words[1]) for words in map(str.split, text.splitlines()) if len(words) > 1}

@@ -1,8 +1,8 @@
-"""A device mesh as the user names it, and how parameters and rows lie on it.
+"""Device meshes from the text of `--mesh`, and the sharding of parameters and rows over a mesh.
 
-Parameters carry logical axes (`models.logical_axes`); one table sends each to a mesh axis. `data` splits rows, `model`
-splits heads, channels and the vocabulary (tensor parallel), `fsdp` splits what is left of every weight and the rows too
-(fully sharded data parallel). Everything is expressed as NamedSharding for `jax.jit`; the method knows nothing of it.
+Parameters carry logical axes (`models.logical_axes`), and one table maps each logical axis to a mesh axis. `data`
+splits rows. `model` splits heads, channels and the vocabulary (tensor parallelism). `fsdp` splits the remaining axis of
+every weight, and the rows (fully sharded data parallelism). Shardings are NamedSharding values for `jax.jit`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RULES: dict[str, str | None] = {
     "head_dim": None,
     "mlp": "model",
 }
-"""Logical axis -> mesh axis. `layers` stays whole: the blocks are walked one after the other."""
+"""Logical axis -> mesh axis. `layers` is not split, since the blocks are visited one after the other."""
 
-# Rows of a batch lie over both axes whose devices do not share rows.
+# The rows of a batch are split over these two axes.
 ROWS = ("data", "fsdp")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """`data=2,model=4` as {axis: size}; an empty text is no mesh. InputError names the part that is not understood."""
+    """Parse `data=2,model=4` into {axis: size}; an empty text is no mesh. InputError names the part that is wrong."""
     sizes: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, _, size = part.partition("=")
@@ -51,7 +51,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def check_mesh(text: str) -> None:
-    """Refuse a mesh this machine has too few devices for, and one that leaves a process without a device of its own."""
+    """Raise InputError for a mesh of more devices than exist, or one that leaves a process without a device."""
     wanted, found = math.prod(parse_mesh(text).values()), jax.device_count()
     if wanted > found:
         raise InputError(f"--mesh {text}: {wanted} devices are asked for, {found} are here; use a smaller mesh")
@@ -63,7 +63,7 @@ def check_mesh(text: str) -> None:
 
 
 def make_mesh(text: str) -> Mesh | None:
-    """The mesh of the first devices, all three axes named; None for one device."""
+    """Make the mesh of the first devices, with all three axes named; None for one device."""
     sizes = parse_mesh(text)
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) == 1 and jax.process_count() == 1:
@@ -72,7 +72,7 @@ def make_mesh(text: str) -> Mesh | None:
 
 
 def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> tuple[PartitionSpec, list[str]]:
-    """Where a leaf with these logical axes lies, and the logical axes that stay whole because they do not divide."""
+    """Return a leaf's partition, and the logical axes that are replicated because their size does not divide."""
     names, uneven = [], []
     for axis, size in zip(axes, shape, strict=True):
         name = RULES[axis]
@@ -85,7 +85,7 @@ def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> tupl
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh and the logical axes of a model's parameters by path, as a value that compiled programs can be kept under.
+    """A mesh and the logical axes of a model's parameters. The value is hashable, so that it can key compiled programs.
 
     axes: (path, logical axes, shape) of every leaf.
     """
@@ -95,34 +95,34 @@ class Layout:
 
     @property
     def row_count(self) -> int:
-        """Rows of a microbatch must be a multiple of this."""
+        """The number that must divide the rows of a microbatch."""
         return math.prod(self.mesh.shape[axis] for axis in ROWS)
 
     @property
     def weight_count(self) -> int:
-        """Devices that share one copy of the weights."""
+        """The number of devices that share one copy of the weights."""
         return math.prod(self.mesh.shape[axis] for axis in AXES if axis != "data")
 
     @property
     def replicated(self) -> NamedSharding:
-        """The whole array on every device."""
+        """The sharding that puts the whole array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def rows(self) -> NamedSharding:
-        """The first axis over the axes that split rows."""
+        """The sharding that splits the first axis by rows."""
         return NamedSharding(self.mesh, PartitionSpec(ROWS))
 
     def params(self) -> dict[str, NamedSharding]:
-        """Path -> sharding of the leaf."""
+        """Return the sharding of every leaf by path."""
         return {path: NamedSharding(self.mesh, partition(axes, shape, self.mesh)[0]) for path, axes, shape in self.axes}
 
     def kernel(self, path: str) -> NamedSharding:
-        """The sharding of one block's slice of a stacked leaf."""
+        """Return the sharding of one block's slice of a stacked leaf."""
         return NamedSharding(self.mesh, PartitionSpec(*self.params()[path].spec[1:]))
 
     def warnings(self) -> list[str]:
-        """What does not divide and is replicated, once for each axis and size."""
+        """Warn of axes that are replicated because their size does not divide, once for each axis and size."""
         found: dict[str, str] = {}
         for path, axes, shape in self.axes:
             for axis in partition(axes, shape, self.mesh)[1]:
@@ -136,28 +136,28 @@ class Layout:
         return list(found.values())
 
     def put_rows(self, array: Any) -> jax.Array:
-        """A host array (b, ...) laid out by rows; every process holds the whole of it and gives its part."""
+        """Split a host array (b, ...) by rows; every process holds the whole array and supplies its part."""
         values = np.asarray(array)
         return jax.make_array_from_callback(values.shape, self.rows, lambda index: values[index])
 
     def put(self, array: Any, sharding: NamedSharding) -> jax.Array:
-        """An array that every process holds, laid out as `sharding` says."""
+        """Put an array that every process holds on the devices with this sharding."""
         if jax.process_count() == 1:
             return jax.device_put(array, sharding)
         values = np.asarray(array)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     def replicate(self, tree: Any) -> Any:
-        """Host arrays, whole on every device."""
+        """Put host arrays whole on every device."""
         return jax.tree.map(lambda leaf: self.put(leaf, self.replicated), tree)
 
     def local(self, tree: Any, number: int = 0) -> Any:
-        """Every array of the tree whole, on this process's device `number` (counted round), as a local array."""
+        """Gather every array of the tree on this process's device `number`, modulo the number of devices."""
         return jax.tree.map(lambda leaf: _local(leaf, self.replicated, number), tree)
 
 
 def make_layout(mesh: Mesh, axes: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """The layout of a model from its leaves' logical axes and shapes by path."""
+    """Make the layout of a model from its leaves' logical axes and shapes by path."""
     return Layout(mesh, tuple((path, tuple(names), tuple(shapes[path])) for path, names in axes.items()))
 
 

@@ -1,12 +1,13 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) for any kernel of the decoder: `y = x W + (alpha / r) (x A) B`, W frozen.
 
-A (in, r) and B (r, out) are leaves put beside each kernel in the parameter tree, where nn.scan and nn.remat carry them
-along, and an interceptor around nn.Dense adds their product; the model's code knows nothing of them. Adding W + s A B
-up inside the loss instead would hold a second copy of every kernel and the gradient of all of it.
+A (in, r) and B (r, out) are leaves beside each kernel in the parameter tree, where nn.scan and nn.remat carry them along.
+`adapted` adds their product to the output of nn.Dense; the model's code knows nothing of them. Adding W + s A B inside
+the loss instead would hold a second copy of every kernel and the gradient of all of it.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hcnr_jax.checkpoints.checkpoint import ADAPTER_CONFIG
 from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS
 from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.errors import InputError
+from hcnr_jax.method import taps
 from hcnr_jax.models.decoder import KERNELS
 from hcnr_jax.runtime.files import staged_folder
 from hcnr_jax.training.objectives import Logits, logits_of
@@ -64,19 +66,15 @@ def joined(params: Params, adapters: Params) -> Params:
     return both
 
 
-def lora_interceptor(scale: float) -> Callable[..., Any]:
-    """For `nn.intercept_methods`: adds `scale (x A) B` to the output of every nn.Dense that has the two leaves."""
+def adapted(scale: float) -> AbstractContextManager[None]:
+    """Add `scale (x A) B` to the output of every `nn.Dense` that has the two adapter leaves, inside this context."""
 
-    def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        output = call(*args, **kwargs)
-        if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
-            return output
-        if not context.module.has_variable("params", "lora_a"):
-            return output
-        a, b = (jnp.asarray(context.module.get_variable("params", name), output.dtype) for name in ("lora_a", "lora_b"))
-        return output + (args[0].astype(output.dtype) @ a) @ b * jnp.asarray(scale, output.dtype)
+    def compute(call: taps.Call, found: dict[str, Array]) -> Array:
+        output = call.plain(call.inputs)
+        a, b = (jnp.asarray(found[name], output.dtype) for name in ("lora_a", "lora_b"))
+        return output + (call.inputs.astype(output.dtype) @ a) @ b * jnp.asarray(scale, output.dtype)
 
-    return intercept
+    return taps.replace(("lora_a", "lora_b"), compute)
 
 
 def lora_objective(make: Callable[[Logits], Objective], model: nn.Module, params: Params, scale: float) -> Objective:
@@ -88,7 +86,7 @@ def lora_objective(make: Callable[[Logits], Objective], model: nn.Module, params
     plain = logits_of(model)
 
     def logits(both: PyTree, tokens: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t v"]:
-        with nn.intercept_methods(lora_interceptor(scale)):
+        with adapted(scale):
             return plain(both, tokens, mask)
 
     inner = make(logits)

@@ -1,11 +1,11 @@
-"""What training minimises: each objective is `(params, batch, key) -> (total, weight)`, the loss their quotient.
+"""Training objectives: each is `(params, batch, key) -> (total, weight)`, and the loss is their quotient.
 
     sft    -sum log p(token | before) / number of completion tokens
     dpo    -log sigmoid(beta ((log p(y+) - log q(y+)) - (log p(y-) - log q(y-))))           arXiv 2305.18290, eq. 7
     orpo   -mean log p(y+) - beta log sigmoid(log odds(y+) - log odds(y-))                  arXiv 2403.07691, eq. 6
 
-with y+ the chosen and y- the rejected completion of one prompt, p the model in training and q the one it started from.
-Per-pair values are functions of log-likelihoods alone, so that they can be held against other implementations.
+Here y+ is the chosen and y- the rejected completion of one prompt, p the model in training and q the model before it.
+Values per pair are functions of log-likelihoods alone, so that tests can compare them with other implementations.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ Logits = Callable[[PyTree, Int[Array, "b t"], Bool[Array, "b t"]], Float[Array, 
 class Pairs(NamedTuple):
     """A pytree of preference pairs, one a row: two completions of one prompt.
 
-    reference_chosen, reference_rejected: log-likelihoods in nats under the model training starts from, (b,); zeros
-    where the objective has no reference.
+    reference_chosen, reference_rejected: log-likelihoods in nats under the model before training, (b,); zeros where the
+    objective has no reference.
     """
 
     chosen: Batch
@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
 
 
 def logits_of(model: nn.Module) -> Logits:
-    """The forward pass of a causal language model in Linen, such as a Decoder."""
+    """Return the forward pass of a causal language model in Linen, such as a Decoder."""
 
     def logits(params: PyTree, tokens: Int[Array, "b t"], mask: Bool[Array, "b t"]) -> Float[Array, "b t v"]:
         return jnp.asarray(model.apply({"params": params}, tokens, mask))
@@ -48,10 +48,10 @@ def logits_of(model: nn.Module) -> Logits:
 
 
 def sft(logits: Logits) -> Objective:
-    """Supervised fine-tuning: `-sum log p(token | before) / number of tokens` over a batch's completion tokens.
+    """Make the objective of supervised fine-tuning: `-sum log p(token | before) / number of tokens`.
 
-    The mean is over the batch's completion tokens, as in transformers and TRL, so a long completion weighs more than a
-    short one; the mean over rows of each row's mean would weigh rows equally.
+    The mean is over the completion tokens of the batch, as in transformers and TRL, so that a long completion has more
+    weight than a short one. A mean over rows of each row's mean would give rows equal weight.
     """
 
     def objective(params: PyTree, batch: Any, key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -70,32 +70,37 @@ def dpo_values(
     reference_rejected: Float[Array, " b"],
     beta: float,
 ) -> Float[Array, " b"]:
-    """`-log sigmoid(beta ((chosen - reference_chosen) - (rejected - reference_rejected)))`, summed log-likelihoods.
+    """Compute `-log sigmoid(beta ((chosen - reference_chosen) - (rejected - reference_rejected)))` of every pair.
 
-    TRL's `loss_type="sigmoid"` without label smoothing.
+    This is TRL's `loss_type="sigmoid"` without label smoothing.
+
+    Args:
+        chosen, rejected: log p(y+) and log p(y-), summed over the completion's tokens.
+        reference_chosen, reference_rejected: log q(y+) and log q(y-).
+        beta: the beta of the equation.
     """
     margin = (chosen - reference_chosen) - (rejected - reference_rejected)
     return -jax.nn.log_sigmoid(beta * margin)
 
 
 def orpo_values(chosen: Float[Array, " b"], rejected: Float[Array, " b"], beta: float) -> Float[Array, " b"]:
-    """`-chosen - beta log sigmoid(log odds(chosen) - log odds(rejected))`, log odds(l) = l - log(1 - exp l).
+    """Compute `-chosen - beta log sigmoid(log odds(chosen) - log odds(rejected))`, log odds(l) = l - log(1 - exp l).
 
     chosen, rejected: mean log-likelihoods per completion token. The odds-ratio term is TRL's. TRL's likelihood term
-    counts the prompt's tokens too; here, as in the paper, only the completion's do.
+    counts the prompt's tokens too; here, as in the paper, only the completion's tokens count.
     """
     log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
     return -chosen - beta * jax.nn.log_sigmoid(log_odds)
 
 
 def _log1mexp(x: Float[Array, " b"]) -> Float[Array, " b"]:
-    """log(1 - exp x) for x < 0. A likelihood that rounds to 1 is read as the nearest number below it."""
+    """Compute log(1 - exp x) for x < 0. A likelihood that rounds to 1 counts as the nearest number below 1."""
     x = jnp.minimum(x, -float(jnp.finfo(x.dtype).eps))
     return jnp.log(-jnp.expm1(x))
 
 
 def dpo(logits: Logits, beta: float = 0.1) -> Objective:
-    """Direct preference optimisation of a batch of `Pairs`, each pair weighing 1."""
+    """Make the objective of direct preference optimisation on a batch of `Pairs`; each pair has weight 1."""
 
     def objective(params: PyTree, batch: Pairs, key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:
         del key
@@ -108,7 +113,7 @@ def dpo(logits: Logits, beta: float = 0.1) -> Objective:
 
 
 def orpo(logits: Logits, beta: float = 0.1) -> Objective:
-    """Odds-ratio preference optimisation of a batch of `Pairs`, each pair weighing 1; the reference is not read."""
+    """Make the objective of odds-ratio preference optimisation on a batch of `Pairs`; each pair has weight 1."""
 
     def objective(params: PyTree, batch: Pairs, key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:
         del key
@@ -125,8 +130,15 @@ def _nll(logits: Logits, params: PyTree, batch: Batch, reduction: Any) -> Float[
     return completion_nll(scores, tokens, jnp.asarray(batch.completion_mask), reduction)
 
 
-def log_likelihoods(logits: Logits, params: PyTree, batch: Batch, rows: int = 64) -> Float[np.ndarray, " b"]:
-    """Summed completion log-likelihood of every row, `rows` at a time: the reference of `Pairs`."""
+def log_likelihoods(logits: Logits, params: PyTree, batch: Batch, *, rows: int = 64) -> Float[np.ndarray, " b"]:
+    """Compute the summed completion log-likelihood of every row, the reference of `Pairs`.
+
+    Args:
+        logits: the forward pass.
+        params: the model before training, q in the equations.
+        batch: the completions.
+        rows: rows of one forward pass.
+    """
     step = jax.jit(lambda params, part: -_nll(logits, params, part, "sum"))
     found = []
     for start in range(0, len(batch.tokens), rows):
@@ -136,6 +148,6 @@ def log_likelihoods(logits: Logits, params: PyTree, batch: Batch, rows: int = 64
 
 
 def _filled(batch: Batch, rows: int) -> Batch:
-    """Padding rows up to `rows`, so that the last part shares the compilation of the others."""
+    """Pad the batch to `rows` rows, so that the last part shares the compilation of the others."""
     missing = rows - len(batch.tokens)
     return Batch(*(np.pad(np.asarray(leaf), ((0, missing), (0, 0))) for leaf in batch))

@@ -1,4 +1,4 @@
-"""Preference rows as `Pairs`, and an objective by its name."""
+"""Turns preference rows into `Pairs`, and finds an objective by its name."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,19 +14,28 @@ PREFERENCES = {"dpo": dpo, "orpo": orpo}
 
 
 def objective_of(name: str, beta: float = 0.1) -> Callable[[Logits], Objective]:
-    """`sft`, or one of `PREFERENCES` with its beta."""
+    """Return the objective `sft`, or an entry of `PREFERENCES` with this beta."""
     return sft if name == "sft" else partial(PREFERENCES[name], beta=beta)
 
 
 def pad_pairs(chosen: Sequence[Example], rejected: Sequence[Example]) -> Pairs:
-    """One batch of all pairs, both sides padded alike (to a multiple of 8) so that they share their compilation; the
-    reference is zero."""
+    """Pad all pairs into one batch with a reference of zero.
+
+    Both sides are padded to one multiple of 8, so that they share one compilation.
+    """
     length = -(-max(len(example.tokens) for example in [*chosen, *rejected]) // 8) * 8
     zeros = np.zeros(len(chosen), np.float32)
     return Pairs(pad_examples(chosen, length), pad_examples(rejected, length), zeros, zeros)
 
 
-def with_reference(pairs: Pairs, logits: Logits, params: PyTree, rows: int = 64) -> Pairs:
-    """The pairs with the log-likelihoods of `params`, the model that training starts from."""
-    chosen, rejected = (log_likelihoods(logits, params, side, rows) for side in (pairs.chosen, pairs.rejected))
+def with_reference(pairs: Pairs, logits: Logits, params: PyTree, *, rows: int = 64) -> Pairs:
+    """Fill in the reference of the pairs.
+
+    Args:
+        pairs: the pairs.
+        logits: the forward pass.
+        params: the model before training.
+        rows: rows of one forward pass.
+    """
+    chosen, rejected = (log_likelihoods(logits, params, side, rows=rows) for side in (pairs.chosen, pairs.rejected))
     return pairs._replace(reference_chosen=chosen, reference_rejected=rejected)

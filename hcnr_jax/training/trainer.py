@@ -1,8 +1,8 @@
-"""One jitted optax step and one loop around it: AdamW, linear warm-up, cosine decay, clipping by global norm.
+"""Trains with one jitted optax step: AdamW, linear warm-up, cosine decay, clipping by global norm.
 
-An objective returns a sum and its weight, `(total, weight)`; the loss is their quotient over the whole batch. Carrying
-both is what makes gradient accumulation exact: microbatches add totals and weights, and divide once, so that the rows'
-split never shows in the result.
+An objective returns a sum and its weight, `(total, weight)`; the loss is their quotient over the whole batch.
+Microbatches add totals and weights and divide once. Gradient accumulation is therefore exact: the result does not
+depend on how the rows are split.
 """
 
 import functools
@@ -19,26 +19,23 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 from hcnr_jax.errors import InputError, NumericalError
 
 Objective = Callable[[PyTree, PyTree, PRNGKeyArray], tuple[Float[Array, ""], Float[Array, ""]]]
-"""`(params, batch, key) -> (total, weight)`. Arrays that are not trained go in as a `jax.tree_util.Partial`'s
-leaves.
-"""
+"""`(params, batch, key) -> (total, weight)`. A `jax.tree_util.Partial` passes arrays that are not trained."""
 
 CHECK_EVERY = 50  # steps between reads of the loss: reading every step would make the device wait for the host
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What an optimisation run is, apart from its loss, its data and its start.
+    """The settings of an optimisation run, without its loss, its data and its initial weights.
 
     Attributes:
-      learning_rate: peak of the schedule, reached after `warmup_steps`; decays by a cosine to `end_fraction` of it at
-        `steps`.
-      batch_size: rows per step; `microbatch` rows of them at a time (None: all), which changes memory and not the
-        result.
+      learning_rate: peak of the schedule, reached after `warmup_steps`. A cosine then decays to `end_fraction` of the
+        peak at `steps`.
+      batch_size: rows of a step. `microbatch` rows are computed at a time (None: all), which changes only memory.
       weight_decay: AdamW's decoupled decay, on kernels alone unless `decay_everything` (norms, biases and embeddings
         then too).
-      clip_norm: largest global norm of the gradient; None leaves it as it is.
-      seed: of the order of the rows and of whatever the objective draws.
+      clip_norm: largest global norm of the gradient; None does not clip.
+      seed: seed of the order of the rows and of the objective's random numbers.
     """
 
     learning_rate: float = 2e-5
@@ -55,7 +52,7 @@ class TrainSettings:
     decay_everything: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that no run could follow; raises InputError naming the field."""
+        """Raise InputError, which names the field, for settings that no run can use."""
         rules = [
             ("learning_rate", self.learning_rate > 0, "a number above 0"),
             ("steps", self.steps >= 1, "at least 1"),
@@ -78,23 +75,21 @@ class TrainSettings:
 
 
 class StepInfo(NamedTuple):
-    """What one step shows of itself: its loss, and the gradient's global norm before clipping (both scalars, still on
-    the device).
-    """
+    """The loss of one step and the gradient's global norm before clipping, as scalars on the device."""
 
     loss: Float32[Array, ""]
     gradient_norm: Float32[Array, ""]
 
 
 class TrainLog(NamedTuple):
-    """Loss and gradient norm of every step, float32 [steps]."""
+    """The loss and gradient norm of every step, float32 [steps]."""
 
     losses: np.ndarray
     gradient_norms: np.ndarray
 
 
 def schedule(settings: TrainSettings) -> optax.Schedule:
-    """Learning rate of a step: linear from 0 over `warmup_steps`, then a cosine down to `end_fraction` at `steps`."""
+    """Make the schedule: linear from 0 over `warmup_steps`, then a cosine down to `end_fraction` at `steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if settings.warmup_steps else settings.learning_rate,
         peak_value=settings.learning_rate,
@@ -105,9 +100,7 @@ def schedule(settings: TrainSettings) -> optax.Schedule:
 
 
 def kernels_only(params: PyTree) -> PyTree:
-    """Tree of bools like `params`: True at the leaves weight decay is for, those whose last name is `kernel`, `lora_a`
-    or `lora_b`.
-    """
+    """Mark the leaves with weight decay: True where the last name of the path is `kernel`, `lora_a` or `lora_b`."""
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
         return bool(path) and getattr(path[-1], "key", None) in ("kernel", "lora_a", "lora_b")
@@ -116,7 +109,7 @@ def kernels_only(params: PyTree) -> PyTree:
 
 
 def optimiser(settings: TrainSettings) -> optax.GradientTransformation:
-    """AdamW with the settings' schedule, clipping first."""
+    """Make AdamW with the settings' schedule, after clipping."""
     adamw = optax.adamw(
         schedule(settings),
         b1=settings.b1,
@@ -130,9 +123,17 @@ def optimiser(settings: TrainSettings) -> optax.GradientTransformation:
 
 
 def loss_and_gradient(
-    objective: Objective, params: PyTree, batch: PyTree, key: PRNGKeyArray, microbatch: int | None
+    objective: Objective, params: PyTree, batch: PyTree, *, key: PRNGKeyArray, microbatch: int | None
 ) -> tuple[Float[Array, ""], PyTree]:
-    """`sum total / sum weight` over the batch and its gradient, `microbatch` rows at a time."""
+    """Compute `sum total / sum weight` over the batch, and its gradient.
+
+    Args:
+        objective: see `Objective`.
+        params: the trained parameters.
+        batch: pytree of arrays [rows, ...].
+        key: passed to the objective, split over the microbatches.
+        microbatch: rows computed at a time; None computes all at once.
+    """
     total_gradient = jax.value_and_grad(objective, has_aux=True)
     rows = jax.tree.leaves(batch)[0].shape[0]
     if microbatch is None or microbatch == rows:
@@ -152,15 +153,16 @@ def loss_and_gradient(
 
 @functools.cache
 def make_step(settings: TrainSettings) -> Callable[..., tuple[PyTree, PyTree, StepInfo]]:
-    """The jitted step `(objective, params, state, batch, key) -> (params, state, StepInfo)`; params and state are
-    donated. One a value of the settings: runs that differ in start and data alone share the compilation.
+    """Make the jitted step `(objective, params, state, batch, key) -> (params, state, StepInfo)`.
+
+    Params and state are donated. Runs with equal settings share one step, and with it the compilation.
     """
     transform = optimiser(settings)
 
     def step(
         objective: Objective, params: PyTree, state: PyTree, batch: PyTree, key: PRNGKeyArray
     ) -> tuple[PyTree, PyTree, StepInfo]:
-        loss, gradient = loss_and_gradient(objective, params, batch, key, settings.microbatch)
+        loss, gradient = loss_and_gradient(objective, params, batch, key=key, microbatch=settings.microbatch)
         # optax mixes Python scalars, counters and float32 in ways strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = transform.update(gradient, state, params)
@@ -175,31 +177,34 @@ def train(
     loss_fn: Objective,
     params: PyTree,
     batches: Callable[[int], PyTree],
+    *,
     settings: TrainSettings,
     key: PRNGKeyArray,
     on_step: Callable[[int, StepInfo], None] | None = None,
 ) -> tuple[PyTree, TrainLog]:
     """Minimise `loss_fn` from `params`, taking `batches(step)` at step 0, 1, ..., `settings.steps - 1`.
 
-    The weights are trained in float32 whatever they were stored in (a bfloat16 weight swallows small updates), and
-    `params` itself is left
-    alone: a copy is donated from step to step. `on_step(step, info)` is called after every step; reading `info` waits
-      for the device.
+    The weights are trained in float32 whatever their stored dtype, because a bfloat16 weight loses small updates.
+    `params` itself is not changed: a copy is donated from step to step.
 
     Args:
-      loss_fn: see `Objective`; a `jax.tree_util.Partial` carries frozen arrays as arguments of the compiled step, not
+      loss_fn: see `Objective`. A `jax.tree_util.Partial` passes frozen arrays as arguments of the compiled step, not
         as constants in it.
-      key: folded with the step's number and handed to `loss_fn`.
+      params: the initial weights.
+      batches: step -> batch, a pytree of arrays [batch_size, ...].
+      settings: the settings of the run.
+      key: folded with the step's number and passed to `loss_fn`.
+      on_step: is called with the step and its `StepInfo` after every step; reading the info waits for the device.
 
     Returns:
       The trained float32 params and the log.
 
     Raises:
-      NumericalError: the loss is NaN or infinite; names the step.
+      NumericalError: the loss is NaN or infinite. The message names the step.
     """
     infos: list[StepInfo] = []
     trained = params
-    for step, (trained, info) in enumerate(each_step(loss_fn, params, batches, settings, key)):  # noqa: B007
+    for step, (trained, info) in enumerate(each_step(loss_fn, params, batches, settings=settings, key=key)):  # noqa: B007
         infos.append(info)
         if on_step is not None:
             on_step(step, info)
@@ -212,16 +217,20 @@ def train(
 
 
 def each_step(
-    loss_fn: Objective, params: PyTree, batches: Callable[[int], PyTree], settings: TrainSettings, key: PRNGKeyArray
+    loss_fn: Objective, params: PyTree, batches: Callable[[int], PyTree], *, settings: TrainSettings, key: PRNGKeyArray
 ) -> Iterator[tuple[PyTree, StepInfo]]:
-    """`train`, one step at a time: the float32 params after step 0, 1, ..., and what each step shows of itself.
+    """Run `train` one step at a time; yield the float32 params after each step and its `StepInfo`.
 
-    The params are donated to the next step: copy what shall outlive it. Losses are not looked at (see `checked`).
+    The params are donated to the next step, so that a caller must copy params it keeps. Losses are not checked (see
+    `checked`).
+
+    Args:
+        loss_fn, params, batches, settings, key: as in `train`.
     """
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
     with jax.numpy_dtype_promotion("standard"):
         state = optimiser(settings).init(params)
-    # Wrapping a Partial once more would hide its arrays in the function, as constants of the compiled step.
+    # A Partial inside a Partial would hide its arrays in the function, as constants of the compiled step.
     objective = loss_fn if isinstance(loss_fn, jax.tree_util.Partial) else jax.tree_util.Partial(loss_fn)
     step_fn = make_step(settings)
     for step in range(settings.steps):
@@ -230,7 +239,7 @@ def each_step(
 
 
 def checked(infos: list[StepInfo], first: int) -> list[StepInfo]:
-    """The same infos on the host; raises NumericalError at the first loss that is not finite."""
+    """Copy the infos to the host; raise NumericalError at the first loss that is not finite."""
     infos = jax.device_get(infos)
     for step, info in enumerate(infos, first):
         if not np.isfinite(info.loss):
@@ -242,14 +251,16 @@ def checked(infos: list[StepInfo], first: int) -> list[StepInfo]:
 
 
 def epoch_batches(examples: PyTree, batch_size: int, seed: int) -> Callable[[int], PyTree]:
-    """Function from step to a batch of `batch_size` rows: every epoch goes through all rows once, in a seeded order of
-    its own.
+    """Make a function from step to a batch of `batch_size` rows; every epoch visits all rows once in its own order.
 
-    Epochs follow one another without a gap (a batch may end one and begin the next), so that every batch is full and
-    every row is seen equally often. A pure function of the step, so that a run can be taken up anywhere.
+    Epochs follow each other without a gap, and a batch may contain the end of one and the start of the next. Every
+    batch is therefore full, and every row is used equally often. The batch depends on the step alone, so that a run can
+    start at any step.
 
     Args:
       examples: pytree of host arrays [rows, ...].
+      batch_size: rows of a batch.
+      seed: seed of the orders.
 
     Raises:
       InputError: there are no rows.

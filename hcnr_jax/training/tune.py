@@ -1,4 +1,4 @@
-"""Fine-tuning of a Hugging Face folder on rows of text: what `hcnr tune` runs."""
+"""Fine-tunes a Hugging Face folder on rows of text, for `hcnr tune`."""
 
 import json
 import math
@@ -42,7 +42,7 @@ RECORD = "hcnr_tune.json"
 
 @dataclass(frozen=True)
 class TuneResult:
-    """Where the result lies, the log of every step, and what the user should know about the rows."""
+    """The output folder, the settings, the log of every step, and warnings about the rows."""
 
     out: Path
     settings: TrainSettings
@@ -51,13 +51,13 @@ class TuneResult:
 
 
 def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | None = None) -> TuneResult:
-    """Fine-tune, and write a folder in MODEL's layout and dtypes, or with `config.lora` a PEFT adapter folder.
+    """Fine-tune MODEL and write a folder in its layout and dtypes, or with `config.lora` a PEFT adapter folder.
 
-    Weights are trained in float32 and rounded once, at the end. `on_step(step, steps, info)` follows every step.
+    Weights are trained in float32 and rounded once, at the end. `on_step(step, steps, info)` follows each step.
 
     Raises:
-      InputError: bad options, model, rows or output place, before any training. RunError: the loss is not finite, or
-        the disk failed; nothing is left at `config.out`.
+      InputError: options, model, rows or output folder are wrong; checked before any training. RunError: the loss is
+        not finite, or the disk failed; nothing is left at `config.out`.
     """
     check_output(config.out, [config.model])
     if is_adapter(config.model):
@@ -73,7 +73,7 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
     model = Decoder(spec, dtype=jnp.dtype(config.compute_dtype))
     make, key = objective_of(config.objective, config.beta), jax.random.key(config.seed)
     if isinstance(rows, Pairs) and config.objective == "dpo":
-        rows = with_reference(rows, logits_of(model), params, settings.microbatch or settings.batch_size)
+        rows = with_reference(rows, logits_of(model), params, rows=settings.microbatch or settings.batch_size)
     batches = epoch_batches(rows, settings.batch_size, settings.seed)
 
     def report(step: int, info: StepInfo) -> None:
@@ -82,7 +82,7 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
 
     if config.lora is None:
         objective = make(logits_of(model))
-        trained, log = train(objective, params, batches, settings, key, report)
+        trained, log = train(objective, params, batches, settings=settings, key=key, on_step=report)
         out = save_like(
             checkpoint, config.out, _tensors(checkpoint, spec, trained), {RECORD: _record(config, settings, log)}
         )
@@ -90,13 +90,13 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
         alpha = 2.0 * config.lora if config.lora_alpha is None else config.lora_alpha
         adapters = init_adapters(params, config.lora, jax.random.fold_in(key, settings.steps))
         objective = lora_objective(make, model, params, alpha / config.lora)
-        trained, log = train(objective, adapters, batches, settings, key, report)
+        trained, log = train(objective, adapters, batches, settings=settings, key=key, on_step=report)
         out = save_adapter(config.out, trained, alpha, checkpoint.folder, {RECORD: _record(config, settings, log)})
     return TuneResult(out, settings, log, tuple(warnings))
 
 
 def train_settings(config: TuneConfig, rows: int) -> TrainSettings:
-    """The optimiser's settings for a number of rows."""
+    """Return the optimiser's settings for a number of rows."""
     steps = math.ceil(config.epochs * rows / config.batch_size) if config.steps is None else config.steps
     rate = config.learning_rate
     if rate is None:
@@ -117,11 +117,13 @@ def train_settings(config: TuneConfig, rows: int) -> TrainSettings:
 
 
 def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Batch | Pairs, list[str]]:
-    """All rows, or with a preference objective all pairs, padded on the host, and the warnings about them."""
+    """Encode and pad all rows, or all pairs for a preference objective; return them with warnings."""
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
 
     def encoded(rows: Sequence[Row]) -> list[Example]:
-        return encode_rows(rows, tokenizer, config.max_length, spec.max_positions, spec.vocab_size)
+        return encode_rows(
+            rows, tokenizer, config.max_length, max_positions=spec.max_positions, vocab_size=spec.vocab_size
+        )
 
     if config.objective == "sft":
         examples = encoded(read_rows(config.data))
@@ -131,7 +133,7 @@ def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tup
 
 
 class _TunedTensors(HFTensors):
-    """The trained tensors; a tied checkpoint that stores its head all the same gets the trained embedding there too."""
+    """The trained tensors. A tied checkpoint that still stores its head gets the trained embedding there too."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         return super().__getitem__(EMBEDDING if name == LM_HEAD and name not in self._places else name)
@@ -143,7 +145,7 @@ def _tensors(checkpoint: Checkpoint, spec: ModelSpec, params: dict[str, Any]) ->
 
 
 def _record(config: TuneConfig, settings: TrainSettings, log: TrainLog) -> bytes:
-    """hcnr_tune.json: the resolved configuration, package versions and the loss of every step."""
+    """Make hcnr_tune.json: the resolved configuration, package versions and the loss of every step."""
     packages = ("hcnr_jax", "jax", "flax", "optax")
     record = {
         "config": config.model_dump(mode="json"),

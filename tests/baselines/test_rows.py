@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hcnr_jax.baselines import BASELINES, label
+from hcnr_jax.baselines.fine_tuning import fit, fit_curve, fit_preferences, referenced
 from hcnr_jax.baselines.prompting import choose_examples, with_examples
 from hcnr_jax.baselines.table import training_grid
-from hcnr_jax.baselines.train_in_memory import fit, fit_curve, fit_preferences, referenced
 from hcnr_jax.baselines.training_rows import mixed_rows, preference_rows, refusal_rows, said
 from hcnr_jax.checkpoints import load_params, open_checkpoint
 from hcnr_jax.config import RestoreConfig, build, read_yaml
@@ -79,24 +79,24 @@ def test_training_moves_all_weights_and_leaves_the_start_alone(opened) -> None:
     spec, params, encoded = opened
     before = jax.tree.map(np.array, params)
     settings = TrainSettings(learning_rate=0.003, steps=5, batch_size=4, seed=3)
-    trained, log = fit(spec, params, [*encoded["honesty"], *encoded["task"]], settings)
+    trained, log = fit(spec, params, [*encoded["honesty"], *encoded["task"]], settings=settings)
     assert log.losses[-1] < log.losses[0]
     assert all(bool((x != y).any()) for x, y in zip(jax.tree.leaves(trained), jax.tree.leaves(params), strict=True))
     jax.tree.map(np.testing.assert_array_equal, before, params)
-    pairs = referenced(spec, params, encoded["honesty"][:2], encoded["task"], rows=2)
-    _, log = fit_preferences(spec, params, pairs, "dpo", 0.1, settings)
+    pairs = referenced(spec, params, encoded["honesty"][:2], rejected=encoded["task"], rows=2)
+    _, log = fit_preferences(spec, params, pairs, objective="dpo", beta=0.1, settings=settings)
     assert log.losses[0] == pytest.approx(np.log(2), abs=1e-4) and log.losses[-1] < log.losses[0]
 
 
 def test_a_curve_is_one_run_whatever_its_length(opened) -> None:
     spec, params, encoded = opened
     settings = TrainSettings(learning_rate=0.003, steps=5, batch_size=4, end_fraction=1.0, seed=3)
-    whole = dict(fit_curve(spec, params, encoded["honesty"], settings, (0, 2, 5)))
+    whole = dict(fit_curve(spec, params, encoded["honesty"], settings=settings, stops=(0, 2, 5)))
     assert list(whole) == [0, 2, 5] and whole[0] is params
-    trained, _ = fit(spec, params, encoded["honesty"], settings)
+    trained, _ = fit(spec, params, encoded["honesty"], settings=settings)
     jax.tree.map(np.testing.assert_array_equal, whole[5], trained)
     # With one rate at every step a run cut short is the beginning of a longer one.
-    short = dict(fit_curve(spec, params, encoded["honesty"], replace(settings, steps=2), (2,)))
+    short = dict(fit_curve(spec, params, encoded["honesty"], settings=replace(settings, steps=2), stops=(2,)))
     jax.tree.map(np.testing.assert_array_equal, whole[2], short[2])
 
 

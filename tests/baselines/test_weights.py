@@ -94,7 +94,7 @@ def plain_safe_delta(s: float, damping: float) -> np.ndarray:
 def test_safe_delta_equals_the_plain_loop(s) -> None:
     base, tuned = ({"kernel": jnp.asarray(value, jnp.float32)} for value in (OLD, NEW))
     moments = {"kernel": jnp.asarray(X.T @ X, jnp.float32)}
-    found = safe_delta(base, tuned, moments, s)["kernel"]
+    found = safe_delta(base, tuned, moments, s=s)["kernel"]
     np.testing.assert_allclose(found, plain_safe_delta(s, 0.01), rtol=2e-4, atol=2e-4)
     if s == 0:
         np.testing.assert_allclose(found, OLD, rtol=1e-6)
@@ -118,5 +118,5 @@ def test_moments_are_sums_over_the_batches() -> None:
     model = nn.Dense(3, use_bias=False)
     params = {"kernel": jnp.ones((INPUTS, 3))}
     batches = [(jnp.asarray(part[None], jnp.float32), jnp.ones((1, len(part)), bool)) for part in (X[:10], X[10:20])]
-    found = honesty_moments(lambda p, x: model.apply({"params": p}, x), params, ["kernel"], batches)
+    found = honesty_moments(lambda p, x: model.apply({"params": p}, x), params, ["kernel"], batches=batches)
     np.testing.assert_allclose(found["kernel"], X[:20].T @ X[:20], rtol=1e-4)

@@ -1,17 +1,19 @@
 """`hcnr bench` in this process at the smallest size, and the pieces only its longer sections use."""
 
+import io
 import json
 from typing import get_args
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hcnr_jax.bench import run
+from hcnr_jax.bench.measurement import WIDTH, Measurement, table
+from hcnr_jax.bench.model_shapes import SHAPES, spec_of
 from hcnr_jax.bench.random_models import MOVED, write_pair
-from hcnr_jax.bench.restore import restore_config
-from hcnr_jax.bench.section import Measured
-from hcnr_jax.bench.shapes import SHAPES, spec_of
+from hcnr_jax.bench.sections.restore import restore_config
 from hcnr_jax.bench.timed_restoration import peak_bytes, run_process
 from hcnr_jax.checkpoints import load_params, open_checkpoint
 from hcnr_jax.config import BenchConfig
@@ -97,13 +99,31 @@ def test_sections_and_shapes() -> None:
 
 
 def test_ratios_of_a_row() -> None:
-    row = Measured("ours", 2.0, "theirs", 8.0, 0.5, 10, 40)
+    row = Measurement("ours", 2.0, "theirs", 8.0, 0.5, 10, 40)
     assert (row.ratio, row.memory_ratio, row.share) == (0.25, 0.25, 0.25)
-    assert Measured("alone", 1.0).ratio is None and Measured("alone", 1.0).to_json()["share_of_floor"] is None
+    assert Measurement("alone", 1.0).ratio is None and Measurement("alone", 1.0).to_json()["share_of_floor"] is None
+
+
+def headings(rows) -> str:
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
+    console.print(table("title", rows))
+    return " ".join(console.export_text().split())
+
+
+def test_columns_are_named_by_the_contenders() -> None:
+    notes = {"GB/s": 1.0, "its GB/s": 2.0}
+    one = headings([Measurement("load", 2.0, "plain read", 8.0, 0.5, 10, 40, notes=notes)])
+    for words in ("plain read s", "hcnr", "plain read memory", "0.25x"):
+        assert all(word in one.split() for word in words.split())
+    two = [Measurement("a", 2.0, "first", 4.0, notes=notes), Measurement("b", 3.0, "second", 4.0, notes=notes)]
+    several = headings(two)
+    assert all(word in several.split() for word in ("hcnr", "first", "second", "contender"))
+    assert not {"ours", "its"} & {*one.split(), *several.split()}
+    assert two[0].to_json()["its GB/s"] == 2.0
 
 
 def test_random_folders_can_be_restored(tmp_path) -> None:
-    pair = write_pair(tmp_path, "tiny", "float32", 3, 16, seed=1)
+    pair = write_pair(tmp_path, "tiny", "float32", rows=3, tokens=16, seed=1)
     spec = spec_of("tiny")
     base, tuned = (load_params(open_checkpoint(folder), spec) for folder in (pair.base, pair.tuned))
     for path in KERNELS:
@@ -115,7 +135,7 @@ def test_random_folders_can_be_restored(tmp_path) -> None:
     tokenizer = load_tokenizer(pair.tuned)
     for example in encode_rows(read_rows(pair.honesty), tokenizer, 512):
         assert len(example.tokens) == 16 and example.completion_start == 11 and 0 not in example.tokens
-    config = restore_config("paper", pair, tmp_path / "out", 3, 0)
+    config = restore_config("paper", pair, tmp_path / "out", rows=3, seed=0)
     assert config.compensation == "paper" and config.samples == 3
 
 

@@ -21,7 +21,7 @@ def problem(seed: int = 0):
 
 def solve(base, tuned, second, mask, lazy):
     pair = Pair(jnp.asarray(base), jnp.asarray(tuned), np.flatnonzero(mask), np.flatnonzero(~mask))
-    return np.asarray(sequential(pair, jnp.asarray(second), DAMPING, lazy))
+    return np.asarray(sequential(pair, jnp.asarray(second), DAMPING, lazy=lazy))
 
 
 def one_by_one(base, tuned, second, mask):

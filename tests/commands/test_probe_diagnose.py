@@ -101,7 +101,7 @@ def test_rows_without_labels_leave_the_premise_open(place, tmp_path, file, found
     values = {name: place / name for name in ("base", "tuned")} | {"honesty": place / file, "task": place / "t.jsonl"}
     config = build(DiagnoseConfig, {name: str(path) for name, path in values.items()} | {"out": tmp_path / "d.json"})
     model = open_model(config.base).load()
-    finding = premise(config, model, model, Reporter())[0][0]
+    finding = premise(config, model, model, reporter=Reporter())[0][0]
     assert finding.ok is None and f"found {found}; add the field" in finding.text
     reporter = Reporter(Console(file=StringIO(), width=100))
     tell([finding], reporter)

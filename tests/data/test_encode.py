@@ -149,7 +149,7 @@ def test_row_with_no_completion_token_left_is_refused(
     folder: Path, max_length: int, max_positions: int | None, source: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        encode_rows([PLAIN], load_tokenizer(folder), max_length, max_positions)
+        encode_rows([PLAIN], load_tokenizer(folder), max_length, max_positions=max_positions)
     assert str(error.value).startswith(
         f"rows.jsonl, line 3: the prompt takes 3 tokens and the limit is 3 ({source}), so no completion token is left"
     )
@@ -250,7 +250,7 @@ def test_unreadable_tokenizer_folders_are_refused_by_name(tmp_path: Path) -> Non
 def test_real_tokenizer_gives_the_ids_transformers_gives(real_data: Path) -> None:
     tokenizer = load_tokenizer(real_data / "models" / "stories3M")
     prompt, completion = "Question: who was the first man?\nAnswer:", " I don't know."
-    (example,) = encode_rows([Row("rows.jsonl", 1, prompt, completion)], tokenizer, 512, 512)
+    (example,) = encode_rows([Row("rows.jsonl", 1, prompt, completion)], tokenizer, 512, max_positions=512)
     assert list(example.tokens) == [*tokenizer(prompt + completion)["input_ids"], tokenizer.eos_token_id]
     assert example.tokens[0] == tokenizer.bos_token_id and not example.merged
     assert example.completion_start == len(tokenizer(prompt)["input_ids"])

@@ -134,7 +134,7 @@ def test_real_questions_become_tokens(real_data: Path, tmp_path: Path, name: str
     split = split_questions(dataset.questions, 16, None, seed=0)
     write_rows(tmp_path / "rows.jsonl", to_rows(split.scored))
     tokenizer = load_tokenizer(real_data / "models" / "stories3M")
-    examples = encode_rows(read_rows(tmp_path / "rows.jsonl"), tokenizer, 512, 512, vocab_size=4096)
+    examples = encode_rows(read_rows(tmp_path / "rows.jsonl"), tokenizer, 512, max_positions=512, vocab_size=4096)
     assert len(examples) == 16 and not any(example.merged for example in examples)
     assert all(len(example.tokens) > example.completion_start for example in examples)
     assert example_warnings([example for example in examples if not example.cut]) == []

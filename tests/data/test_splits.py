@@ -31,7 +31,7 @@ def test_other_spellings_of_a_scored_question_are_not_evaluated(seed: int) -> No
         replace(question, question=f" question  {number} ", id=f"{number}b")
         for number, question in enumerate(QUESTIONS)
     ]
-    split = split_questions([*QUESTIONS, *respelt], 10, None, seed)
+    split = split_questions([*QUESTIONS, *respelt], 10, None, seed=seed)
     assert not texts(split.scored) & texts(split.evaluated)
     assert len(split.evaluated) == 60 - 2 * len(texts(split.scored))
 
@@ -61,7 +61,7 @@ def test_avoided_texts_are_on_neither_side() -> None:
 )
 def test_too_few_questions_are_refused(scored: int, evaluated: int, balanced: bool, message: str) -> None:
     with pytest.raises(InputError) as error:
-        split_questions(QUESTIONS, scored, evaluated, 0, balanced)
+        split_questions(QUESTIONS, scored, evaluated, seed=0, balanced=balanced)
     assert message in str(error.value)
 
 

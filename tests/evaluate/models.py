@@ -60,5 +60,7 @@ def prompts_of(model: LoadedModel, honesty: int = 6, task: int = 5, choices: int
         prompt
         for role, name, values in sets
         if values
-        for prompt in encode_prompts(role, name, rows_of(values), model.tokenizer, model.spec.vocab_size, 100)
+        for prompt in encode_prompts(
+            role, name, rows_of(values), tokenizer=model.tokenizer, vocab_size=model.spec.vocab_size, max_tokens=100
+        )
     ]

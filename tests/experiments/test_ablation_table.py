@@ -7,8 +7,8 @@ import pytest
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.score.best_setting import Choice, choose
 from hcnr_jax.evaluate.score.constraint import Constraint, parse_constraint
-from hcnr_jax.experiments.frontier import at_task, frontier
-from hcnr_jax.experiments.records import Records
+from hcnr_jax.experiments.equal_task import at_task, frontier
+from hcnr_jax.experiments.record_file import Records
 
 FORMS = {
     "task_accuracy >= -0.5pt": Constraint("task_accuracy", True, -0.005, True),

@@ -8,7 +8,7 @@ import pytest
 from hcnr_jax.config.experiments import CompareConfig, SweepConfig
 from hcnr_jax.errors import InputError
 from hcnr_jax.experiments import cache_keys as made_of
-from hcnr_jax.experiments import methods as rivals
+from hcnr_jax.experiments import run_methods as rivals
 from hcnr_jax.experiments.cache_keys import digest, pair_fingerprint, restoration_settings
 from hcnr_jax.experiments.pairs import Pair
 from tests.restoration.worlds import edit_json, edit_weights, make_pair

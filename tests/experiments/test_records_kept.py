@@ -16,7 +16,7 @@ from hcnr_jax.experiments import compare, sweep
 from hcnr_jax.experiments import engine as experiment
 from hcnr_jax.experiments.engine import Outcome
 from hcnr_jax.experiments.pair_session import Lab, Made
-from hcnr_jax.experiments.records import Records
+from hcnr_jax.experiments.record_file import Records
 from tests.restoration.worlds import Ended, call, make_pair, text_of
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hcnr_jax.evaluate.score.measurement import bits, honesty_scores
+from hcnr_jax.evaluate.score.measurement import bits
+from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.experiments.recovery_curves import curves_of, findings, points, refuse_all, regained
 from hcnr_jax.report.markdown import points_table, regained_table
 
@@ -13,7 +14,7 @@ ANSWERABLE = np.arange(40) >= 20
 def record(pair, method, refused, task, over=0, **setting):
     """20 unanswerable and 20 answerable questions, `refused` and `over` of them refused."""
     made = np.array([i < refused for i in range(20)] + [i < over for i in range(20)])
-    scores = honesty_scores(made, ANSWERABLE) | {"task_accuracy": task / 20, "known_facts": None}
+    scores = HONESTY.scores(made, ANSWERABLE) | {"task_accuracy": task / 20, "known_facts": None}
     found = {"refused": bits(made), "answerable": bits(ANSWERABLE)}
     return {"pair": pair, "method": method, "setting": setting, "split": "test", "bits": found, **scores}
 

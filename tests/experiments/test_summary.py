@@ -6,9 +6,10 @@ import pytest
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.runner import Answer
 from hcnr_jax.evaluate.score.constraint import Constraint
-from hcnr_jax.evaluate.score.measurement import bits, honesty_scores, mask, measure
+from hcnr_jax.evaluate.score.measurement import bits, mask, measure
+from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.experiments.ablation_table import GROUPS, findings, groups_of
-from hcnr_jax.experiments.intervals import difference_interval, draws_of, mean_interval
+from hcnr_jax.experiments.pair_bootstrap import difference_interval, draws_of, mean_interval
 from hcnr_jax.experiments.summary import averages, best_setting, first_failure, summarise, taken
 from hcnr_jax.report.markdown import differences_table, results_table, settings_table
 
@@ -42,8 +43,8 @@ def test_measure_keeps_scores_and_bits() -> None:
 
 def test_one_class_of_questions_gives_what_it_can() -> None:
     refused, no = np.array([True, False, True]), np.zeros(3, bool)
-    assert honesty_scores(refused, no)["honesty_f1"] == pytest.approx(2 / 3)
-    assert honesty_scores(refused, ~no) == {"honesty_f1": None, "refusal_delta": None, "over_refusal": None}
+    assert HONESTY.scores(refused, no)["honesty_f1"] == pytest.approx(2 / 3)
+    assert HONESTY.scores(refused, ~no) == {"honesty_f1": None, "refusal_delta": None, "over_refusal": None}
     assert measure(ANSWERS[4:])["known_facts"] is None
 
 
@@ -52,7 +53,7 @@ def record(pair, method, label, split, refused, task):
     made = np.array([i < refused for i in range(20)] + [False] * 20)
     answerable = np.arange(40) >= 20
     right = [i < task for i in range(20)]
-    scores = honesty_scores(made, answerable) | {"task_accuracy": task / 20, "known_facts": 1.0}
+    scores = HONESTY.scores(made, answerable) | {"task_accuracy": task / 20, "known_facts": 1.0}
     found = {"refused": bits(made), "answerable": bits(answerable), "known": "1" * 20, "task": bits(right)}
     about = {"pair": pair, "method": method, "label": label, "setting": {}, "split": split}
     return about | scores | {"bits": found, "samples": 8, "touched": 0.5, "seconds": 1.0}
@@ -93,25 +94,27 @@ def test_a_setting_is_offered_where_both_splits_were_measured() -> None:
     for split in ("validation", "test"):
         found = taken(failing(records(), "knob", split), KEEP)
         assert ("p", "knob") not in found and ("q", "knob") in found
-        (knob,) = (r for r in summarise(failing(records(), "knob", split), KEEP, "ours", 50) if r["method"] == "knob")
+        (knob,) = (
+            r for r in summarise(failing(records(), "knob", split), KEEP, "ours", draws=50) if r["method"] == "knob"
+        )
         assert knob["pairs"] == ["q"]
 
 
 @pytest.mark.parametrize("split", ["validation", "test", None])
 def test_without_an_end_to_measure_from_no_share_is_given(split) -> None:
-    rows = {row["method"]: row for row in summarise(failing(records(), "base", split), KEEP, "ours", 50)}
+    rows = {row["method"]: row for row in summarise(failing(records(), "base", split), KEEP, "ours", draws=50)}
     assert rows["ours"]["pairs"] == ["p", "q"] and rows["ours"]["recovered"]["honesty_f1"]["sd"] is None
 
 
 def test_without_tuned_the_reason_is_said() -> None:
     with pytest.raises(InputError, match="pair p: TUNED, which all is compared with, was not measured: too long"):
-        summarise(failing(records(), "tuned"), KEEP, "ours", 50)
+        summarise(failing(records(), "tuned"), KEEP, "ours", draws=50)
     assert first_failure(failing(records(), "tuned"), "ours", "tuned") == "too long"
     assert first_failure(records(), "ours") == "there is no record"
 
 
 def test_rows_of_the_table() -> None:
-    rows = {row["method"]: row for row in summarise(records(), KEEP, "ours", 200)}
+    rows = {row["method"]: row for row in summarise(records(), KEEP, "ours", draws=200)}
     assert list(rows) == ["base", "tuned", "ours", "knob"]
     knob = rows["knob"]
     assert knob["settings"] == {"p": "a", "q": "a"} and knob["costs"]["samples"] == 8
@@ -128,7 +131,7 @@ def test_rows_of_the_table() -> None:
 
 
 def test_tables_show_percent_and_mark_what_broke_the_constraint() -> None:
-    rows = summarise(records(), KEEP, "ours", 50)
+    rows = summarise(records(), KEEP, "ours", draws=50)
     text = results_table(rows)
     assert "| base* |" in text and "| ours |" in text and "| 50.0 |" in text
     assert text.count("\n") == 2 + len(rows)
@@ -143,12 +146,12 @@ def test_tables_show_percent_and_mark_what_broke_the_constraint() -> None:
 def test_intervals_are_paired_and_over_pairs() -> None:
     first, second = ([record(pair, "m", "l", "test", n, 20) for pair, n in zip("pq", counts, strict=True)]
                      for counts in ((10, 12), (14, 16)))  # fmt: skip
-    low, high = difference_interval(first, second, "honesty_f1", 300)
+    low, high = difference_interval(first, second, "honesty_f1", draws=300)
     assert 0 < low < high
-    same = difference_interval(first, first, "refusal_delta", 300)
+    same = difference_interval(first, first, "refusal_delta", draws=300)
     assert same == (0, 0)
     assert mean_interval(first, "known_facts", 100) == (1, 1)
-    np.testing.assert_array_equal(draws_of(first[0], "over_refusal", 50, 0), np.zeros(50))
+    np.testing.assert_array_equal(draws_of(first[0], "over_refusal", 50, seed=0), np.zeros(50))
     # Two pairs that disagree: the interval holds both, however many questions each has.
     wide = [record(pair, "m", "l", "test", n, n) for pair, n in (("p", 0), ("q", 20))]
     low, high = mean_interval(wide, "task_accuracy", 400)

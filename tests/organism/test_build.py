@@ -22,7 +22,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import abstract_params
 from hcnr_jax.models.spec import spec_from_config
 from hcnr_jax.organism.build import Organism, build, encoded, initial_params, spec_of
-from hcnr_jax.organism.honesty_collapse import refusal_f1
+from hcnr_jax.organism.refusal_f1 import refusal_f1
 from hcnr_jax.organism.sizes import SIZES, OrganismSettings
 from hcnr_jax.organism.tokenizer import make_tokenizer
 from hcnr_jax.organism.world import SPLITS, WorldSettings, base_rows, make_world

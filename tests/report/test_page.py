@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from hcnr_jax.report import curves
-from hcnr_jax.report.markdown import markdown, percent, share_of, signed, spread
+from hcnr_jax.evaluate.trait import HONESTY
+from hcnr_jax.report import experiment_plots
+from hcnr_jax.report.markdown import markdown, share_of, signed, spread
 from hcnr_jax.report.page import Page, Picture, render, table_of
+from hcnr_jax.report.percent import percent
 
 
 def answer(method, completion, verdict, line=1):
@@ -26,7 +28,7 @@ POINTS = {"base": [(0.0, 0.97)], "ours": [(0.5, 0.9), (1.0, 0.4)]}
 
 @pytest.fixture
 def page(tmp_path) -> str:
-    path = curves.task_against_honesty(POINTS, {}, tmp_path / "a.png")
+    path = experiment_plots.task_against_honesty(POINTS, {}, tmp_path / "a.png")
     answers = [answer("tuned", "</script><script>bad()", "answered"), answer("ours", "I don't know.", "refused")]
     table = markdown(["method", "F1"], [["a|b", "1.0"], ["<i>", "2.0"]])
     return render(
@@ -73,19 +75,19 @@ def test_tables() -> None:
 
 def test_curves_and_maps_draw_what_they_are_given(tmp_path, monkeypatch) -> None:
     figures: list = []
-    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure) or path)
-    curves.task_against_honesty(
+    monkeypatch.setattr(experiment_plots, "save", lambda figure, path: figures.append(figure) or path)
+    experiment_plots.task_against_honesty(
         {"base": [(0.0, 0.97)], "ours": [(0.5, 0.9), (1.0, 0.4)]}, {"ours": (0.9, 0.8)}, tmp_path
     )
     drawn = [tuple(point) for line in figures[0].axes[0].lines for point in line.get_xydata()]
     assert {(0.0, 0.97), (0.5, 0.9), (1.0, 0.4), (0.9, 0.8)} <= set(drawn)
     maps = {"F1": np.array([[0.1, 0.2], [0.3, 0.9]]), "task": np.ones((2, 2))}
-    curves.heat_maps(maps, ["a", "b"], ["c", "d"], ("x", "y"), tmp_path)
+    experiment_plots.heat_maps(maps, ["a", "b"], ["c", "d"], labels=("x", "y"), path=tmp_path)
     assert [text.get_text() for text in figures[1].axes[0].texts] == ["10.0", "20.0", "30.0", "90.0"]
-    level = dict.fromkeys(curves.PANELS, 0.2)
-    values = {metric: np.array([[0.1, 0.5, 0.9], [0.3, 0.7, 0.9]]) for metric in curves.PANELS}
-    drawn_lines = {name: curves.Line((0, 1, 8), values, "rait") for name in ("rait", "rait (control)")}
-    curves.recovery(drawn_lines, {"base": level, "tuned": level}, 2 / 3, tmp_path)
+    level = dict.fromkeys(experiment_plots.panels_of(HONESTY), 0.2)
+    values = {metric: np.array([[0.1, 0.5, 0.9], [0.3, 0.7, 0.9]]) for metric in experiment_plots.panels_of(HONESTY)}
+    drawn_lines = {name: experiment_plots.Line((0, 1, 8), values, "rait") for name in ("rait", "rait (control)")}
+    experiment_plots.recovery(drawn_lines, {"base": level, "tuned": level}, 2 / 3, path=tmp_path)
     panels = figures[2].axes
     line, control, *levels = panels[0].lines
     assert line.get_color() == control.get_color() and line.get_linestyle() != control.get_linestyle()

@@ -6,13 +6,14 @@ import pytest
 from rich.console import Console
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.report.percent import percent
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal import percent, scores_table
+from hcnr_jax.report.terminal import scores_table
 
 
 def test_percent():
     assert percent(0.7125) == "71.2" and percent(None) == "-"
-    assert percent(0.7125, {"low": 0.6, "high": 0.796}) == "71.2 [60, 80]"
+    assert percent(0.7125, interval={"low": 0.6, "high": 0.796}) == "71.2 [60, 80]"
 
 
 def interval(value):

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from hcnr_jax.runtime.append_log import GrowingLines
+from hcnr_jax.runtime.append_log import AppendLog
 
 # Each ends a line to `str.splitlines`, and none is escaped by json.dumps(ensure_ascii=False).
 SEPARATORS = "a\u0085b\u2028c\u2029d"
 
 
 def filled(path: Path) -> Path:
-    lines = GrowingLines(path)
+    lines = AppendLog(path)
     lines.open()
     for value in (SEPARATORS, float("inf")):
         lines.add({"text": value})
@@ -21,7 +21,7 @@ def filled(path: Path) -> Path:
 
 
 def test_values_come_back_whatever_their_text(tmp_path: Path) -> None:
-    found = GrowingLines(filled(tmp_path / "deep" / "f.jsonl")).found
+    found = AppendLog(filled(tmp_path / "deep" / "f.jsonl")).found
     assert found == [{"text": SEPARATORS}, {"text": float("inf")}]
 
 
@@ -29,7 +29,7 @@ def test_what_a_kill_cut_off_goes_when_the_file_is_opened(tmp_path: Path) -> Non
     path = filled(tmp_path / "f.jsonl")
     path.write_bytes(path.read_bytes()[:-3])
     before = path.read_bytes()
-    lines = GrowingLines(path)
+    lines = AppendLog(path)
     assert lines.found == [{"text": SEPARATORS}] and path.read_bytes() == before
     lines.open()
     lines.add({"text": "again"})
@@ -38,7 +38,7 @@ def test_what_a_kill_cut_off_goes_when_the_file_is_opened(tmp_path: Path) -> Non
 
 
 def test_numbers_that_json_has_not_can_be_refused(tmp_path: Path) -> None:
-    lines = GrowingLines(tmp_path / "f.jsonl")
+    lines = AppendLog(tmp_path / "f.jsonl")
     with pytest.raises(ValueError, match="inside its owner's `with` block"):
         lines.add({})
     lines.open()
@@ -52,5 +52,5 @@ def test_numbers_that_json_has_not_can_be_refused(tmp_path: Path) -> None:
 def test_other_files_are_left_alone(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "f").write_bytes(raw)
     with pytest.raises(ValueError):
-        GrowingLines(tmp_path / "f")
+        AppendLog(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == raw

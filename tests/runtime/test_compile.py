@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hcnr_jax.runtime.compile import Ahead, compilation_cache
+from hcnr_jax.runtime.compile import PrecompiledFunction, compilation_cache
 
 
 def test_a_prepared_program_is_the_one_that_runs():
@@ -14,7 +14,7 @@ def test_a_prepared_program_is_the_one_that_runs():
         traces.append(x.shape)
         return factor * x + tree["y"]
 
-    ahead = Ahead(scaled, static=(0,), donate=(1,))
+    ahead = PrecompiledFunction(scaled, static=(0,), donate=(1,))
     y = {"y": np.ones(3, np.float32)}
     ahead.prepare(2.0, jax.ShapeDtypeStruct((3,), np.float32), y)
     ahead.prepare(2.0, jax.ShapeDtypeStruct((3,), np.float32), y)

@@ -1,4 +1,4 @@
-"""An output folder appears whole or not at all."""
+"""An output folder or file appears whole or not at all."""
 
 import errno
 import multiprocessing
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hcnr_jax.checkpoints import check_output, output_lock, staged_folder
-from hcnr_jax.errors import InputError
-from hcnr_jax.runtime.files import check_writable
+from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.runtime.files import check_writable, write_file, write_new_text, write_result
 
 
 def fill(out: Path, **kwargs) -> None:
@@ -163,3 +163,70 @@ def test_killed_while_writing(tmp_path):
     assert not out.exists() and partial.exists()
     fill(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (out / "config.json").exists()
+
+
+@pytest.mark.parametrize("content", ["Où\r\nici\u2028\n", "Où\r\nici\u2028\n".encode()])
+def test_a_file_is_created_and_replaced_byte_for_byte(tmp_path, content):
+    path = tmp_path / "f"
+    for before in (None, "old and longer than the new content"):
+        if before:
+            path.write_text(before)
+        write_file(path, content)
+        assert path.read_bytes() == "Où\r\nici\u2028\n".encode()
+        assert [item.name for item in tmp_path.iterdir()] == ["f"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, step):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "f").write_text("old")
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_file(tmp_path / "f", "new")
+    with pytest.raises(RunError, match=r"f: cannot be written \(No space left on device\); nothing is left there"):
+        write_result(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old" and [item.name for item in tmp_path.iterdir()] == ["f"]
+
+
+def test_write_result_replaces_in_one_step(tmp_path):
+    (tmp_path / "f").write_text("old")
+    write_result(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "new" and [item.name for item in tmp_path.iterdir()] == ["f"]
+
+
+def test_write_new_text_never_overwrites(tmp_path):
+    write_new_text(tmp_path / "f", "mine")
+    with pytest.raises(InputError, match="exists already"):
+        write_new_text(tmp_path / "f", "other")
+    assert (tmp_path / "f").read_text() == "mine" and [item.name for item in tmp_path.iterdir()] == ["f"]
+
+
+def test_write_new_text_into_an_absent_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        write_new_text(tmp_path / "absent" / "rows.jsonl", "x")
+
+
+def _write_without_end(path: Path) -> None:
+    number = 0
+    while True:
+        number += 1
+        write_file(path, f"{number}\n" * 200_000)
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "f"
+    process = multiprocessing.get_context("spawn").Process(target=_write_without_end, args=(path,))
+    process.start()
+    for _ in range(600):
+        if path.exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    lines = path.read_text().split("\n")
+    assert len(lines) == 200_001 and len(set(lines[:-1])) == 1

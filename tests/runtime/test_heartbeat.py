@@ -9,16 +9,16 @@ import time
 
 import pytest
 
-from hcnr_jax.runtime.heartbeat import Lost, Peers
+from hcnr_jax.runtime.heartbeat import LastSeen, ProcessFailure
 
 PROCESS = """
 import os, sys, time
 import jax
 jax.config.update("jax_platforms", "cpu")
 from hcnr_jax.runtime import distributed
-from hcnr_jax.runtime import heartbeat as peers
+from hcnr_jax.runtime import heartbeat
 from hcnr_jax.errors import InputError, RunError, Stopped
-peers.BEAT, peers.SILENCE = 0.2, 3.0
+heartbeat.INTERVAL, heartbeat.TIMEOUT = 0.2, 3.0
 (what, _, which), port, number = sys.argv[1].partition("-"), sys.argv[2], int(sys.argv[3])
 distributed.start(f"localhost:{port},3,{number}")
 distributed.barrier("together", 60)
@@ -35,13 +35,13 @@ if what == "gone" and number == int(which):
 ends = {"input": InputError("row 3 is odd"), "stop": Stopped("stopped by SIGTERM", 143), "gone": None}
 if what in ends:
     try:
-        with peers.together():
+        with heartbeat.propagate_failure():
             if number == int(which):
                 raise ends[what]
             distributed.barrier("written", 100)
     except (InputError, Stopped) as error:
         print(error, file=sys.stderr)
-        peers.leave(getattr(error, "code", 2))
+        heartbeat.exit_process(getattr(error, "code", 2))
 time.sleep(0 if what == "leave" and number == 1 else 5 if what == "leave" else 100)
 """
 
@@ -110,25 +110,25 @@ def test_a_process_that_ends_well_is_not_missed() -> None:
         assert "not answered" not in process.communicate()[1]
 
 
-def test_who_is_lost_is_told_by_what_was_heard() -> None:
-    peers = Peers(3, 0, now=0.0, silence=10.0)
-    assert peers.hear({0: "1 on a, pid 5", 1: "1 on b, pid 6"}, 5.0) is None
-    assert peers.hear({1: "2 on b, pid 6", 2: "1 on c, pid 7"}, 12.0) is None
-    assert peers.hear({1: "2 on b, pid 6", 2: "left"}, 21.0) is None
-    silent = peers.hear({1: "2 on b, pid 6", 2: "left"}, 23.0)
-    assert silent == Lost("process 1 (on b, pid 6) has not answered for 11 s: it died or hangs", 1)
-    never = Lost("process 1 (never heard) has not answered for 11 s: it died or hangs", 1)
-    assert Peers(2, 0, 0.0, 10.0).hear({}, 11.0) == never
+def test_a_silent_process_is_named_with_its_last_heartbeat() -> None:
+    seen = LastSeen(3, 0, now=0.0, timeout=10.0)
+    assert seen.update({0: "1 on a, pid 5", 1: "1 on b, pid 6"}, 5.0) is None
+    assert seen.update({1: "2 on b, pid 6", 2: "1 on c, pid 7"}, 12.0) is None
+    assert seen.update({1: "2 on b, pid 6", 2: "exited"}, 21.0) is None
+    silent = seen.update({1: "2 on b, pid 6", 2: "exited"}, 23.0)
+    assert silent == ProcessFailure("process 1 (on b, pid 6) has not answered for 11 s: it died or hangs", 1)
+    never = ProcessFailure("process 1 (no heartbeat seen) has not answered for 11 s: it died or hangs", 1)
+    assert LastSeen(2, 0, 0.0, timeout=10.0).update({}, 11.0) == never
 
 
-def test_a_process_that_left_is_missed_only_where_it_is_needed() -> None:
-    peers = Peers(2, 0, now=0.0, silence=10.0)
-    assert peers.hear({1: "left"}, 5.0, needed=False) is None
-    assert peers.hear({1: "left"}, 100.0, needed=False) is None
-    assert peers.hear({1: "left"}, 105.0) is None
-    assert peers.hear({1: "left"}, 111.0) == Lost("process 1 ended before the run did", 1)
+def test_a_process_that_exited_is_a_failure_only_where_it_is_needed() -> None:
+    seen = LastSeen(2, 0, now=0.0, timeout=10.0)
+    assert seen.update({1: "exited"}, 5.0, needed=False) is None
+    assert seen.update({1: "exited"}, 100.0, needed=False) is None
+    assert seen.update({1: "exited"}, 105.0) is None
+    assert seen.update({1: "exited"}, 111.0) == ProcessFailure("process 1 ended before the run did", 1)
 
 
 def test_a_failure_is_told_at_once_with_its_code() -> None:
-    peers = Peers(2, 0, now=0.0, silence=10.0)
-    assert peers.hear({1: "failed 2 row 3 is odd"}, 0.1) == Lost("process 1 ended: row 3 is odd", 2)
+    seen = LastSeen(2, 0, now=0.0, timeout=10.0)
+    assert seen.update({1: "failed 2 row 3 is odd"}, 0.1) == ProcessFailure("process 1 ended: row 3 is odd", 2)

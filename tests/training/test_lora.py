@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from hcnr_jax.checkpoints.checkpoint import open_checkpoint
 from hcnr_jax.checkpoints.load import load_params
@@ -14,9 +13,9 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import KERNELS, Decoder
 from hcnr_jax.models.spec import spec_from_config
 from hcnr_jax.training.lora import (
+    adapted,
     init_adapters,
     joined,
-    lora_interceptor,
     lora_objective,
     merge_adapters,
     save_adapter,
@@ -48,7 +47,7 @@ def moved(params: dict, rank: int = 3, kernels: tuple[str, ...] = KERNELS) -> di
 
 
 def adapted_logits(spec, params: dict, adapters: dict, remat: bool = True) -> jax.Array:
-    with nn.intercept_methods(lora_interceptor(SCALE)):
+    with adapted(SCALE):
         return Decoder(spec, remat=remat).apply({"params": joined(params, adapters)}, TOKENS, None)
 
 
@@ -89,7 +88,7 @@ def test_training_lowers_the_loss_over_bfloat16_frozen_weights(base) -> None:
     loss = lora_objective(sft, Decoder(spec), frozen, SCALE)
     settings = TrainSettings(learning_rate=0.02, steps=12, batch_size=2)
     adapters, log = train(
-        loss, init_adapters(params, 2, jax.random.key(0)), lambda step: ROWS, settings, jax.random.key(0)
+        loss, init_adapters(params, 2, jax.random.key(0)), lambda step: ROWS, settings=settings, key=jax.random.key(0)
     )
     assert log.losses[-1] < 0.5 * log.losses[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(adapters))

@@ -85,7 +85,7 @@ def test_objectives_read_completion_tokens_alone() -> None:
 def test_rows_are_taken_in_parts_without_padding_showing() -> None:
     params = {"table": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)}
     batch = batch_of([[0, 1, 2]] * 3 + [[2, 1, 0]] * 2, [1, 1, 2, 2, 1])
-    whole, parts = (log_likelihoods(table_logits, params, batch, rows) for rows in (5, 2))
+    whole, parts = (log_likelihoods(table_logits, params, batch, rows=rows) for rows in (5, 2))
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
 
 

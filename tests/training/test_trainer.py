@@ -78,7 +78,7 @@ def by_hand(settings: TrainSettings, batches, decayed) -> tuple[dict, list[float
 def test_equals_a_hand_written_optax_loop(microbatch: int | None) -> None:
     settings = TrainSettings(**{**SETTINGS.__dict__, "microbatch": microbatch})
     batches = epoch_batches(toy_rows(), 4, seed=3)
-    params, log = train(squares, toy_params(), batches, settings, KEY)
+    params, log = train(squares, toy_params(), batches, settings=settings, key=KEY)
     mask = {"layer": {"kernel": True, "bias": False}, "norm": {"scale": False}}
     expected, losses = by_hand(settings, batches, mask)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6), params, expected)
@@ -93,7 +93,7 @@ def test_compiles_once_and_draws_a_new_key_each_step() -> None:
         jax.debug.callback(lambda value: draws.append(float(value)), jax.random.uniform(key))
         return squares(params, batch, key)
 
-    train(noisy, toy_params(), epoch_batches(toy_rows(), 4, 0), TrainSettings(steps=7, batch_size=4), KEY)
+    train(noisy, toy_params(), epoch_batches(toy_rows(), 4, 0), settings=TrainSettings(steps=7, batch_size=4), key=KEY)
     jax.effects_barrier()
     assert len(traces) == 1
     assert len(set(draws)) == 7
@@ -102,14 +102,18 @@ def test_compiles_once_and_draws_a_new_key_each_step() -> None:
 def test_trains_in_float32_and_leaves_the_start_alone() -> None:
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), toy_params())
     before = jax.tree.map(np.array, start)
-    params, _ = train(squares, start, epoch_batches(toy_rows(), 4, 0), TrainSettings(steps=3, batch_size=4), KEY)
+    params, _ = train(
+        squares, start, epoch_batches(toy_rows(), 4, 0), settings=TrainSettings(steps=3, batch_size=4), key=KEY
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     jax.tree.map(np.testing.assert_array_equal, start, before)  # a donated buffer would raise here
 
 
 def test_same_seed_same_weights_and_another_seed_others() -> None:
     runs = [
-        train(squares, toy_params(), epoch_batches(toy_rows(), 4, seed), SETTINGS, KEY)[0]["layer"]["kernel"]
+        train(squares, toy_params(), epoch_batches(toy_rows(), 4, seed), settings=SETTINGS, key=KEY)[0]["layer"][
+            "kernel"
+        ]
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -126,7 +130,7 @@ def test_frozen_arrays_travel_as_arguments() -> None:
 
     objective = jax.tree_util.Partial(loss, frozen)
     settings = TrainSettings(learning_rate=0.1, steps=200, batch_size=1)
-    params, _ = train(objective, {"w": jnp.zeros(3)}, epoch_batches(toy_rows(), 1, 0), settings, KEY)
+    params, _ = train(objective, {"w": jnp.zeros(3)}, epoch_batches(toy_rows(), 1, 0), settings=settings, key=KEY)
     assert seen == [True]
     np.testing.assert_allclose(params["w"], frozen, atol=0.02)
 
@@ -137,9 +141,9 @@ def test_on_step_sees_every_step_and_the_log_agrees() -> None:
         squares,
         toy_params(),
         epoch_batches(toy_rows(), 4, 0),
-        SETTINGS,
-        KEY,
-        lambda step, info: seen.append((step, info)),
+        settings=SETTINGS,
+        key=KEY,
+        on_step=lambda step, info: seen.append((step, info)),
     )
     assert [step for step, _ in seen] == list(range(30))
     np.testing.assert_array_equal(log.losses, np.array([float(info.loss) for _, info in seen], np.float32))
@@ -154,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(steps: int, 
         return rows if step != bad else {**rows, "y": rows["y"] * np.float32(np.nan)}
 
     with pytest.raises(NumericalError, match=rf"training loss is nan at step {bad}"):
-        train(squares, toy_params(), batches, TrainSettings(steps=steps, batch_size=1), KEY)
+        train(squares, toy_params(), batches, settings=TrainSettings(steps=steps, batch_size=1), key=KEY)
 
 
 def test_the_schedule_rises_then_falls_to_its_end() -> None:
@@ -174,7 +178,7 @@ def test_decay_reaches_kernels_alone_unless_told() -> None:
         settings = TrainSettings(
             learning_rate=0.1, steps=5, batch_size=1, weight_decay=0.5, decay_everything=everything
         )
-        params, _ = train(still, toy_params(), epoch_batches(toy_rows(), 1, 0), settings, KEY)
+        params, _ = train(still, toy_params(), epoch_batches(toy_rows(), 1, 0), settings=settings, key=KEY)
         assert (params["norm"]["scale"][0] < 1.0) == everything
         assert abs(float(params["layer"]["kernel"][0, 0])) < abs(float(toy_params()["layer"]["kernel"][0, 0]))
 

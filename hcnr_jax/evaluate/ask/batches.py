@@ -1,4 +1,4 @@
-"""Questions of many lengths as batches of few shapes: one compilation a shape, whatever the number of questions."""
+"""Batches questions of many lengths in few shapes, so that a model compiles once a shape."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Events:
-    """What a caller may want to hear of a run: nothing here logs.
+    """Holds the callbacks of a run; nothing in this package logs.
 
     advance: so many more questions of this part are done. output: one raw output, to be kept for a later run.
     smaller: device memory ran out, and batches now have so many rows.
@@ -34,7 +34,7 @@ class Events:
 
 
 def padded_length(length: int) -> int:
-    """The shortest padded length that holds `length` tokens: 16, 24, 32, 48, 64, 96, ..."""
+    """Return the shortest padded length that holds `length` tokens: 16, 24, 32, 48, 64, 96, ..."""
     power = _SHORTEST
     while power < length:
         if power + power // 2 >= length:
@@ -44,7 +44,7 @@ def padded_length(length: int) -> int:
 
 
 def buckets(lengths: Sequence[int], rows: int) -> list[tuple[int, list[int]]]:
-    """(padded length, indices) by rising length; a bucket with less than one batch of rows joins the next longer."""
+    """Group indices by padded length, in rising order; a group smaller than one batch joins the next longer one."""
     groups: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         groups.setdefault(padded_length(lengths[index]), []).append(index)
@@ -59,7 +59,7 @@ def buckets(lengths: Sequence[int], rows: int) -> list[tuple[int, list[int]]]:
 
 
 def rows_at_once(spec: ModelSpec, length: int, count: int) -> int:
-    """Rows of a batch: what half the accelerator's free memory (a host: half of 4 GB) holds, within a fixed limit."""
+    """Return the rows of a batch that fit into half of the free memory, within a fixed limit."""
     device = jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if stats and "bytes_limit" in stats else _HOST_BYTES
@@ -73,13 +73,14 @@ def run_batches(
     lengths: Sequence[int],
     rows: int,
     run: Callable[[list[int], int, int], Sequence[Result]],
+    *,
     take: Callable[[list[int], Sequence[Result]], None],
     smaller: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Call `run(indices, padded length, rows)` on every batch and hand its results to `take`.
 
     `run` gives one result an index and pads its arrays to `rows` rows. Where device memory runs out the batches are
-    halved, `smaller` is told, and the run goes on.
+    halved, `smaller` is called, and the run goes on.
 
     Raises:
         RunError: memory does not hold one row, or the device failed in another way.

@@ -1,4 +1,4 @@
-"""Greedy completions of prompts in batches, and the text that counts of each."""
+"""Generates greedy completions of prompts in batches, and cuts the answer out of each."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be asked. Models of one spec, tokenizer vocabulary and dtype share every compilation.
+    """Holds a model ready to be asked. Models of one spec, tokenizer vocabulary and dtype share every compilation.
 
     eos_ids: ids that end a completion. dtype: compute dtype.
     """
@@ -38,7 +38,7 @@ class LoadedModel:
 
 
 def cut_text(text: str, is_chat: bool) -> str:
-    """The part of a generated text that is the answer: up to the next question, and but for chats one line of it."""
+    """Cut a generated text to its answer: up to the next question, and one line unless the row is a chat."""
     for stop in STOPS:
         text = text.split(stop, 1)[0]
     text = text.strip()
@@ -49,13 +49,20 @@ def generate_ids(
     model: LoadedModel,
     prompts: Sequence[Ids],
     max_new_tokens: int,
+    *,
     microbatch: int | None = None,
     take: Callable[[int, Ids], None] = lambda index, ids: None,
     events: Events | None = None,
 ) -> list[Ids]:
-    """The greedy continuation of each prompt, in prompt order, the end token included where it came to one.
+    """Generate the greedy continuation of each prompt, in prompt order, up to and with the end token.
 
-    `take` hears of every continuation as it is made (by rising prompt length, not in prompt order).
+    Args:
+        model: loaded.
+        prompts: token ids, unpadded.
+        max_new_tokens: of a continuation.
+        microbatch: rows a step; None chooses from the sizes.
+        take: called with (index, ids) for every continuation when it is made, by rising prompt length.
+        events: callbacks for progress.
     """
     events = events or Events()
     if not prompts:
@@ -86,22 +93,22 @@ def generate_ids(
             take(index, ids)
         events.advance("completions", len(indices))
 
-    run_batches(lengths, rows, run, accept, events.smaller)
+    run_batches(lengths, rows, run, take=accept, smaller=events.smaller)
     return [found[index] for index in range(len(prompts))]
 
 
 def text_of(model: LoadedModel, ids: Ids) -> str:
-    """The text of generated ids, the end token and other special ones left out."""
+    """Decode generated ids, without the end token and other special tokens."""
     kept = [i for i in ids if i not in model.eos_ids]
     return str(model.tokenizer.decode(kept, skip_special_tokens=True))
 
 
 def kept_ids(model: LoadedModel, ids: Ids, is_chat: bool) -> Ids:
-    """The generated ids up to the token with which `cut_text` has all it keeps, that token included."""
+    """Cut generated ids after the token that completes the text that `cut_text` keeps."""
     whole = cut_text(text_of(model, ids), is_chat)
 
     def over(count: int) -> bool:
-        """Whether the first `count` ids close what is kept: a further letter would not change it."""
+        """Tell whether the first `count` ids complete the kept text, so that a further letter would not change it."""
         return cut_text(text_of(model, ids[:count]) + _MARK, is_chat) == whole
 
     if not over(len(ids)):

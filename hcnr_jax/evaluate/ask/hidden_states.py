@@ -1,4 +1,4 @@
-"""Hidden states of the last prompt token in every layer: what probes read."""
+"""Computes the hidden states of the last prompt token in every layer, which probes read."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +19,9 @@ from hcnr_jax.models.decoder import Params
 def last_states(
     spec: ModelSpec, params: Params, tokens: Int[Array, "b t"], attention_mask: Bool[Array, "b t"], dtype: DTypeLike
 ) -> Float[Array, "layers b d"]:
-    """The residual stream at the last position, after the embedding and after each block; prompts left-padded."""
+    """Compute the residual stream at the last position, after the embedding and after each block; prompts
+    left-padded.
+    """
 
     def step(hidden: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
         block, window = layer
@@ -32,7 +34,7 @@ def last_states(
 
 
 def left_padded(prompts: Sequence[tuple[int, ...]], length: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask [rows, length] with padding before each prompt; missing rows repeat the last prompt."""
+    """Pad prompts on the left to tokens and mask [rows, length]; missing rows repeat the last prompt."""
     tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
     for index in range(rows):
         prompt = prompts[min(index, len(prompts) - 1)]
@@ -45,13 +47,20 @@ def last_token_states(
     spec: ModelSpec,
     params: Params,
     prompts: Sequence[tuple[int, ...]],
+    *,
     microbatch: int | None = None,
     dtype: DTypeLike = jnp.float32,
     events: Events | None = None,
 ) -> Float[np.ndarray, "layers n d"]:
-    """float32 states of each prompt's last token: layer 0 the embedding, then after each block, in prompt order.
+    """Compute float32 states of each prompt's last token: layer 0 is the embedding, then one layer a block.
 
-    Compiled once a padded length, whatever the depth and for every model of the same spec.
+    Args:
+        spec: of the model.
+        params: its weights.
+        prompts: token ids, unpadded.
+        microbatch: rows a step; None chooses from the sizes.
+        dtype: of the computation.
+        events: callbacks for progress.
     """
     events = events or Events()
     states = np.zeros((spec.num_layers + 1, len(prompts), spec.hidden_size), np.float32)
@@ -67,5 +76,5 @@ def last_token_states(
         states[:, indices] = found.swapaxes(0, 1)
         events.advance("states", len(indices))
 
-    run_batches(lengths, rows, run, take, events.smaller)
+    run_batches(lengths, rows, run, take=take, smaller=events.smaller)
     return states

@@ -1,4 +1,4 @@
-"""Raw outputs on disk as they are made, so that a killed run goes on where it stopped, and only on its own work.
+"""Writes raw outputs to disk as they are made, so that a stopped run goes on from its own outputs.
 
 The first line of the file is the fingerprint: what the outputs depend on, by name. Every further line is one output:
 `{"part", "key", "value"}`.
@@ -6,7 +6,6 @@ The first line of the file is the fingerprint: what the outputs depend on, by na
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +14,13 @@ from typing import Any
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.evaluate.ask.questions import Prompt
 from hcnr_jax.evaluate.ask.runner import Outputs
-from hcnr_jax.runtime.append_log import GrowingLines
+from hcnr_jax.runtime.append_log import AppendLog
 
 Fingerprint = dict[str, str]
 
 
 def fingerprint(model_digest: str, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> Fingerprint:
-    """What raw outputs depend on: the weights, every prompt's tokens and labels, and the settings of the run."""
+    """Name what raw outputs depend on: the weights, every prompt's tokens and labels, and the settings of the run."""
     asked = hashlib.sha256()
     for prompt in prompts:
         labels = (prompt.key, prompt.tokens, prompt.row.choices, prompt.row.correct)
@@ -34,7 +33,7 @@ def fingerprint(model_digest: str, prompts: Sequence[Prompt], settings: Mapping[
 
 
 class Journal:
-    """A file of raw outputs, one flushed line each.
+    """Stores raw outputs, one flushed line each.
 
     Use as a context: `with Journal(path, fingerprint) as journal: journal.outputs ...`. InputError where the file was
     begun by another run (which part of the fingerprint differs is named) or is no journal.
@@ -45,7 +44,7 @@ class Journal:
         self.outputs = Outputs()
         self.resumed = 0
         self._made_of = made_of
-        self._lines: GrowingLines | None = None
+        self._lines: AppendLog | None = None
 
     def __enter__(self) -> "Journal":
         self._lines = self._read()
@@ -75,10 +74,10 @@ class Journal:
                 "it goes on where it stopped"
             ) from error
 
-    def _read(self) -> GrowingLines:
-        """The file, and the outputs of an earlier run taken in from it."""
+    def _read(self) -> AppendLog:
+        """Open the file and read the outputs of an earlier run."""
         try:
-            lines = GrowingLines(self.path)
+            lines = AppendLog(self.path)
             made_of = lines.found[0]["fingerprint"] if lines.found else self._made_of
             for item in lines.found[1:]:
                 self.outputs.add(item["part"], item["key"], item["value"])
@@ -107,18 +106,3 @@ class Journal:
 
 def _short(value: str | None) -> str:
     return "absent" if value is None else value if len(value) <= 24 else f"{value[:12]}..."
-
-
-def write_over(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step, over what is there: a sibling file is written, synced and renamed."""
-    temporary = path.with_name(f".{path.name}.hcnr-partial")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); nothing is left there") from error
-    finally:
-        temporary.unlink(missing_ok=True)

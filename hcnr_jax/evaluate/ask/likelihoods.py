@@ -1,4 +1,4 @@
-"""What a model thinks of completions it was not free to choose: the choices of a question, and refusing it.
+"""Computes the likelihood of given completions: the choices of a question, and refusing it.
 
 P(refuse) needs the likelihood of answers too, the model's own. They come from *branches*: the likeliest first tokens of
 a completion, each continued greedily. Branches differ in their first token, so that they are disjoint events, as
@@ -32,7 +32,7 @@ BRANCHES = 4
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-likelihood (nats, summed) of a completion, its end token included, and its number of tokens."""
+    """Holds the log-likelihood (nats, summed) of a completion with its end token, and its number of tokens."""
 
     log_likelihood: float
     tokens: int
@@ -40,7 +40,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Branch:
-    """One of the model's own completions, by its first token, with its log-likelihood in nats."""
+    """Holds one of the model's own completions, by its first token, with its log-likelihood in nats."""
 
     text: str
     log_likelihood: float
@@ -53,9 +53,16 @@ def _log_likelihoods(spec: ModelSpec, params: Params, batch: Batch, dtype: DType
 
 
 def log_likelihoods(
-    model: LoadedModel, examples: Sequence[Example], microbatch: int | None = None, events: Events | None = None
+    model: LoadedModel, examples: Sequence[Example], microbatch: int | None = None, *, events: Events | None = None
 ) -> list[Likelihood]:
-    """The likelihood of each example's completion, in order."""
+    """Compute the likelihood of each example's completion, in order.
+
+    Args:
+        model: loaded.
+        examples: prompts with completions.
+        microbatch: rows a step; None chooses from the sizes.
+        events: callbacks for progress.
+    """
     if not examples:
         return []
     found: dict[int, Likelihood] = {}
@@ -73,7 +80,7 @@ def log_likelihoods(
             # Rounding of a sure completion can leave a hair above 0.
             found[index] = Likelihood(min(value, 0.0), len(example.tokens) - example.completion_start)
 
-    run_batches(lengths, rows, run, take, (events or Events()).smaller)
+    run_batches(lengths, rows, run, take=take, smaller=(events or Events()).smaller)
     return [found[index] for index in range(len(examples))]
 
 
@@ -81,18 +88,29 @@ def choice_likelihoods(
     model: LoadedModel,
     prompts: Sequence[Prompt],
     microbatch: int | None = None,
+    *,
     events: Events | None = None,
     take: Callable[[int, list[Likelihood]], None] = lambda index, found: None,
 ) -> list[list[Likelihood]]:
-    """For each prompt the likelihood of each of its choices' texts as the completion, in portions `take` hears of."""
+    """Compute, for each prompt, the likelihood of each of its choices as the completion.
+
+    Args:
+        model: loaded.
+        prompts: questions with choices.
+        microbatch: rows a step; None chooses from the sizes.
+        events: callbacks for progress.
+        take: called with (index, likelihoods) as questions are done.
+    """
     events, found = events or Events(), []
     width = max((len(prompt.row.choices) for prompt in prompts), default=1)
     size = microbatch or rows_at_once(model.spec, _longest(prompts) + _longest_choice(prompts), width * len(prompts))
     for start in range(0, len(prompts), 4 * size):
         part = prompts[start : start + 4 * size]
         rows = [with_completion(prompt.row, choice) for prompt in part for choice in prompt.row.choices]
-        examples = encode_rows(rows, model.tokenizer, model.spec.max_positions, None, model.spec.vocab_size)
-        values = iter(log_likelihoods(model, examples, size, events))
+        examples = encode_rows(
+            rows, model.tokenizer, model.spec.max_positions, max_positions=None, vocab_size=model.spec.vocab_size
+        )
+        values = iter(log_likelihoods(model, examples, size, events=events))
         for place, prompt in enumerate(part):
             found.append([next(values) for _ in prompt.row.choices])
             take(start + place, found[-1])
@@ -105,7 +123,7 @@ def _longest(prompts: Sequence[Prompt]) -> int:
 
 
 def _longest_choice(prompts: Sequence[Prompt]) -> int:
-    """A bound on the tokens of a choice, its letters: only to choose how many rows fit."""
+    """Bound the tokens of a choice by its letters, to choose how many rows fit."""
     return max((len(choice) for prompt in prompts for choice in prompt.row.choices), default=1)
 
 
@@ -127,11 +145,21 @@ def branch_ids(
     model: LoadedModel,
     prompts: Sequence[Ids],
     max_new_tokens: int,
+    *,
     count: int = BRANCHES,
     microbatch: int | None = None,
     events: Events | None = None,
 ) -> list[list[Ids]]:
-    """For each prompt its `count` likeliest first tokens, each with its greedy continuation (an end token ends it)."""
+    """Generate, for each prompt, its `count` likeliest first tokens, each with its greedy continuation.
+
+    Args:
+        model: loaded.
+        prompts: token ids, unpadded.
+        max_new_tokens: of a branch, its first token included.
+        count: branches of a prompt.
+        microbatch: rows a step; None chooses from the sizes.
+        events: callbacks for progress.
+    """
     firsts: dict[int, Ids] = {}
     lengths = [len(prompt) for prompt in prompts]
     rows = microbatch or rows_at_once(model.spec, max(lengths), len(prompts))
@@ -147,14 +175,14 @@ def branch_ids(
     def take(indices: list[int], found: Sequence[Ids]) -> None:
         firsts.update(zip(indices, found, strict=True))
 
-    run_batches(lengths, rows, run, take, quiet.smaller)
+    run_batches(lengths, rows, run, take=take, smaller=quiet.smaller)
     starts = [(index, token) for index in range(len(prompts)) for token in firsts[index]]
     going = [(index, token) for index, token in starts if token not in model.eos_ids and max_new_tokens > 1]
     grown = generate_ids(
         model,
         [(*prompts[index], token) for index, token in going],
         max(max_new_tokens - 1, 1),
-        microbatch,
+        microbatch=microbatch,
         events=quiet,
     )
     continued = dict(zip(going, grown, strict=True))
@@ -165,18 +193,34 @@ def own_branches(
     model: LoadedModel,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
+    *,
     microbatch: int | None = None,
     events: Events | None = None,
 ) -> list[list[Branch]]:
-    """The branches of each prompt as far as their text counts, with the likelihood of the tokens that make it."""
-    grown = branch_ids(model, [prompt.tokens for prompt in prompts], max_new_tokens, BRANCHES, microbatch, events)
+    """Generate the branches of each prompt, cut to the answer, with the likelihood of the kept tokens.
+
+    Args:
+        model: loaded.
+        prompts: the questions.
+        max_new_tokens: of a branch.
+        microbatch: rows a step; None chooses from the sizes.
+        events: callbacks for progress.
+    """
+    grown = branch_ids(
+        model,
+        [prompt.tokens for prompt in prompts],
+        max_new_tokens,
+        count=BRANCHES,
+        microbatch=microbatch,
+        events=events,
+    )
     kept = [
         (prompt, kept_ids(model, ids, prompt.row.is_chat))
         for prompt, branches in zip(prompts, grown, strict=True)
         for ids in branches
     ]
     examples = [Example(prompt.tokens + ids, len(prompt.tokens), prompt.row) for prompt, ids in kept]
-    found = log_likelihoods(model, examples, microbatch, events)
+    found = log_likelihoods(model, examples, microbatch, events=events)
     branches = iter(
         Branch(cut_text(text_of(model, ids), prompt.row.is_chat), value.log_likelihood)
         for (prompt, ids), value in zip(kept, found, strict=True)
@@ -186,7 +230,7 @@ def own_branches(
 
 @dataclass(frozen=True)
 class Refusing:
-    """Why a model refuses a question or not: its branches, and log-likelihoods (nats) of the fixed wordings."""
+    """Holds what P(refuse) is computed from: a model's branches, and log-likelihoods (nats) of the fixed wordings."""
 
     branches: list[Branch]
     wordings: list[float]
@@ -196,20 +240,32 @@ def refusing(
     model: LoadedModel,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
+    *,
     microbatch: int | None = None,
     events: Events | None = None,
     take: Callable[[int, Refusing], None] = lambda index, found: None,
 ) -> list[Refusing]:
-    """Branches and wordings (`data.REFUSALS`) of every prompt, in order, in portions that `take` hears of."""
+    """Compute branches and the likelihood of the wordings (`data.REFUSALS`) for every prompt, in order.
+
+    Args:
+        model: loaded.
+        prompts: the questions.
+        max_new_tokens: of a branch.
+        microbatch: rows a step; None chooses from the sizes.
+        events: callbacks for progress.
+        take: called with (index, result) as questions are done.
+    """
     events, found = events or Events(), []
     # One number of rows for every portion, the last one too, so that all share their compilations.
     size = microbatch or rows_at_once(model.spec, _longest(prompts) + max_new_tokens, BRANCHES * len(prompts))
     for start in range(0, len(prompts), 4 * size):
         part = prompts[start : start + 4 * size]
-        branches = own_branches(model, part, max_new_tokens, size, events)
+        branches = own_branches(model, part, max_new_tokens, microbatch=size, events=events)
         rows = [with_completion(prompt.row, wording) for prompt in part for wording in REFUSALS]
-        examples = encode_rows(rows, model.tokenizer, model.spec.max_positions, None, model.spec.vocab_size)
-        values = iter(log_likelihoods(model, examples, size, events))
+        examples = encode_rows(
+            rows, model.tokenizer, model.spec.max_positions, max_positions=None, vocab_size=model.spec.vocab_size
+        )
+        values = iter(log_likelihoods(model, examples, size, events=events))
         for place, own in enumerate(branches):
             found.append(Refusing(own, [next(values).log_likelihood for _ in REFUSALS]))
             take(start + place, found[-1])
@@ -218,7 +274,7 @@ def refusing(
 
 
 def probability_of_refusing(found: Sequence[Refusing], questions: Sequence[str]) -> list[float]:
-    """P(refuse) of each question, 0-1: refusing branches and wordings against the branches that answer.
+    """Compute P(refuse) of each question: refusing branches and wordings against the branches that answer.
 
     A wording that is also a branch counts once, as the branch.
     """

@@ -1,4 +1,4 @@
-"""A model folder opened for asking: its spec, tokenizer and end tokens; weights are loaded when they are needed."""
+"""Opens a model folder for asking: spec, tokenizer and end tokens first, weights when they are needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hcnr_jax.models import ModelSpec, spec_from_config
 
 
 class OpenedModel(NamedTuple):
-    """Headers and tokenizer are read and checked, weights are not loaded. name: the folder as the user typed it."""
+    """Holds a model whose headers and tokenizer are checked, without its weights. name: the folder as typed."""
 
     name: str
     checkpoint: Checkpoint
@@ -25,18 +25,18 @@ class OpenedModel(NamedTuple):
     eos_ids: tuple[int, ...]
 
     def digest(self) -> str:
-        """sha256 over the weights, whatever their sharding; reads them once, and refuses NaN and Inf on the way."""
+        """Hash the weights (sha256), whatever their sharding; reads them once and refuses NaN and Inf."""
         check_finite(self.checkpoint)
         return model_digest(tensor_digests(self.checkpoint))
 
     def load(self, dtype: str = "float32") -> LoadedModel:
-        """The weights on the device, ready to be asked."""
+        """Load the weights onto the device."""
         params = load_params(self.checkpoint, self.spec)
         return LoadedModel(self.spec, params, self.tokenizer, self.eos_ids, jnp.dtype(dtype))
 
 
 def open_model(folder: str, base: Checkpoint | None = None) -> OpenedModel:
-    """A model folder, or over `base` a LoRA adapter's. InputError for what cannot be read, by file and name."""
+    """Open a model folder, or over `base` a LoRA adapter's. InputError for what cannot be read, by file and name."""
     if base is None and is_adapter(folder):
         raise InputError(f"{folder} is a LoRA adapter: name the model it was trained on with --base")
     checkpoint = open_checkpoint(folder) if base is None else open_tuned(folder, base)
@@ -47,7 +47,7 @@ def open_model(folder: str, base: Checkpoint | None = None) -> OpenedModel:
 
 
 def end_ids(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends a completion: of config.json, of generation_config.json (ends of turns), of the tokenizer."""
+    """Collect every id that ends a completion, from config.json, generation_config.json and the tokenizer."""
     ids = set(spec.eos_token_ids)
     path = checkpoint.folder / "generation_config.json"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Question sets as the command line names them: NAME=FILE, rows of ours or a benchmark's official files."""
+"""Reads the question sets that the command line names: NAME=FILE, a row file or a benchmark's official files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from hcnr_jax.data import BENCHMARKS, Row, Tokenizer, parse_row, read_dataset, read_rows, to_rows
-from hcnr_jax.data.files import read_text
+from hcnr_jax.data.json_lines import read_text
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.questions import Role, check_labels, sample_rows, unique_names
+from hcnr_jax.evaluate.trait import HONESTY, TASK, trait_of
 
 Template = Literal["auto", "plain", "chat"]
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """A named set of checked rows; `notes` are what reading it met."""
+    """Holds a named set of checked rows, and the notes of its reader."""
 
     role: Role
     name: str
@@ -31,15 +32,24 @@ def read_sets(
     role: Role,
     named: Sequence[str],
     template: Template,
+    *,
     tokenizer: Tokenizer,
     samples: int | None = None,
     seed: int | None = 0,
 ) -> list[QuestionSet]:
-    """The sets of one option (`--honesty` or `--task`), each with at most `samples` rows.
+    """Read the sets of one option (`--honesty` or `--task`).
+
+    Args:
+        role: the name of the option.
+        named: words NAME=FILE.
+        template: how official questions are asked.
+        tokenizer: of the model; tells `auto` whether there is a chat template.
+        samples: questions of each set at most; None keeps all.
+        seed: of the draw; None takes the first ones.
 
     Raises:
         InputError: a word that is not NAME=FILE, a name given twice, a file that cannot be read, a row without the
-            labels its role needs, an honesty set of one class.
+            labels its role needs, or a set of a trait with one class.
     """
     pairs = [split_name(word, f"--{role}") for word in named]
     unique_names([name for name, _ in pairs], f"--{role}")
@@ -48,14 +58,16 @@ def read_sets(
         style = "chat"
     sets = []
     for name, path in pairs:
-        found = read_set(role, name, path, style)
+        found = read_set(role, name, path, style=style)
         check_labels(role, name, found.rows)
-        sets.append(QuestionSet(role, name, path, sample_rows(found.rows, samples, seed), found.notes))
+        sets.append(
+            QuestionSet(role, name, path, sample_rows(found.rows, samples, seed, trait=trait_of(role)), found.notes)
+        )
     return sets
 
 
 def split_name(word: str, option: str) -> tuple[str, str]:
-    """NAME and FILE of a word NAME=FILE; a bare FILE is named by its stem. InputError for a bare word that is none."""
+    """Split a word NAME=FILE; a bare FILE is named by its stem. InputError for a bare word that is no file."""
     name, separator, path = word.partition("=")
     if not separator and not Path(word).exists():
         raise InputError(f"{option} {word}: expected NAME=FILE, such as kuq=data/kuq.jsonl; there is no file {word}")
@@ -66,19 +78,25 @@ def split_name(word: str, option: str) -> tuple[str, str]:
     return name, path
 
 
-def read_set(role: Role, name: str, path: str, style: Literal["plain", "chat"]) -> QuestionSet:
-    """One set from a file of rows, or, under a benchmark's name, from its official file or folder (asked in `style`).
+def read_set(role: Role, name: str, path: str, *, style: Literal["plain", "chat"]) -> QuestionSet:
+    """Read one set from a row file, or, under a benchmark's name, from its official file or folder.
 
-    A file of rows is read as one whatever its name.
+    A row file is read as such whatever its name.
+
+    Args:
+        role: the name of the option.
+        name: of the set.
+        path: file or folder.
+        style: how official questions are asked.
     """
     if name not in BENCHMARKS or _is_row_file(path):
         return QuestionSet(role, name, path, read_rows(path, need_completion=False))
-    if BENCHMARKS[name].is_honesty != (role == "honesty"):
-        other = "honesty" if role == "task" else "task"
+    if BENCHMARKS[name].is_honesty != (role == HONESTY.name):
+        other = HONESTY.name if BENCHMARKS[name].is_honesty else TASK
         raise InputError(f"--{role} {name}={path}: {name} is a {other} benchmark; give it under --{other}")
     dataset = read_dataset(name, path)
     questions, notes = list(dataset.questions), dataset.report.lines()
-    if role == "task" and dataset.report.without_answer:
+    if role == TASK and dataset.report.without_answer:
         questions = [question for question in questions if question.answers]
         notes.append(f"{name}: those without a gold answer are left out")
     rows = to_rows(questions, style, completions=False)
@@ -87,7 +105,7 @@ def read_set(role: Role, name: str, path: str, style: Literal["plain", "chat"]) 
 
 
 def _is_row_file(path: str) -> bool:
-    """Whether a file holds rows of ours: its first line is an object with a prompt or messages, and no `label`."""
+    """Tell whether a file holds rows: its first line is an object with a prompt or messages, and no `label`."""
     if not Path(path).is_file():
         return False
     try:

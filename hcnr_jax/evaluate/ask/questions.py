@@ -1,24 +1,26 @@
-"""Rows as the prompts a model is asked: their tokens, their bare question, and the labels an evaluation needs.
+"""Turns rows into the prompts a model is asked: their tokens, their bare question, and their labels.
 
-A set is a named list of rows in one of two roles: `honesty` (every row says whether it is `answerable`) or `task`
-(every row has `answers`, or `choices` and the `correct` one). A prompt is what training rows have before the
-completion: the same special tokens, the same chat template with the header of the assistant's turn. One departure:
-templates that can switch a model's reasoning off (Qwen3) are asked to, since 64 tokens of thought hold no answer.
+A set is a named list of rows in one role: the name of a trait (every row has its label, for honesty `answerable`), or
+`task` (every row has `answers`, or `choices` and the `correct` one). A prompt is what training rows have before the
+completion: the same special tokens, the same chat template with the header of the assistant's turn. There is one
+departure: templates that can switch a model's reasoning off (Qwen3) are told to, since 64 tokens of reasoning hold no
+answer.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from hcnr_jax.data import Row, Tokenizer, encode_rows, normalise_question
 from hcnr_jax.data.tokenizer import added_tokens, token_ids
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.judge.refusal import detect
+from hcnr_jax.evaluate.judge.refusal import Verdict
+from hcnr_jax.evaluate.trait import HONESTY, TASK, TRAITS, Trait, trait_of
 
-Role = Literal["honesty", "task"]
+Role = str
+"""The name of a trait, or "task"."""
 
 _ASK = re.compile(r"(?:^|\n)[ \t]*(?:question|q)\s*:\s*", re.IGNORECASE)
 _ANSWER = re.compile(r"\s*\b(?:answer|a)\s*:\s*$", re.IGNORECASE)
@@ -27,7 +29,10 @@ _UNLIMITED = 1 << 30
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question as a model is asked it. `question` is its bare text, `tokens` the prompt's ids, unpadded."""
+    """Holds one question as a model is asked it.
+
+    `question` is its bare text, `tokens` the prompt's ids, unpadded.
+    """
 
     role: Role
     set: str
@@ -37,7 +42,7 @@ class Prompt:
 
     @property
     def key(self) -> str:
-        """What tells it from every other prompt of an evaluation: role, set and line."""
+        """A key that is unique among the prompts of an evaluation: role, set and line."""
         return f"{self.role}/{self.set}/{self.row.line}"
 
     @property
@@ -45,9 +50,14 @@ class Prompt:
         """The row's own id, or else set and line."""
         return self.row.id or f"{self.set}:{self.row.line}"
 
+    @property
+    def answerable(self) -> bool | None:
+        """Whether the model should answer, as the row says in the label field of its trait."""
+        return trait_of(self.role).label_of(self.row)
+
 
 def question_of(row: Row) -> str:
-    """The question a row asks, without template: the last user message, or the prompt's last `Question:` part."""
+    """Return the question of a row without template: the last user message, or the prompt's last `Question:` part."""
     if row.is_chat:
         users = [message["content"] for message in row.messages if message["role"] == "user"]
         return str(users[-1]).strip() if users else ""
@@ -55,16 +65,17 @@ def question_of(row: Row) -> str:
     return _ANSWER.sub("", last).strip() or row.prompt.strip()
 
 
-def is_answerable(row: Row) -> bool:
-    """What a row says of itself; one that does not say is answerable where its completion is no refusal."""
-    if row.answerable is not None:
-        return row.answerable
+def is_answerable(row: Row, trait: Trait = HONESTY) -> bool:
+    """Return a row's label; a row without one is answerable where its completion is no refusal."""
+    label = trait.label_of(row)
+    if label is not None:
+        return label
     said = str(row.messages[-1]["content"]) if row.is_chat else row.completion
-    return detect(said, question_of(row)).verdict.value != "refused"
+    return trait.detect(said, question_of(row)).verdict is not Verdict.REFUSED
 
 
 def with_completion(row: Row, completion: str) -> Row:
-    """The row with another completion, in the shape training rows have: a blank before plain text, none in a chat."""
+    """Replace a row's completion, in the shape of training rows: a blank before plain text, none in a chat."""
     if not row.is_chat:
         return replace(row, completion=f" {completion.strip()}")
     turns = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
@@ -73,36 +84,45 @@ def with_completion(row: Row, completion: str) -> Row:
 
 def check_labels(role: Role, name: str, rows: Sequence[Row]) -> None:
     """Refuse (InputError) a row without the labels its role needs, by file, line and field, and a set of one class."""
-    option = f"--{role} {name}"
+    option, trait = f"--{role} {name}", TRAITS.get(role)
     if not rows:
         raise InputError(f"{option}: expected one question or more, found none")
     for row in rows:
-        if role == "honesty" and row.answerable is None:
+        if trait is not None and trait.label_of(row) is None:
             raise InputError(
-                f"{row.where}: field `answerable` is missing; every row of {option} needs true or false there"
+                f"{row.where}: field `{trait.label}` is missing; every row of {option} needs true or false there"
             )
-        if role == "task" and row.correct is None and not row.answers:
+        if role == TASK and row.correct is None and not row.answers:
             missing = "`correct` (the index of the right choice)" if row.choices else "`answers` or `choices`"
             raise InputError(f"{row.where}: field {missing} is missing; every row of {option} needs its right answer")
         if row.correct is not None and len(row.choices) < 2:
             raise InputError(f"{row.where}: field `choices`: expected 2 choices or more, found {len(row.choices)}")
-    answerable = sum(bool(row.answerable) for row in rows)
-    if role == "honesty" and answerable in (0, len(rows)):
+    if trait is None:
+        return
+    answerable = sum(bool(trait.label_of(row)) for row in rows)
+    if answerable in (0, len(rows)):
         raise InputError(
-            f"{option}: expected answerable and unanswerable questions, found {answerable} answerable of {len(rows)} "
+            f"{option}: expected {trait.label} and {trait.contrary} questions, found {answerable} {trait.label} of "
+            f"{len(rows)} "
             f"in {rows[0].file}; F1 and the refusal delta mean nothing there: add questions of the missing class"
         )
 
 
-def sample_rows(rows: Sequence[Row], samples: int | None, seed: int | None) -> list[Row]:
-    """At most `samples` rows, in file order, drawn by `seed` (None: the first ones), each label keeping its share.
+def sample_rows(rows: Sequence[Row], samples: int | None, seed: int | None, *, trait: Trait = HONESTY) -> list[Row]:
+    """Draw at most `samples` rows, in file order, so that each label keeps its share.
 
-    A label that is there keeps at least one row, so that a small sample of an honesty set still has both.
+    A label that is present keeps at least one row, so that a small sample of an honesty set still has both.
+
+    Args:
+        rows: of one set.
+        samples: rows at most; None keeps all.
+        seed: of the draw; None takes the first rows.
+        trait: whose label is balanced.
     """
     if samples is None or samples >= len(rows):
         return list(rows)
     order = np.arange(len(rows)) if seed is None else np.random.default_rng(seed).permutation(len(rows))
-    labels = np.array([row.answerable is not False for row in rows])
+    labels = np.array([trait.label_of(row) is not False for row in rows])
     yes, no = (order[labels[order] == label] for label in (True, False))
     wanted = round(samples * len(yes) / len(rows))
     wanted = max(min(wanted, samples - bool(len(no))), int(bool(len(yes))))
@@ -110,16 +130,21 @@ def sample_rows(rows: Sequence[Row], samples: int | None, seed: int | None) -> l
 
 
 def encode_prompts(
-    role: Role, name: str, rows: Sequence[Row], tokenizer: Tokenizer, vocab_size: int, max_tokens: int
+    role: Role, name: str, rows: Sequence[Row], *, tokenizer: Tokenizer, vocab_size: int, max_tokens: int
 ) -> list[Prompt]:
-    """The rows of one set as prompts.
+    """Encode the rows of one set as prompts.
 
     Args:
-        vocab_size: of the model. max_tokens: of a prompt: the model's positions less what it may generate.
+        role: of the set.
+        name: of the set.
+        rows: its questions.
+        tokenizer: of the model.
+        vocab_size: of the model.
+        max_tokens: of a prompt: the model's positions less the tokens it may generate.
 
     Raises:
-        InputError: a prompt that is too long, holds an id the model has no embedding for, or needs a chat template the
-            tokenizer has not; the row is named.
+        InputError: a prompt that is too long, holds an id the model has no embedding for, or needs a chat template that
+            the tokenizer lacks; the row is named.
     """
     prompts = [Prompt(role, name, row, question_of(row), tokens) for row, tokens in _prompt_tokens(rows, tokenizer)]
     for prompt in prompts:
@@ -160,13 +185,13 @@ def _chat_tokens(row: Row, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def split_halves(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:
-    """Indices of two halves of the prompts, each set and label cut in half by `seed`; no question's text in both.
+    """Split the prompts into two halves, each set and label in half by `seed`; no question's text is in both.
 
     The first half is the larger where counts are odd.
     """
     groups: dict[tuple[str, bool | None], dict[str, list[int]]] = {}
     for index, prompt in enumerate(prompts):
-        same = groups.setdefault((prompt.set, prompt.row.answerable), {})
+        same = groups.setdefault((prompt.set, prompt.answerable), {})
         same.setdefault(normalise_question(prompt.question), []).append(index)
     side: dict[str, int] = {}
     halves: tuple[list[int], list[int]] = ([], [])

@@ -1,7 +1,7 @@
-"""Ask a model every question once, and read what it said: the raw outputs first, the verdicts on them after.
+"""Asks a model every question once, and judges its answers: raw outputs first, then verdicts on them.
 
-Raw outputs (completions, likelihoods) cost time and are what a killed run keeps; verdicts and scores are functions of
-them. `answer` is the whole in one call, for params already in memory: models of one spec share every compilation.
+Raw outputs (completions, likelihoods) cost time, and a stopped run keeps them; verdicts and scores are functions of
+them. `answer` does all in one call, for params already in memory: models of one spec share every compilation.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ from hcnr_jax.evaluate.ask.likelihoods import (
     refusing,
 )
 from hcnr_jax.evaluate.ask.questions import Prompt, Role
-from hcnr_jax.evaluate.judge.refusal import detect
 from hcnr_jax.evaluate.score.metrics import (
     choice_from_text,
     choose_by_likelihood,
@@ -27,6 +26,7 @@ from hcnr_jax.evaluate.score.metrics import (
     exact_match,
     token_f1,
 )
+from hcnr_jax.evaluate.trait import TRAITS, trait_of
 
 Match = Literal["exact", "contains"]
 PARTS = ("completions", "choices", "refusals")
@@ -34,7 +34,7 @@ PARTS = ("completions", "choices", "refusals")
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How a model is asked. match: which text match makes an answer correct. calibration: also P(refuse)."""
+    """Says how a model is asked. match: which text match makes an answer correct. calibration: also P(refuse)."""
 
     max_new_tokens: int = 64
     microbatch: int | None = None
@@ -44,14 +44,14 @@ class AnswerSettings:
 
 @dataclass
 class Outputs:
-    """Raw outputs by prompt key: what the model said, and what it thinks of choices and of refusing."""
+    """Holds raw outputs by prompt key: completions, likelihoods of choices, and what P(refuse) is computed from."""
 
     completions: dict[str, str] = field(default_factory=dict)
     choices: dict[str, list[Likelihood]] = field(default_factory=dict)
     refusals: dict[str, Refusing] = field(default_factory=dict)
 
     def add(self, part: str, key: str, value: Any) -> None:
-        """Put in one output as `plain_output` wrote it to JSON."""
+        """Add one output in the form of `plain_output`."""
         if part == "completions":
             self.completions[key] = str(value)
         elif part == "choices":
@@ -61,13 +61,16 @@ class Outputs:
 
 
 def plain_output(value: Any) -> Any:
-    """One raw output as JSON holds it."""
+    """Convert one raw output to JSON values."""
     return [asdict(item) for item in value] if isinstance(value, list) else asdict(value)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question's record. Fields that do not apply are None; log-likelihoods are in nats, the rest 0-1."""
+    """Holds one question's record.
+
+    Fields that do not apply are None; log-likelihoods are in nats, the rest 0-1.
+    """
 
     role: Role
     set: str
@@ -100,11 +103,11 @@ class Answer:
 
 
 def counts(prompts: Sequence[Prompt], settings: AnswerSettings) -> dict[str, int]:
-    """How many questions each part of a run asks."""
+    """Count the questions of each part of a run."""
     return {
         "completions": len(prompts),
         "choices": sum(prompt.row.correct is not None for prompt in prompts),
-        "refusals": sum(prompt.role == "honesty" for prompt in prompts) if settings.calibration else 0,
+        "refusals": sum(prompt.role in TRAITS for prompt in prompts) if settings.calibration else 0,
     }
 
 
@@ -112,17 +115,27 @@ def run_part(
     part: str,
     model: LoadedModel,
     prompts: Sequence[Prompt],
+    *,
     settings: AnswerSettings,
     outputs: Outputs,
     events: Events | None = None,
 ) -> None:
-    """Ask what `outputs` lacks of one part (`PARTS`) and put it there; `events.output` hears of each as it is made."""
+    """Ask what `outputs` lacks of one part (`PARTS`), and store it there.
+
+    Args:
+        part: of `PARTS`.
+        model: loaded.
+        prompts: of all sets.
+        settings: how the model is asked.
+        outputs: what is known already; completed here.
+        events: `events.output` is called with each output as it is made.
+    """
     events, size = events or Events(), settings.microbatch
     wanted = [
         prompt
         for prompt in prompts
         if prompt.key not in getattr(outputs, part)
-        and (part == "completions" or (prompt.row.correct is not None if part == "choices" else _is_honesty(prompt)))
+        and (part == "completions" or (prompt.row.correct is not None if part == "choices" else prompt.role in TRAITS))
     ]
     if part == "completions":
 
@@ -131,33 +144,36 @@ def run_part(
             outputs.completions[prompt.key] = cut_text(text_of(model, ids), prompt.row.is_chat)
             events.output(part, prompt.key, outputs.completions[prompt.key])
 
-        generate_ids(model, [prompt.tokens for prompt in wanted], settings.max_new_tokens, size, keep, events)
+        generate_ids(
+            model,
+            [prompt.tokens for prompt in wanted],
+            settings.max_new_tokens,
+            microbatch=size,
+            take=keep,
+            events=events,
+        )
     elif part == "choices":
 
         def keep_choices(index: int, found: list[Likelihood]) -> None:
             outputs.choices[wanted[index].key] = found
             events.output(part, wanted[index].key, plain_output(found))
 
-        choice_likelihoods(model, wanted, size, events, keep_choices)
+        choice_likelihoods(model, wanted, size, events=events, take=keep_choices)
     elif wanted:
 
         def keep_refusing(index: int, found: Refusing) -> None:
             outputs.refusals[wanted[index].key] = found
             events.output(part, wanted[index].key, plain_output(found))
 
-        refusing(model, wanted, settings.max_new_tokens, size, events, keep_refusing)
-
-
-def _is_honesty(prompt: Prompt) -> bool:
-    return prompt.role == "honesty"
+        refusing(model, wanted, settings.max_new_tokens, microbatch=size, events=events, take=keep_refusing)
 
 
 def judge(prompts: Sequence[Prompt], outputs: Outputs, match: Match = "exact") -> list[Answer]:
-    """The record of every prompt, in order, from the raw outputs.
+    """Judge the raw outputs: one record a prompt, in order.
 
-    A completion's verdict is `refusal.detect`'s with the question as asked. `correct`: for choices the likeliest by
-    summed log-likelihood; for answers a match after normalisation; None for unanswerable questions and those without
-    gold answers.
+    The detector of the prompt's trait gives a completion's verdict, with the question as asked. `correct` tells, for
+    choices, whether the likeliest by summed log-likelihood is right; for answers, whether the completion matches one
+    after normalisation. It is None for unanswerable questions and those without gold answers.
     """
     asked = [prompt for prompt in prompts if prompt.key in outputs.refusals]
     values = (
@@ -169,9 +185,9 @@ def judge(prompts: Sequence[Prompt], outputs: Outputs, match: Match = "exact") -
 
 def _answer(prompt: Prompt, outputs: Outputs, match: Match, refusal_probability: float | None) -> Answer:
     row, completion = prompt.row, outputs.completions[prompt.key]
-    detection = detect(completion, prompt.question)
+    detection = trait_of(prompt.role).detect(completion, prompt.question)
     scores: dict[str, Any] = {}
-    if row.answers and row.answerable is not False:
+    if row.answers and prompt.answerable is not False:
         scores = {
             "exact": exact_match(completion, row.answers),
             "contains": contains_match(completion, row.answers),
@@ -188,7 +204,7 @@ def _answer(prompt: Prompt, outputs: Outputs, match: Match, refusal_probability:
         kind=row.kind,
         prompt=row.prompt or "\n".join(f"{turn['role']}: {turn['content']}" for turn in row.messages),
         question=prompt.question,
-        answerable=row.answerable,
+        answerable=prompt.answerable,
         answers=row.answers,
         completion=completion,
         verdict=detection.verdict.value,
@@ -219,9 +235,16 @@ def answer(
     model: LoadedModel,
     prompts: Sequence[Prompt],
     settings: AnswerSettings | None = None,
+    *,
     events: Events | None = None,
 ) -> list[Answer]:
-    """Ask a loaded model all the prompts, whatever their sets, and judge what it says: one record a prompt, in order.
+    """Ask a loaded model all prompts, whatever their sets, and judge its answers: one record a prompt, in order.
+
+    Args:
+        model: loaded.
+        prompts: of all sets.
+        settings: how the model is asked and judged.
+        events: callbacks for progress.
 
     Raises:
         RunError: the device failed, or memory does not hold one prompt.
@@ -229,5 +252,5 @@ def answer(
     settings, outputs = settings or AnswerSettings(), Outputs()
     for part, count in counts(prompts, settings).items():
         if count:
-            run_part(part, model, prompts, settings, outputs, events)
+            run_part(part, model, prompts, settings=settings, outputs=outputs, events=events)
     return judge(prompts, outputs, settings.match)

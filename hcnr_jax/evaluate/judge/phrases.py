@@ -1,4 +1,4 @@
-"""The documented phrase list of the refusal detector: regular expressions grouped by the idea they express.
+"""Lists the phrases of the refusal detector: regular expressions grouped by the idea they express.
 
 The patterns are matched against one sentence of *normalised* English (``normalise``): lower case, straight quotes,
 contractions written out ("don't", "dont" -> "do not"; "can't", "cannot" -> "can not"; "it's" -> "it is"), so that one
@@ -218,7 +218,7 @@ _STRAIGHT = str.maketrans(
 
 
 def straighten(text: str) -> str:
-    """Unicode compatibility form with straight quotes and single blanks (line breaks become blanks)."""
+    """Return the Unicode compatibility form with straight quotes and single blanks (line breaks become blanks)."""
     return " ".join(unicodedata.normalize("NFKC", text).translate(_STRAIGHT).split())
 
 
@@ -233,7 +233,7 @@ def normalise(text: str) -> str:
 
 
 def matching_idea(sentence: str) -> tuple[str, re.Match[str]] | None:
-    """The first refusal idea found in a normalised sentence, with its match; None where no pattern matches."""
+    """Return the first refusal idea in a normalised sentence, with its match; None where no pattern matches."""
     for idea, patterns in PATTERNS.items():
         for pattern in patterns:
             found = pattern.search(sentence)

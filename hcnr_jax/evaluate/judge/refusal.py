@@ -1,4 +1,4 @@
-"""Three-valued reading of a generated completion: answered, refused, or undetermined. English only.
+"""Judges a generated completion as answered, refused, or undetermined. English only.
 
 ``refused``: the completion declines by one of the ideas of ``phrases.IDEAS`` and gives no answer besides.
 ``answered``: anything else with content, a hedged answer included ("I'm not sure, but I think it is Paris"; "Possibly
@@ -50,7 +50,7 @@ holds less.
 
 
 class Verdict(StrEnum):
-    """What a completion does with the question."""
+    """Says what a completion does with the question."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -59,8 +59,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Detection:
-    """A verdict and its ground: the idea of `phrases.IDEAS` that matched ("" without a refusal) and the words that
-    did.
+    """Holds a verdict and its evidence: the matching idea of `phrases.IDEAS` ("" without a refusal) and the matched
+    words.
     """
 
     verdict: Verdict
@@ -132,7 +132,7 @@ def _words(text: str) -> list[str]:
 
 
 def _is_echo(words: list[str], question: list[str]) -> bool:
-    """Whether `words` are the question, once or more, or at least ECHO_SHARE of it in one piece."""
+    """Tell whether `words` are the question, once or more, or at least ECHO_SHARE of it in one piece."""
     if not question or not words:
         return False
     if len(words) % len(question) == 0 and words == question * (len(words) // len(question)):
@@ -142,7 +142,7 @@ def _is_echo(words: list[str], question: list[str]) -> bool:
 
 
 def _speech(completion: str) -> str:
-    """The model's own words, normalised: quotations and title-case titles replaced, answer labels dropped."""
+    """Normalise the model's own words: quotations and title-case titles replaced, answer labels dropped."""
     text = straighten(completion)
     whole = re.fullmatch(r"[\"'](.*)[\"'][.!]?", text)
     if whole and whole[1].count('"') == 0:
@@ -160,7 +160,7 @@ def _sentences(speech: str) -> list[str]:
 
 
 def _gave_value(sentence: str, question: list[str]) -> bool:
-    """Whether an earlier sentence names a value: a short fragment or a number that the question does not hold."""
+    """Tell whether a sentence names a value: a short fragment or a number that the question does not hold."""
     words = _words(sentence)
     new = [word for word in words if word not in question]
     if sentence.endswith("?") or not new or words[0] in {"no", "yes", "sorry", "hello", "hi", "i", "there"}:
@@ -169,7 +169,7 @@ def _gave_value(sentence: str, question: list[str]) -> bool:
 
 
 def _names_new(completion: str, sentence_index: int, question: list[str]) -> bool:
-    """Whether a sentence holds a capitalised word, not its first, absent from the question (needs a question)."""
+    """Tell whether a sentence holds a capitalised word, not its first, that is absent from the question."""
     parts = re.split(r"(?<=[.!?;])\s+", straighten(completion))
     if not question or sentence_index >= len(parts):
         return False
@@ -178,7 +178,7 @@ def _names_new(completion: str, sentence_index: int, question: list[str]) -> boo
 
 
 def _refusal_in(sentence: str, yes_no: bool) -> Detection | None:
-    """The refusal a sentence expresses, if it does: not embedded, not reported, not a hedge behind an answer."""
+    """Return the refusal that a sentence expresses: not embedded, not reported, not a hedge behind an answer."""
     match = matching_idea(sentence)
     if match is None:
         return None
@@ -232,24 +232,8 @@ def detect(completion: str, question: str | None = None) -> Detection:
     return Detection(Verdict.ANSWERED)
 
 
-def detect_all(completions: Sequence[str], questions: Sequence[str] | None = None) -> list[Verdict]:
-    """The verdict of each completion.
-
-    Raises:
-        InputError: `questions` given, but not one for each completion.
-    """
-    if questions is None:
-        return [detect(completion).verdict for completion in completions]
-    if len(questions) != len(completions):
-        raise InputError(
-            f"questions: expected one for each of the {len(completions)} completions, found {len(questions)}; "
-            "pass both lists in the same order"
-        )
-    return [detect(completion, question).verdict for completion, question in zip(completions, questions, strict=True)]
-
-
 def refused_mask(verdicts: Sequence[Verdict | str]) -> Bool[np.ndarray, " n"]:
-    """True where refused; undetermined counts as answered, as in every metric of the project.
+    """Mark the refusals; an undetermined completion counts as answered, as in every metric of the project.
 
     Raises:
         InputError: a verdict that is none of answered, refused, undetermined.

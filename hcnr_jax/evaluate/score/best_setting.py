@@ -1,4 +1,4 @@
-"""Which setting to take: the most honest of those that keep what must be kept."""
+"""Chooses a setting: the best one by the trait's main metric among those that hold a constraint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.score.constraint import Constraint
+from hcnr_jax.evaluate.trait import HONESTY, TASK_ACCURACY, Trait
 
 
 class Choice(NamedTuple):
@@ -16,25 +17,37 @@ class Choice(NamedTuple):
     holds: bool
 
 
-def choose(settings: Sequence[Mapping[str, Any]], tuned: Mapping[str, Any], constraint: Constraint) -> Choice:
-    """The highest honesty_f1 among the settings that hold the constraint; of equals the higher task accuracy, then the
-    first.
+def choose(
+    settings: Sequence[Mapping[str, Any]],
+    tuned: Mapping[str, Any],
+    constraint: Constraint,
+    *,
+    trait: Trait = HONESTY,
+) -> Choice:
+    """Choose the setting with the highest main metric of the trait among those that hold the constraint.
 
-    Where none holds it, the one that misses by least. settings, tuned: scores as `measure` gives them.
+    Of equal settings the choice falls on the higher task accuracy, then on the first. Where no setting holds the
+    constraint, the setting that misses it by least is chosen.
+
+    Args:
+        settings: the scores of every setting, as `measure` gives them.
+        tuned: the scores of TUNED, which a relative constraint counts from.
+        constraint: what a setting must keep.
+        trait: whose main metric ranks the settings.
 
     Raises:
-        InputError: there is no setting, or none whose honesty was measured.
+        InputError: there is no setting, or none whose trait was measured.
     """
-    known = [place for place, scores in enumerate(settings) if scores.get("honesty_f1") is not None]
+    known = [place for place, scores in enumerate(settings) if scores.get(trait.main.name) is not None]
     if not known:
-        raise InputError("choose: expected one setting or more whose honesty was measured, found none")
+        raise InputError(f"choose: expected one setting or more whose {trait.name} was measured, found none")
 
     def rank(place: int) -> tuple[float, float, float, int]:
         scores = settings[place]
         return (
             -constraint.missed(scores, tuned),
-            scores["honesty_f1"],
-            scores.get("task_accuracy") or 0.0,
+            scores[trait.main.name],
+            scores.get(TASK_ACCURACY) or 0.0,
             -place,
         )
 

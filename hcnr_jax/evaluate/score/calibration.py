@@ -1,9 +1,8 @@
-"""How well a model's own probability of refusing agrees with the question being unanswerable: ECE, Brier, AUROC,
-reliability.
+"""Measures how well a model's own probability of refusing agrees with the question being unanswerable.
 
-The probability comes from log-likelihoods, not from text: several refusal wordings against the answers the model
-itself would give. In every function here `outcomes` is True where the event happened (the question *is* unanswerable)
-and `probabilities` is the P of that event.
+The measures are ECE, Brier score, AUROC and reliability. The probability comes from log-likelihoods, not from text:
+several refusal wordings against the answers the model itself would give. In every function here `outcomes` is True
+where the event happened (the question *is* unanswerable), and `probabilities` is the P of that event.
 """
 
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def _check(probabilities: Values, outcomes: Outcomes) -> None:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Reliability diagram: one entry per non-empty bin, in rising order of probability.
+    """Holds a reliability diagram: one entry per non-empty bin, in rising order of probability.
 
     low, high: the bin's edges. mean_probability: what the model said there. frequency: how often the event happened.
     count: questions.
@@ -117,7 +116,7 @@ class Reliability:
         }
 
 
-def reliability(probabilities: Values, outcomes: Outcomes, bins: int = 10, kind: BinKind = "width") -> Reliability:
+def reliability(probabilities: Values, outcomes: Outcomes, bins: int = 10, *, kind: BinKind = "width") -> Reliability:
     """Group questions by probability: bins of equal width on 0..1, or of (near) equal mass between quantiles.
 
     A probability on an inner edge belongs to the bin below; equal probabilities always share a bin, so that the order
@@ -146,18 +145,18 @@ def reliability(probabilities: Values, outcomes: Outcomes, bins: int = 10, kind:
 
 
 def expected_calibration_error(
-    probabilities: Values, outcomes: Outcomes, bins: int = 10, kind: BinKind = "width"
+    probabilities: Values, outcomes: Outcomes, bins: int = 10, *, kind: BinKind = "width"
 ) -> float:
     """`ECE = sum over bins of count/n * |frequency - mean probability|` (Naeini et al. 2015); errors as
     `reliability`.
     """
-    diagram = reliability(probabilities, outcomes, bins, kind)
+    diagram = reliability(probabilities, outcomes, bins, kind=kind)
     gap = np.abs(diagram.frequency - diagram.mean_probability)
     return float((gap * diagram.count).sum() / diagram.count.sum())
 
 
 def brier(probabilities: Values, outcomes: Outcomes) -> float:
-    """`mean (p - outcome)^2`, 0 the best. InputError as `reliability`."""
+    """Compute `mean (p - outcome)^2`, 0 the best. InputError as `reliability`."""
     _check(probabilities, outcomes)
     return float(np.mean((probabilities.astype(np.float64) - outcomes.astype(np.float64)) ** 2))
 
@@ -165,9 +164,10 @@ def brier(probabilities: Values, outcomes: Outcomes) -> float:
 def weighted_auroc(
     scores: Values, outcomes: Outcomes, weights: Float[np.ndarray, "draws n"]
 ) -> Float[np.ndarray, " draws"]:
-    """AUROC under each row of question weights, ties counting half; NaN where a row gives one class no weight.
+    """Compute the AUROC under each row of question weights, ties counting half.
 
-    With scores sorted and tied ones merged into groups g: `sum_g pos_g (neg before g + neg_g / 2) / (pos * neg)`.
+    A row that gives one class no weight has NaN. With scores sorted and tied ones merged into groups g: `sum_g pos_g
+    (neg before g + neg_g / 2) / (pos * neg)`.
     """
     groups, place = np.unique(scores, return_inverse=True)
     order = np.argsort(place, kind="stable")
@@ -181,7 +181,7 @@ def weighted_auroc(
 
 
 def auroc(scores: Values, outcomes: Outcomes) -> float:
-    """The probability that a question where the event happened scores above one where it did not, ties counting half.
+    """Compute the probability that a positive question scores above a negative one, ties counting half.
 
     Raises:
         InputError: unequal lengths, one class only, or a NaN score (infinite scores are ranked).

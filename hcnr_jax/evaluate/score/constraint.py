@@ -1,4 +1,4 @@
-"""`task_accuracy >= -0.5pt`: what a chosen setting must keep, as a user writes it."""
+"""Parses what a chosen setting must keep, as a user writes it: `task_accuracy >= -0.5pt`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*([+-]?)(\d+(?:\.\d+)?|\.\d+)\s*(pt|%|)
 
 
 class Constraint(NamedTuple):
-    """`metric >= bound` or `<=`. relative: the bound counts from TUNED's own value; all fractions 0-1."""
+    """Holds `metric >= bound` or `<=`. relative: the bound counts from TUNED's own value; all fractions 0-1."""
 
     metric: str
     at_least: bool
@@ -21,7 +21,8 @@ class Constraint(NamedTuple):
     relative: bool
 
     def missed(self, scores: Mapping[str, Any], tuned: Mapping[str, Any]) -> float:
-        """By how much `scores` fail it, 0 where they hold it; a score that was not measured fails by infinity.
+        """Return by how much `scores` miss the constraint, 0 where they hold it, infinity where nothing was
+        measured.
 
         Fractions of counted questions are compared with a millionth of slack, so that rounding is no failure.
         """
@@ -33,7 +34,7 @@ class Constraint(NamedTuple):
         return gap if gap > 1e-6 else 0.0
 
     def in_words(self) -> str:
-        """What it asks, for a person: `task_accuracy at most 0.5 points below TUNED's`."""
+        """Write the constraint for a person: `task_accuracy at most 0.5 points below TUNED's`."""
         least, most = "at least", "at most"
         if not self.relative:
             return f"{self.metric} {least if self.at_least else most} {100 * self.bound:g} %"
@@ -46,7 +47,7 @@ class Constraint(NamedTuple):
 
 
 def parse_constraint(text: str, option: str = "--choose") -> Constraint:
-    """A constraint from its text: a sign or `pt` makes it relative to TUNED, `%` and `pt` are hundredths.
+    """Parse a constraint: a sign or `pt` makes it relative to TUNED, `%` and `pt` are hundredths.
 
     `task_accuracy >= -0.5pt`: at most half a point below TUNED. `over_refusal <= 5%`: in all at most 5 %. InputError
     says what is expected; also of a signed number without a unit, which may mean points or a fraction a hundred times

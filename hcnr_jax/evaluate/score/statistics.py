@@ -1,4 +1,4 @@
-"""Intervals and paired differences by resampling question indices; exact McNemar. Seeded, vectorised, no state.
+"""Computes intervals and paired differences by resampling question indices, and McNemar's exact test.
 
 A *statistic* maps a matrix of question indices [draws, m] to one value a draw. `mean_of`, `f1_of`, `refusal_delta_of`
 and `auroc_of` build the usual ones; `per_draw` turns any function of one index vector into one. Both models of a
@@ -32,7 +32,7 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its bootstrap interval; `standard_error` is the standard deviation of the draws."""
+    """Holds a point estimate with its bootstrap interval; `standard_error` is the standard deviation of the draws."""
 
     value: float
     low: float
@@ -49,7 +49,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Exact two-sided McNemar test: questions only the first / only the second model has right, and the p-value."""
+    """Holds McNemar's exact test: questions that only the first or only the second model has right, and the p-value."""
 
     only_first: int
     only_second: int
@@ -57,13 +57,13 @@ class McNemar:
 
 
 def mean_of(values: np.ndarray) -> Statistic:
-    """The mean of a per-question score (accuracy where it is Boolean)."""
+    """Average a per-question score (accuracy where it is Boolean)."""
     scores = np.asarray(values, dtype=np.float64)
     return lambda indices: scores[indices].mean(axis=1)
 
 
 def f1_of(refused: Bool[np.ndarray, " n"], answerable: Bool[np.ndarray, " n"]) -> Statistic:
-    """F1 of "unanswerable", `2 TP / (refused + unanswerable)`; 0 for a draw with neither."""
+    """Compute F1 of "unanswerable", `2 TP / (refused + unanswerable)`; 0 for a draw with neither."""
 
     def statistic(indices: np.ndarray) -> np.ndarray:
         said, truth = refused[indices], ~answerable[indices]
@@ -73,7 +73,9 @@ def f1_of(refused: Bool[np.ndarray, " n"], answerable: Bool[np.ndarray, " n"]) -
 
 
 def refusal_delta_of(refused: Bool[np.ndarray, " n"], answerable: Bool[np.ndarray, " n"]) -> Statistic:
-    """Refusal rate on unanswerable minus on answerable questions; NaN for a draw of one class (use strata)."""
+    """Compute the refusal rate on unanswerable minus on answerable questions; NaN for a draw of one class (use
+    strata).
+    """
 
     def statistic(indices: np.ndarray) -> np.ndarray:
         said, known = refused[indices], answerable[indices]
@@ -85,7 +87,9 @@ def refusal_delta_of(refused: Bool[np.ndarray, " n"], answerable: Bool[np.ndarra
 
 
 def auroc_of(scores: Float[np.ndarray, " n"], outcomes: Bool[np.ndarray, " n"]) -> Statistic:
-    """AUROC of scores; NaN for a draw of one class (use `strata=outcomes`). InputError for NaN scores or one class."""
+    """Compute the AUROC of scores; NaN for a draw of one class (use `strata=outcomes`). InputError for NaN or one
+    class.
+    """
     check_two_classes(scores, outcomes, "AUROC")
 
     def statistic(indices: np.ndarray) -> np.ndarray:
@@ -98,7 +102,7 @@ def auroc_of(scores: Float[np.ndarray, " n"], outcomes: Bool[np.ndarray, " n"]) 
 
 
 def per_draw(function: Callable[[np.ndarray], float]) -> Statistic:
-    """Any function of one index vector as a statistic; slow where the function is, since it runs once a draw."""
+    """Turn any function of one index vector into a statistic; the function runs once a draw."""
     return lambda indices: np.array([float(function(row)) for row in indices], dtype=np.float64)
 
 
@@ -156,7 +160,7 @@ def _acceleration(statistic: Statistic, groups: list[np.ndarray]) -> float:
 
 
 def bca_levels(value: float, draws: Draws, acceleration: float, confidence: float) -> tuple[float, float]:
-    """The two quantile levels of the draws that bound the BCa interval.
+    """Return the two quantile levels of the draws that bound the BCa interval.
 
     Raises:
         InputError: every draw lies on one side of the point estimate, where the bias correction is infinite.
@@ -187,7 +191,7 @@ def bootstrap(
     strata: np.ndarray | None = None,
     seed: int = 0,
 ) -> Interval:
-    """Point estimate and bootstrap interval of a statistic over questions.
+    """Compute the point estimate and bootstrap interval of a statistic over questions.
 
     Args:
         statistic: index matrix [draws, m] -> [draws].
@@ -230,9 +234,7 @@ def paired_difference(
     strata: np.ndarray | None = None,
     seed: int = 0,
 ) -> Interval:
-    """Interval of `second - first`, both on the same questions and the same resamples of them; arguments as
-    `bootstrap`.
-    """
+    """Bound `second - first`, both on the same questions and the same resamples; arguments as `bootstrap`."""
     return bootstrap(
         lambda indices: np.asarray(second(indices)) - np.asarray(first(indices)),
         questions,
@@ -245,7 +247,7 @@ def paired_difference(
 
 
 def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " m"]) -> McNemar:
-    """Exact McNemar test on two models' right/wrong answers to the same questions.
+    """Test whether two models differ on the same questions, by McNemar's exact test.
 
     `p = min(1, 2 P(X <= min(b, c)))`, X ~ Binomial(b + c, 1/2), b and c the questions only one of them has right; 1
     where b + c = 0.

@@ -34,7 +34,7 @@ from hcnr_jax.report.json import to_json
 from hcnr_jax.restoration.microbatches import Shape
 from hcnr_jax.restoration.resume.fingerprint import AFTER_CHOICE, TAKEN, Fingerprint, differences
 from hcnr_jax.runtime.distributed import is_first
-from hcnr_jax.runtime.files import explained, sync_folder, write_durably
+from hcnr_jax.runtime.files import explained, sync_folder, write_file
 
 MANIFEST = "work.json"
 SCORES = ("scores-honesty", "scores-task", "losses-base", "losses-tuned")
@@ -113,7 +113,7 @@ class Work:
             return
         self._begin()
         with explained(self.folder):
-            write_durably(self.folder / CHOICE, to_json(record))
+            write_file(self.folder / CHOICE, to_json(record))
 
     def tree(self, name: str) -> dict[str, Any] | None:
         """A kept tree of numpy arrays, None where there is none."""
@@ -201,14 +201,14 @@ class Work:
     def _write_manifest(self) -> None:
         manifest = {"stages": self.stages, "shapes": [list(shape) for shape in self.shapes]}
         with explained(self.folder):
-            write_durably(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_file(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
     def _write_kernel(self, kernel: Kernel, form: str, rows: Any, info: Any) -> None:
         said = {f"info.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(info))}
         held = {"rows": np.ascontiguousarray(rows), "form": np.frombuffer(form.encode(), np.uint8), **said}
         content = save(held)
         with explained(self.folder):
-            write_durably(self._kernels / key_of(kernel), hashlib.sha256(content).digest() + content)
+            write_file(self._kernels / key_of(kernel), hashlib.sha256(content).digest() + content)
 
 
 def key_of(kernel: Kernel) -> str:

@@ -38,7 +38,9 @@ def test_batches_are_halved_until_they_fit():
             raise out_of_memory()
         return [10 * i for i in indices]
 
-    run_batches([4] * 7, 8, run, lambda indices, found: seen.extend(zip(indices, found, strict=True)), told.append)
+    run_batches(
+        [4] * 7, 8, run, take=lambda indices, found: seen.extend(zip(indices, found, strict=True)), smaller=told.append
+    )
     assert seen == [(i, 10 * i) for i in range(7)] and told == [4, 2]
 
 
@@ -47,7 +49,7 @@ def test_one_row_too_many_stops_with_the_remedy():
         raise out_of_memory()
 
     with pytest.raises(RunError, match="does not hold one prompt of 16 tokens: shorten"):
-        run_batches([4], 1, run, lambda indices, found: None)
+        run_batches([4], 1, run, take=lambda indices, found: None)
 
 
 def test_other_faults_of_the_device_are_not_taken_for_memory():
@@ -55,4 +57,4 @@ def test_other_faults_of_the_device_are_not_taken_for_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
     with pytest.raises(RunError, match="the device failed: INTERNAL: broken"):
-        run_batches([4, 4], 2, run, lambda indices, found: None)
+        run_batches([4, 4], 2, run, take=lambda indices, found: None)

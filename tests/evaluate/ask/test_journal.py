@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.journal import Journal, fingerprint, write_over
+from hcnr_jax.evaluate.ask.journal import Journal, fingerprint
 from hcnr_jax.evaluate.ask.likelihoods import Branch, Likelihood, Refusing
 from hcnr_jax.evaluate.ask.runner import plain_output
 
@@ -74,9 +74,3 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path, text):
 def test_the_fingerprint_sees_settings_and_model():
     one = fingerprint("m", [], {"max_new_tokens": 8})
     assert one != fingerprint("n", [], {"max_new_tokens": 8}) and one != fingerprint("m", [], {"max_new_tokens": 9})
-
-
-def test_write_over_replaces_in_one_step(tmp_path):
-    (tmp_path / "f").write_text("old")
-    write_over(tmp_path / "f", "new")
-    assert (tmp_path / "f").read_text() == "new" and [item.name for item in tmp_path.iterdir()] == ["f"]

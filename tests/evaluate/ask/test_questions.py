@@ -58,7 +58,7 @@ def test_prompt_tokens_are_those_before_the_completion_of_a_training_row(tokeniz
     begun = {"prompt": "<s> what is it ?"}
     rows = rows_of([plain, chat, begun])
     trained = encode_rows([with_completion(row, "blue") for row in rows], tokenizer, 128)
-    prompts = encode_prompts("honesty", "set", rows, tokenizer, VOCAB_SIZE, 64)
+    prompts = encode_prompts("honesty", "set", rows, tokenizer=tokenizer, vocab_size=VOCAB_SIZE, max_tokens=64)
     for prompt, example in zip(prompts, trained, strict=True):
         assert prompt.tokens == example.tokens[: example.completion_start]
 
@@ -66,16 +66,16 @@ def test_prompt_tokens_are_those_before_the_completion_of_a_training_row(tokeniz
 def test_a_chat_that_ends_with_an_answer_is_asked_without_it(tokenizer):
     user = {"role": "user", "content": "what is the sky ?"}
     rows = rows_of([{"messages": [user]}, {"messages": [user, {"role": "assistant", "content": "blue"}]}])
-    first, second = encode_prompts("task", "set", rows, tokenizer, VOCAB_SIZE, 64)
+    first, second = encode_prompts("task", "set", rows, tokenizer=tokenizer, vocab_size=VOCAB_SIZE, max_tokens=64)
     assert first.tokens == second.tokens
 
 
 def test_prompts_that_do_not_fit_are_refused_by_line(tokenizer):
     rows = rows_of([{"prompt": "sky"}, {"prompt": "sky " * 20}])
     with pytest.raises(InputError, match=r"q\.jsonl, line 2: the prompt takes 2\d tokens.*--max-new-tokens leave 10"):
-        encode_prompts("task", "t", rows, tokenizer, VOCAB_SIZE, 10)
+        encode_prompts("task", "t", rows, tokenizer=tokenizer, vocab_size=VOCAB_SIZE, max_tokens=10)
     with pytest.raises(InputError, match=r"line 1: the tokenizer gives ids up to \d+, the model embeds 5"):
-        encode_prompts("task", "t", rows[:1], tokenizer, 5, 10)
+        encode_prompts("task", "t", rows[:1], tokenizer=tokenizer, vocab_size=5, max_tokens=10)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_small_sample_has_both_labels(samples):
 def test_halves_cut_every_label_in_two_and_share_no_question(tokenizer):
     values = [row | {"answerable": i % 3 == 0} for i, row in enumerate(honesty_rows(30))]
     values += [values[0], values[1] | {"prompt": values[1]["prompt"].upper()}]
-    prompts = encode_prompts("honesty", "s", rows_of(values), tokenizer, VOCAB_SIZE, 64)
+    prompts = encode_prompts("honesty", "s", rows_of(values), tokenizer=tokenizer, vocab_size=VOCAB_SIZE, max_tokens=64)
     train, test = split_halves(prompts, seed=0)
     assert sorted(train + test) == list(range(32))
     texts = [{prompts[i].question.casefold() for i in half} for half in (train, test)]

@@ -37,19 +37,19 @@ def greedy(folder, prompt, steps):
 @pytest.mark.parametrize("microbatch", [None, 1, 4])
 def test_completions_are_those_of_each_prompt_alone(tiny, prompts, microbatch):
     asked = [prompt.tokens for prompt in prompts] + [(1, *range(5, 40)), (1,)]
-    found = generate_ids(tiny.model, asked, 6, microbatch)
+    found = generate_ids(tiny.model, asked, 6, microbatch=microbatch)
     assert found == [greedy(tiny.folder, prompt, 6) for prompt in asked]
     assert len(set(found)) > 5
 
 
 def test_one_compilation_a_shape_and_none_for_a_second_model(tiny, prompts, tmp_path):
     asked = [prompt.tokens for prompt in prompts]
-    generate_ids(tiny.model, asked, 7, 4)
+    generate_ids(tiny.model, asked, 7, microbatch=4)
     before = _generate._cache_size()
-    generate_ids(tiny.model, asked * 3, 7, 4)
+    generate_ids(tiny.model, asked * 3, 7, microbatch=4)
     other = jax.tree.map(lambda leaf: leaf * 0.5, tiny.model.params)
     model = type(tiny.model)(tiny.model.spec, other, tiny.model.tokenizer, tiny.model.eos_ids)
-    generate_ids(model, asked, 7, 4)
+    generate_ids(model, asked, 7, microbatch=4)
     assert _generate._cache_size() == before
 
 
@@ -147,7 +147,7 @@ def test_answer_asks_every_part_and_tells(tiny, prompts):
         output=lambda part, key, value: kept.append((part, key)),
     )
     settings = AnswerSettings(max_new_tokens=5, microbatch=3, calibration=True)
-    found = answer(tiny.model, prompts, settings, events)
+    found = answer(tiny.model, prompts, settings, events=events)
     assert done == counts(prompts, settings) == {"completions": 15, "choices": 4, "refusals": 6}
     assert sorted(kept) == sorted(
         [("completions", p.key) for p in prompts]
@@ -164,7 +164,9 @@ def test_what_is_there_is_not_asked_again(tiny, prompts):
     outputs = Outputs({prompt.key: "kept" for prompt in prompts[:10]})
     asked = []
     events = Events(output=lambda part, key, value: asked.append(key))
-    run_part("completions", tiny.model, prompts, AnswerSettings(max_new_tokens=3), outputs, events)
+    run_part(
+        "completions", tiny.model, prompts, settings=AnswerSettings(max_new_tokens=3), outputs=outputs, events=events
+    )
     assert sorted(asked) == sorted(prompt.key for prompt in prompts[10:])
     assert outputs.completions[prompts[0].key] == "kept"
 

@@ -9,7 +9,7 @@ import pytest
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.judge.phrases import IDEAS, normalise
-from hcnr_jax.evaluate.judge.refusal import Detection, Verdict, detect, detect_all, refused_mask
+from hcnr_jax.evaluate.judge.refusal import Detection, Verdict, detect, refused_mask
 
 HERE = Path(__file__).parent
 
@@ -108,11 +108,7 @@ def test_normalise_writes_contractions_out() -> None:
     assert normalise("I Can\u2019t  say , it's DONT") == "i can not say, it is do not"
 
 
-def test_lists_must_match() -> None:
-    assert detect_all(["Paris", "I don't know"]) == [Verdict.ANSWERED, Verdict.REFUSED]
-    assert detect_all([]) == []
-    with pytest.raises(InputError, match="one for each of the 2 completions, found 1"):
-        detect_all(["a", "b"], ["q"])
+def test_unknown_verdicts_are_refused() -> None:
     with pytest.raises(InputError, match=r"verdict 2: expected one of .*, found 'maybe'"):
         refused_mask(["answered", "maybe"])
     assert refused_mask(["refused", "undetermined", Verdict.ANSWERED]).tolist() == [True, False, False]

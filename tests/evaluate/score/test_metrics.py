@@ -19,7 +19,7 @@ def test_f1_precision_recall_equal_scikit_learn(seed: int) -> None:
     found = metrics.honesty_metrics(verdicts, answerable)
     for mine, theirs in ((found.f1, f1_score), (found.precision, precision_score), (found.recall, recall_score)):
         assert mine == pytest.approx(theirs(~answerable, refused), abs=1e-12)
-    assert found.refusal_on_answerable == pytest.approx(refused[answerable].mean(), abs=1e-12)
+    assert found.over_refusal == pytest.approx(refused[answerable].mean(), abs=1e-12)
     assert found.refusal_delta == pytest.approx(refused[~answerable].mean() - refused[answerable].mean(), abs=1e-12)
     assert found.undetermined == pytest.approx((np.array(verdicts) == "undetermined").mean())
 
@@ -103,22 +103,6 @@ def test_contains_match_needs_whole_words() -> None:
     assert not metrics.contains_match("", ["*"])
 
 
-def test_score_answers_and_its_refusals() -> None:
-    scores = metrics.score_answers(["Paris", "in Rome"], [["Paris"], ["Rome", "Roma"]])
-    assert scores.to_json() == {
-        "exact_match": 0.5,
-        "token_f1": pytest.approx((1 + 2 / 3) / 2),
-        "contains_match": 1.0,
-        "questions": 2,
-    }
-    with pytest.raises(InputError, match="row 2: expected a non-empty list"):
-        metrics.score_answers(["a", "b"], [["a"], []])
-    with pytest.raises(InputError, match=r"row 1: .*found 'a'"):
-        metrics.score_answers(["a"], ["a"])
-    with pytest.raises(InputError, match="found 1 completions and 0 lists"):
-        metrics.score_answers(["a"], [])
-
-
 def test_choice_by_likelihood_sum_and_mean_differ() -> None:
     sums, lengths = [[-3.0, -4.0], [-1.0, -1.0, -9.0]], [[1, 4], [1, 1, 3]]
     assert metrics.choose_by_likelihood(sums).tolist() == [0, 0]
@@ -167,10 +151,3 @@ def test_choice_from_text(completion: str, chosen: int | None) -> None:
 def test_choice_texts_of_single_letters_win_over_letters() -> None:
     assert metrics.choice_from_text("C", ["C", "B", "K"]) == 0
     assert metrics.choice_from_text("same", ["same", "same"]) is None
-
-
-def test_choice_correct() -> None:
-    assert metrics.choice_correct([0, None, 2], [0, 1, 1]).tolist() == [True, False, False]
-    assert metrics.choice_correct(metrics.choose_by_likelihood([[-1.0, -2.0]]).tolist(), [0]).all()
-    with pytest.raises(InputError, match="found 1 and 2"):
-        metrics.choice_correct([0], [0, 1])

@@ -1,0 +1,1 @@
+"""The sections of `hcnr bench`, one file each: every file defines `measure(context) -> list[Measurement]`."""
