@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.method import taps
 from hcnr_jax.method.neurons import Leaves, Params, beside, get_leaves, put_leaves, stack_shape, wide
+
+MOMENT_TAP = "moment_tap"
 
 
 class Moments(NamedTuple):
@@ -75,11 +77,6 @@ def update_moments(
     return Moments(tokens, inputs, shift, second)
 
 
-def merge_moments(left: Moments, right: Moments) -> Moments:
-    """The sums of both, for tokens seen by different devices or hosts."""
-    return jax.tree.map(jnp.add, left, right)
-
-
 def mean_moments(moments: Moments) -> Moments:
     """Means per token, `tokens` kept: the one division."""
     return Moments(moments.tokens, *jax.tree.map(lambda total: total / moments.tokens, moments[1:]))
@@ -90,12 +87,20 @@ def _outer(left: Float[Array, "n i"], right: Float[Array, "n j"]) -> Float[Array
 
 
 def damping_of(statistic: Moments | Inputs, damping: float | Array) -> Float[Array, ""]:
-    """damping * mean(diag H) of the inputs a kernel meets now; `Moments` are read as means."""
+    """Return damping * mean(diag H) of the inputs a kernel meets now; `Moments` are read as means.
+
+    >>> print(damping_of(Inputs(jnp.asarray([[1.0, 2.0], [3.0, 0.0]]), None), 2.0))
+    7.0
+    """
     return jnp.asarray(damping, statistic.inputs.dtype) * trace_of(statistic) / statistic.inputs.shape[-1]
 
 
 def trace_of(statistic: Moments | Inputs) -> Float[Array, ""]:
-    """tr H = mean ||x'||^2."""
+    """Return tr H = mean ||x'||^2.
+
+    >>> print(trace_of(Inputs(jnp.asarray([[1.0, 2.0], [3.0, 0.0]]), None)))
+    7.0
+    """
     if isinstance(statistic, Moments):
         return jnp.trace(statistic.inputs)
     return jnp.sum(jnp.square(statistic.inputs)) / statistic.inputs.shape[0]
@@ -170,7 +175,11 @@ def _matmul(left: Array, right: Array) -> Array:
 
 
 def hessian_vector_product(function: Callable[[Any], Array], at: Any, vector: Any) -> Any:
-    """(d^2 f / d at^2) vector, forward over reverse; any pytree, any function, the whole network's loss too."""
+    """Return (d^2 f / d at^2) vector, forward over reverse, for any function of any pytree.
+
+    >>> print(hessian_vector_product(lambda x: jnp.sum(x**3), jnp.asarray([1.0, 2.0]), jnp.ones(2)))
+    [ 6. 12.]
+    """
     return jax.jvp(jax.grad(function), (at,), (vector,))[1]
 
 
@@ -195,21 +204,7 @@ def capture_inputs(
     fed in place of what reaches them; under jit nothing is computed that only led to these. InputError for a path never
     reached.
     """
-    wanted = {path.rpartition("/")[0]: path for path in paths}
-    replaced = {path.rpartition("/")[0]: value for path, value in (given or {}).items()}
-    seen: dict[str, Array] = {}
-
-    def interceptor(next_fun: Callable[..., Any], call: Any, kwargs: Any, context: Any) -> Any:
-        place = "/".join(context.module.path)
-        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-            inputs = call[0] if call else kwargs["inputs"]
-            if place in wanted:
-                seen[wanted[place]] = inputs
-            if place in replaced:
-                return next_fun(replaced[place].astype(inputs.dtype))
-        return next_fun(*call, **kwargs)
-
-    with nn.intercept_methods(interceptor):
+    with taps.record(paths) as seen, taps.feed(given or {}):
         output = function(*args)
     for path in paths:
         if path not in seen:
@@ -218,17 +213,17 @@ def capture_inputs(
 
 
 @jax.custom_vjp
-def _tap(x: Array, weights: Array, probe: Array) -> Array:
+def _tapped(x: Array, weights: Array, tap: Array) -> Array:
     return x
 
 
-def _tap_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, Array]:
-    x, weights, probe = residual
-    kept = jnp.where(weights[..., None] > 0, x, 0).reshape(-1, x.shape[-1]).astype(probe.dtype)
+def _tapped_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, Array]:
+    x, weights, tap = residual
+    kept = jnp.where(weights[..., None] > 0, x, 0).reshape(-1, x.shape[-1]).astype(tap.dtype)
     return cotangent, jnp.zeros_like(weights), _outer(kept, kept)
 
 
-_tap.defvjp(lambda x, weights, probe: (x, (x, weights, probe)), _tap_backward)
+_tapped.defvjp(lambda x, weights, tap: (x, (x, weights, tap)), _tapped_backward)
 
 
 def input_moments(
@@ -242,32 +237,28 @@ def input_moments(
     remat-ed too.
 
     forward: (params, batch) -> an array that depends on all the kernels. token_mask: True where a token counts; its
-    shape must be that of the inputs without their last axis. The same device as in fisher.py: a probe beside each
-    kernel whose cotangent is defined to be the moment. Holds the moments of all the kernels at once; the block sweep
+    shape must be that of the inputs without their last axis. As in fisher.py, the cotangent of a tap beside each
+    kernel is defined to be the moment. Holds the moments of all the kernels at once; the block sweep
     of blocks.py does not. Divide by the number of tokens yourself.
     """
     weights = token_mask.astype(jnp.float32)
 
-    def interceptor(next_fun: Callable[..., Any], call: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if not isinstance(module, nn.Dense) or not module.has_variable("params", "moment_probe"):
-            return next_fun(*call, **kwargs)
-        x = call[0] if call else kwargs["inputs"]
+    def compute(call: taps.Call, found: Leaves) -> Array:
+        x = call.inputs
         if x.shape[:-1] != weights.shape:
             raise InputError(
-                f"kernel {'/'.join(module.path)}: its inputs have shape {x.shape}, expected "
+                f"kernel {call.path}: its inputs have shape {x.shape}, expected "
                 f"{(*weights.shape, x.shape[-1])} to match `token_mask`"
             )
-        return next_fun(_tap(x, weights, module.get_variable("params", "moment_probe")))
+        return call.plain(_tapped(x, weights, found[MOMENT_TAP]))
 
-    def of_probes(probes: Leaves) -> Array:
-        with nn.intercept_methods(interceptor):
-            return jnp.sum(forward(put_leaves(params, probes), batch))
+    def of_taps(leaves: Leaves) -> Array:
+        with taps.replace([MOMENT_TAP], compute):
+            return jnp.sum(forward(put_leaves(params, leaves), batch))
 
-    kernels = get_leaves(params, paths)
-    probes = {
-        beside(path, "moment_probe"): jnp.zeros(stack_shape(leaf) + (leaf.shape[-2],) * 2, wide(leaf.dtype))
-        for path, leaf in kernels.items()
+    zeros = {
+        beside(path, MOMENT_TAP): jnp.zeros(stack_shape(leaf) + (leaf.shape[-2],) * 2, wide(leaf.dtype))
+        for path, leaf in get_leaves(params, paths).items()
     }
-    moments = jax.grad(of_probes)(probes)
-    return {path: moments[beside(path, "moment_probe")] for path in paths}
+    moments = jax.grad(of_taps)(zeros)
+    return {path: moments[beside(path, MOMENT_TAP)] for path in paths}

@@ -9,27 +9,24 @@ dL/dW = X^T G, hence
     output channel  s_o = sum_t G[t,o] (X X^T G)[t,o]
 
 at T^2 (in + out) multiplications instead of T in out; where rows are long, the gradient itself is cheaper and is made a
-few output channels at a time. A *probe* is a dummy argument of the linear op, one number per
-neuron, whose cotangent is defined to be s; then `jax.vmap(jax.grad(loss wrt probes))` returns per-example scores,
-through
-`nn.scan` and `nn.remat` alike. The probe leaves lie beside each kernel in `params` (a collection of their own would
-be invisible inside a user's `nn.scan`), and `nn.intercept_methods` swaps the op in, so that any Linen model made of
-`nn.Dense` can be scored without touching its code.
+few output channels at a time. A *tap* is a dummy argument of the linear op, one number per
+neuron, whose cotangent is defined to be s. Then `jax.vmap(jax.grad(loss wrt taps))` returns per-example scores,
+through `nn.scan` and `nn.remat` alike. `taps.replace` swaps the op in, so that any Linen model made of `nn.Dense` can
+be scored without touching its code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.method import sums as streaming
+from hcnr_jax.method import taps
 from hcnr_jax.method.neurons import (
     Granularity,
     Leaves,
@@ -41,11 +38,12 @@ from hcnr_jax.method.neurons import (
     stack_shape,
     wide,
 )
+from hcnr_jax.method.sums import Sums, init_sums, update_sums
 
 Example = Any
 Loss = Callable[[Params, Example], Float[Array, ""]]
 
-PROBES: dict[Granularity, str] = {"input": "input_probe", "output": "output_probe", "weight": "weight_probe"}
+TAPS: dict[Granularity, str] = {"input": "input_tap", "output": "output_tap", "weight": "weight_tap"}
 
 # Output channels of a weight gradient that are alive at a time, for each example of a batch.
 CHANNELS = 256
@@ -55,6 +53,9 @@ def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array,
     """s_k = sum_o (X^T G)[k,o]^2 of one example, by the cheaper of the two forms (the shapes decide).
 
     x and g share a dtype; the scores are in `neurons.wide` of it.
+
+    >>> print(input_scores(jnp.asarray([[1.0, 2.0]]), jnp.ones((1, 3))))
+    [ 3. 12.]
     """
     if _materialising_is_cheaper(x, g):
         return _chunked_input_scores(x, g)
@@ -77,7 +78,11 @@ def _chunked_input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Flo
 
 
 def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " o"]:
-    """s_o = sum_i (X^T G)[i,o]^2 of one example: the same with X and G exchanged."""
+    """s_o = sum_i (X^T G)[i,o]^2 of one example: the same with X and G exchanged.
+
+    >>> print(output_scores(jnp.asarray([[1.0, 2.0]]), jnp.ones((1, 3))))
+    [5. 5. 5.]
+    """
     return input_scores(g, x)
 
 
@@ -110,8 +115,8 @@ def _materialising_is_cheaper(x: Array, g: Array) -> bool:
 
 
 @jax.custom_vjp
-def probed_linear(x: Array, kernel: Array, probes: dict[Granularity, Array]) -> Array:
-    """x (..., in) @ kernel (in, out). The cotangent of `probes[g]` is not a derivative but the score s at granularity
+def tapped_linear(x: Array, kernel: Array, given: dict[Granularity, Array]) -> Array:
+    """x (..., in) @ kernel (in, out). The cotangent of `given[g]` is not a derivative but the score s at granularity
     g.
 
     All leading axes of x count as the tokens of ONE example; batches go through `jax.vmap`. The other cotangents are
@@ -121,58 +126,50 @@ def probed_linear(x: Array, kernel: Array, probes: dict[Granularity, Array]) -> 
     return x @ kernel
 
 
-def _probed_forward(x: Array, kernel: Array, probes: dict[Granularity, Array]) -> tuple[Array, Any]:
-    return x @ kernel, (x, kernel, probes)
+def _tapped_forward(x: Array, kernel: Array, given: dict[Granularity, Array]) -> tuple[Array, Any]:
+    return x @ kernel, (x, kernel, given)
 
 
-def _probed_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, dict[Granularity, Array]]:
-    x, kernel, probes = residual
+def _tapped_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, dict[Granularity, Array]]:
+    x, kernel, given = residual
     tokens = x.reshape(-1, x.shape[-1])
     cotangents = cotangent.reshape(-1, cotangent.shape[-1])
-    scores = {g: SCORES[g](tokens, cotangents).astype(probe.dtype) for g, probe in probes.items()}
+    scores = {g: SCORES[g](tokens, cotangents).astype(tap.dtype) for g, tap in given.items()}
     return cotangent @ kernel.T, tokens.T @ cotangents, scores
 
 
-probed_linear.defvjp(_probed_forward, _probed_backward)
+tapped_linear.defvjp(_tapped_forward, _tapped_backward)
 
 
-def probing(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    """Interceptor: an nn.Dense that finds probes beside its kernel computes through `probed_linear`."""
-    module = context.module
-    if not isinstance(module, nn.Dense) or context.method_name != "__call__":
-        return next_fun(*args, **kwargs)
-    probes: dict[Granularity, Array] = {
-        g: module.get_variable("params", name) for g, name in PROBES.items() if module.has_variable("params", name)
-    }
-    if not probes:
-        return next_fun(*args, **kwargs)
-    x = args[0] if args else kwargs["inputs"]
-    kernel: Array = module.get_variable("params", "kernel")
-    bias: Array | None = module.get_variable("params", "bias")
-    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=module.dtype)
-    y = probed_linear(x, kernel, probes)
-    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
+def tapped() -> AbstractContextManager[None]:
+    """Compute every `nn.Dense` that has Fisher taps beside its kernel through `tapped_linear`."""
+
+    def compute(call: taps.Call, found: Leaves) -> Array:
+        given: dict[Granularity, Array] = {g: found[name] for g, name in TAPS.items() if name in found}
+        return call.through(lambda x, kernel: tapped_linear(x, kernel, given))
+
+    return taps.replace(tuple(TAPS.values()), compute)
 
 
-def make_probes(params: Params, paths: Sequence[str], granularities: Sequence[Granularity]) -> Leaves:
-    """Zero probes for the kernels at `paths`, keyed by their own paths beside the kernels; float32, or float64 for
+def make_taps(params: Params, paths: Sequence[str], granularities: Sequence[Granularity]) -> Leaves:
+    """Make zero taps for the kernels at `paths`, keyed by their own paths beside the kernels; float32, or float64 for
     such kernels."""
     leaves = get_leaves(params, paths)
     return {
-        beside(path, PROBES[g]): jnp.zeros(stack_shape(leaf) + neuron_shape(leaf, g), wide(leaf.dtype))
+        beside(path, TAPS[g]): jnp.zeros(stack_shape(leaf) + neuron_shape(leaf, g), wide(leaf.dtype))
         for path, leaf in leaves.items()
         for g in granularities
     }
 
 
-def probed_loss(loss: Loss, params: Params) -> Callable[[Leaves, Example], Float[Array, ""]]:
-    """The loss as a function of (probes, example): its gradient in the probes is that example's neuron scores."""
+def tapped_loss(loss: Loss, params: Params) -> Callable[[Leaves, Example], Float[Array, ""]]:
+    """The loss as a function of (taps, example): its gradient in the taps is that example's neuron scores."""
 
-    def of_probes(probes: Leaves, example: Example) -> Float[Array, ""]:
-        with nn.intercept_methods(probing):
-            return loss(put_leaves(params, probes), example)
+    def of_taps(leaves: Leaves, example: Example) -> Float[Array, ""]:
+        with tapped():
+            return loss(put_leaves(params, leaves), example)
 
-    return of_probes
+    return of_taps
 
 
 def example_scores(
@@ -186,10 +183,25 @@ def example_scores(
 
     loss: (params, example) -> scalar, example = `batch` without its leading axis b. Each kernel must be used once per
     example (`check_uses`): for a shared kernel the square of the summed gradient is not the sum of squares.
+
+    Args:
+      loss: (params, example) -> scalar L.
+      params: the nested dict of the Linen model's parameters.
+      paths: of the kernels W to score.
+      batch: examples stacked along a leading axis b.
+      granularities: the kinds of neuron k that get a score s_k.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> def loss(params, x):
+    ...     return jnp.sum(nn.Dense(3).apply({"params": params}, x))
+    >>> scores, losses = example_scores(loss, params, ["kernel"], jnp.asarray([[[1.0, 2.0]]]))
+    >>> print(scores["input"]["kernel"], losses)
+    [[ 3. 12.]] [9.]
     """
-    probes = make_probes(params, paths, granularities)
-    losses, scores = jax.vmap(jax.value_and_grad(probed_loss(loss, params)), in_axes=(None, 0))(probes, batch)
-    return {g: {path: scores[beside(path, PROBES[g])] for path in paths} for g in granularities}, losses
+    zeros = make_taps(params, paths, granularities)
+    losses, scores = jax.vmap(jax.value_and_grad(tapped_loss(loss, params)), in_axes=(None, 0))(zeros, batch)
+    return {g: {path: scores[beside(path, TAPS[g])] for path in paths} for g in granularities}, losses
 
 
 def score_batch(
@@ -198,31 +210,29 @@ def score_batch(
     paths: Sequence[str],
     batch: Example,
     weights: Float[Array, " b"],
-    sums: streaming.Sums,
+    sums: Sums,
     granularities: Sequence[Granularity] = ("input",),
-) -> tuple[streaming.Sums, Float[Array, " b"]]:
-    """One microbatch added to the streamed scores; rows of weight 0 are padding. `streaming.mean` reads the scores.
+) -> tuple[Sums, Float[Array, " b"]]:
+    """One microbatch added to the streamed scores; rows of weight 0 are padding. `mean_sums` reads the scores.
 
     Weight scores are as large as the weights, so that only one example's are alive at a time.
     """
     if "weight" not in granularities:
         scores, losses = example_scores(loss, params, paths, batch, granularities)
-        return streaming.update(sums, scores, weights), losses
+        return update_sums(sums, scores, weights), losses
 
-    def one(carry: streaming.Sums, row: tuple[Example, Array]) -> tuple[streaming.Sums, Array]:
+    def one(carry: Sums, row: tuple[Example, Array]) -> tuple[Sums, Array]:
         example, weight = jax.tree.map(lambda leaf: leaf[None], row)
         scores, losses = example_scores(loss, params, paths, example, granularities)
-        return streaming.update(carry, scores, weight), losses[0]
+        return update_sums(carry, scores, weight), losses[0]
 
     return jax.lax.scan(one, sums, (batch, weights))
 
 
-def init_scores(
-    params: Params, paths: Sequence[str], granularities: Sequence[Granularity] = ("input",)
-) -> streaming.Sums:
+def init_scores(params: Params, paths: Sequence[str], granularities: Sequence[Granularity] = ("input",)) -> Sums:
     """Zero sums for `score_batch`."""
-    probes = make_probes(params, paths, granularities)
-    return streaming.init({g: {path: probes[beside(path, PROBES[g])] for path in paths} for g in granularities})
+    zeros = make_taps(params, paths, granularities)
+    return init_sums({g: {path: zeros[beside(path, TAPS[g])] for path in paths} for g in granularities})
 
 
 def materialised_scores(
@@ -245,33 +255,14 @@ def materialised_scores(
     }
 
 
-@jax.custom_vjp
-def _counted(y: Array, counter: Array) -> Array:
-    return y
-
-
-def _counted_backward(counter: Array, cotangent: Array) -> tuple[Array, Array]:
-    return cotangent, jnp.ones_like(counter)
-
-
-_counted.defvjp(lambda y, counter: (y, counter), _counted_backward)
-
-
 def count_uses(loss: Loss, params: Params, paths: Sequence[str], example: Example) -> Leaves:
     """How often each kernel is used in the forward pass of one example: {path: (*stack,)}; 1 is what scoring needs.
 
     Costs no arithmetic: the cotangent of the counter is the constant 1 per use, so XLA drops the model around it.
     """
 
-    def interceptor(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        y = next_fun(*args, **kwargs)
-        if isinstance(module, nn.Dense) and context.method_name == "__call__" and module.has_variable("params", "uses"):
-            y = _counted(y, module.get_variable("params", "uses"))
-        return y
-
     def of_counters(counters: Leaves) -> Float[Array, ""]:
-        with nn.intercept_methods(interceptor):
+        with taps.count("uses"):
             return loss(put_leaves(params, counters), example)
 
     kernels = get_leaves(params, paths)

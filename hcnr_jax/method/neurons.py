@@ -58,6 +58,9 @@ def find_kernels(params: Params, pattern: str = r".*") -> tuple[str, ...]:
     """Paths ('a/b/kernel') of the leaves named `kernel` with at least two axes whose path matches `pattern` in full.
 
     In the order of the tree. Raises InputError where nothing matches.
+
+    >>> find_kernels({"q": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+    ('q/kernel',)
     """
     leaves = flatten_dict(params, sep="/")
     found = tuple(
@@ -86,23 +89,39 @@ def put_leaves(params: Params, leaves: Mapping[str, Array]) -> Params:
 
 
 def beside(path: str, name: str) -> str:
-    """The path of a leaf called `name` next to the kernel at `path`."""
+    """Return the path of a leaf called `name` next to the kernel at `path`.
+
+    >>> beside("blocks/q/kernel", "bias")
+    'blocks/q/bias'
+    """
     return f"{path.rpartition('/')[0]}/{name}".lstrip("/")
 
 
 def stack_shape(leaf: Shaped) -> tuple[int, ...]:
-    """The leading axes of a leaf along which kernels are stacked."""
+    """Return the leading axes of a leaf along which kernels are stacked.
+
+    >>> stack_shape(jnp.zeros((7, 2, 3)))
+    (7,)
+    """
     return tuple(leaf.shape[:-2])
 
 
 def neuron_shape(leaf: Shaped, granularity: Granularity) -> tuple[int, ...]:
-    """The trailing shape of one kernel's scores: (in,), (out,) or (in, out)."""
+    """Return the trailing shape of one kernel's scores: (in,), (out,) or (in, out).
+
+    >>> neuron_shape(jnp.zeros((7, 2, 3)), "output")
+    (3,)
+    """
     fan_in, fan_out = leaf.shape[-2:]
     return {"input": (fan_in,), "output": (fan_out,), "weight": (fan_in, fan_out)}[granularity]
 
 
 def neuron_count(leaf: Shaped, granularity: Granularity) -> int:
-    """How many neurons one kernel of the leaf has."""
+    """Count the neurons of one kernel of the leaf.
+
+    >>> neuron_count(jnp.zeros((7, 2, 3)), "input")
+    2
+    """
     return math.prod(neuron_shape(leaf, granularity))
 
 

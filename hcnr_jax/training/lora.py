@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) for any kernel of the decoder: `y = x W + (alpha / r) (x A) B`, W frozen.
 
-A (in, r) and B (r, out) are leaves beside each kernel in the parameter tree, where nn.scan and nn.remat carry them along.
+A (in, r) and B (r, out) are leaves beside each kernel in the parameter tree, where nn.scan and nn.remat carry them.
 `adapted` adds their product to the output of nn.Dense; the model's code knows nothing of them. Adding W + s A B inside
 the loss instead would hold a second copy of every kernel and the gradient of all of it.
 """

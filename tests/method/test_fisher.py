@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.method import fisher
-from hcnr_jax.method import sums as streaming
+from hcnr_jax.method.sums import mean_sums
 from hcnr_jax.models import KERNELS, Decoder, completion_nll, spec_from_config
 from hcnr_jax.models.decoder import abstract_params
 from tests.method import oracle, toys
@@ -63,18 +63,18 @@ def relative_error(found, expected):
 
 @cache
 def scored(name):
-    """Per-example probe scores at every granularity and the losses, compiled once for all tests of a model."""
+    """Per-example tap scores at every granularity and the losses, compiled once for all tests of a model."""
     loss, params, paths = case(name)
     return jax.jit(partial(fisher.example_scores, loss, paths=paths, granularities=ALL))(params, batch=rows())
 
 
-def probe_means(loss, params, paths, batch, granularities=ALL):
+def tap_means(loss, params, paths, batch, granularities=ALL):
     scores, _ = fisher.example_scores(loss, params, paths, batch, granularities)
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), scores)
 
 
 @pytest.mark.parametrize("name", ["decoder", "scanned", "unrolled"])
-def test_probe_scores_are_the_materialised_ones(name):
+def test_tap_scores_are_the_materialised_ones(name):
     loss, params, paths = case(name)
     found = scored(name)[0]
     expected = jax.jit(partial(fisher.materialised_scores, loss, paths=paths, granularities=ALL))(params, batch=rows())
@@ -85,8 +85,8 @@ def test_probe_scores_are_the_materialised_ones(name):
 
 
 @pytest.mark.parametrize("name", ["decoder", "unrolled"])
-def test_probe_scores_are_those_of_the_float64_oracle(name):
-    """Gradients in float64 without probes, squared and summed by numpy; float32 probes agree to 1e-5."""
+def test_tap_scores_are_those_of_the_float64_oracle(name):
+    """Gradients in float64 without taps, squared and summed by numpy; float32 taps agree to 1e-5."""
     _, params, paths = case(name)
     found = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), scored(name)[0])
     with jax.enable_x64(True):
@@ -105,7 +105,7 @@ def test_probe_scores_are_those_of_the_float64_oracle(name):
                 assert relative_error(score, expected) < 1e-5
 
 
-def test_float64_probes_reach_float64():
+def test_float64_taps_reach_float64():
     with jax.enable_x64(True):
         model = toys.Unrolled(1, jnp.float64)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), toys.make_params(toys.Unrolled(1), 1))
@@ -123,7 +123,7 @@ def test_bfloat16_parameters_are_scored_in_float32():
     model = toys.Scanned(2, jnp.float32)
     stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), toys.make_params(model, 1))
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
-    run = jax.jit(partial(probe_means, toys.loss_of(model), paths=toys.paths_of(model), granularities=("input",)))
+    run = jax.jit(partial(tap_means, toys.loss_of(model), paths=toys.paths_of(model), granularities=("input",)))
     found, expected = run(stored, batch=rows()), run(wide, batch=rows())
     for path in toys.paths_of(model):
         assert found["input"][path].dtype == jnp.float32
@@ -135,7 +135,7 @@ def test_a_bfloat16_computation_is_scored_within_its_rounding():
 
     def run(dtype):
         loss = toys.loss_of(toys.Unrolled(1, dtype))
-        return jax.jit(partial(probe_means, loss, paths=paths, granularities=("input",)))(params, batch=rows())["input"]
+        return jax.jit(partial(tap_means, loss, paths=paths, granularities=("input",)))(params, batch=rows())["input"]
 
     params = toys.make_params(toys.Unrolled(1), 1)
     found, exact = run(jnp.bfloat16), run(jnp.float32)
@@ -163,7 +163,7 @@ def test_any_microbatch_gives_the_same_scores(granularities):
         for start in range(0, 6, size):
             part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], batch)
             sums, _ = step(params, batch=part, weights=jnp.ones(len(part.tokens)), sums=sums)
-        return streaming.mean(sums)
+        return mean_sums(sums)
 
     whole, parts = stream(6), stream(3)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-9), parts, whole)

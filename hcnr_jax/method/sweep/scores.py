@@ -5,7 +5,7 @@ block at a time, forward and then backward, and the inputs of every block go to 
 files). Beside them one block's weights and one microbatch's activations are alive.
 
     h_0 = embed, h_{i+1} = block_i(h_i), L = loss(h_n)            forward
-    (s_i, dL/dh_i) = VJP of block_i at (probes, h_i)              backward, the probes' cotangent being the score
+    (s_i, dL/dh_i) = VJP of block_i at (taps, h_i)              backward, the taps' cotangent being the score
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from hcnr_jax.method import sums as streaming
-from hcnr_jax.method.fisher import PROBES, make_probes, probing
+from hcnr_jax.method.fisher import TAPS, make_taps, tapped
 from hcnr_jax.method.neurons import Granularity, Kernel, Params, beside, put_leaves
+from hcnr_jax.method.sums import Sums, init_sums, mean_sums, update_sums
 from hcnr_jax.method.sweep.model import Batch, BlockModel, Hidden, embed, steps_of
 
 Store = MutableMapping[tuple[int, int], Any]
@@ -68,15 +67,15 @@ def layerwise_scores(
     scores: dict[Kernel, Array] = {}
     for index in reversed(range(model.num_blocks)):
         block = model.block_params(params, index)
-        probes = make_probes(block, model.paths, (granularity,))
-        sums = streaming.init(probes)
+        taps = make_taps(block, model.paths, (granularity,))
+        sums = init_sums(taps)
         for place, batch in enumerate(batches):
             x = store.pop((index, place))
             sums, cotangents[place] = _backward(
-                model, granularity, block, probes, x, batch, index, cotangents[place], weights[place], sums
+                model, granularity, block, taps, x, batch, index, cotangents[place], weights[place], sums
             )
-        means = streaming.mean(sums)
-        scores |= {model.kernel(index, path): means[beside(path, PROBES[granularity])] for path in model.paths}
+        means = mean_sums(sums)
+        scores |= {model.kernel(index, path): means[beside(path, TAPS[granularity])] for path in model.paths}
         on_block(index)
     return scores, losses
 
@@ -113,34 +112,34 @@ def _backward(
     model: BlockModel,
     granularity: Granularity,
     block: Params,
-    probes: dict[str, Array],
+    taps: dict[str, Array],
     hidden: Hidden,
     batch: Batch,
     index: Any,
     cotangent: Hidden,
     weights: Float[Array, " b"],
-    sums: streaming.Sums,
-) -> tuple[streaming.Sums, Hidden]:
+    sums: Sums,
+) -> tuple[Sums, Hidden]:
     """One block of one microbatch: per-row scores added up, and the cotangent of its input."""
 
     def one(x: Hidden, row: Batch, g: Hidden) -> tuple[dict[str, Array], Hidden]:
         lone = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], row)
 
         def through(p: dict[str, Array], h: Hidden) -> Hidden:
-            with nn.intercept_methods(probing):
+            with tapped():
                 out = model.apply(put_leaves(block, p), jax.tree.map(lambda leaf: leaf[None], h), lone, index)
             return jax.tree.map(lambda leaf: leaf[0], out)
 
-        return jax.vjp(through, probes, x)[1](g)
+        return jax.vjp(through, taps, x)[1](g)
 
     if granularity != "weight":
         scores, before = jax.vmap(one)(hidden, batch, cotangent)
-        return streaming.update(sums, scores, weights), before
+        return update_sums(sums, scores, weights), before
 
     # Weight scores are as large as the weights: only one row's are alive at a time.
-    def step(carry: streaming.Sums, row: tuple[Hidden, Batch, Hidden, Array]) -> tuple[streaming.Sums, Hidden]:
+    def step(carry: Sums, row: tuple[Hidden, Batch, Hidden, Array]) -> tuple[Sums, Hidden]:
         scores, before = one(*row[:3])
-        return streaming.update(carry, jax.tree.map(lambda leaf: leaf[None], scores), row[3][None]), before
+        return update_sums(carry, jax.tree.map(lambda leaf: leaf[None], scores), row[3][None]), before
 
     return jax.lax.scan(step, sums, (hidden, jax.tree.map(jnp.asarray, batch), cotangent, weights))
 

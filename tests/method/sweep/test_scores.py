@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.method import fisher
-from hcnr_jax.method import sums as streaming
+from hcnr_jax.method.sums import mean_sums
 from hcnr_jax.method.sweep.scores import layerwise_losses, layerwise_scores, stack_scores
 from tests.method import toys
 
@@ -39,7 +39,7 @@ def whole(model, params, granularity):
         rows = jax.tree.map(jnp.asarray, batch)
         sums, found = step(params, batch=rows, weights=weights, sums=sums)
         losses.append(found)
-    return streaming.mean(sums)[granularity], losses
+    return mean_sums(sums)[granularity], losses
 
 
 @pytest.mark.parametrize("granularity", ["input", "output", "weight"])
