@@ -45,7 +45,6 @@ from hcnr_jax.bench.timing import compile_program, race
 from hcnr_jax.checkpoints import hf_name_of, load_params, open_checkpoint
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.sums import Sums
-from hcnr_jax.models import KERNELS
 from hcnr_jax.report.json import to_json, versions
 from hcnr_jax.restoration.decoder_blocks import row_loss
 from hcnr_jax.runtime.memory import free_bytes
@@ -168,10 +167,10 @@ def hcnr_scores(pair: Pair, options: argparse.Namespace, batch: Any) -> Callable
     count = int(batch.tokens.shape[0])
 
     def step(params: Any, batch: Any, weights: jax.Array, sums: Sums) -> Any:
-        return score_batch(loss, params, KERNELS, batch, weights, sums)[0].total["input"]
+        return score_batch(loss, params, spec.kernels, batch, weights, sums)[0].total["input"]
 
     with jax.default_matmul_precision("highest"):
-        program = compile_program(step, params, batch, jnp.ones(count), init_scores(params, KERNELS))
+        program = compile_program(step, params, batch, jnp.ones(count), init_scores(params, spec.kernels))
 
     def call() -> Scores:
         totals = {path: np.asarray(total) for path, total in program.call().items()}

@@ -28,6 +28,7 @@ LAYER = {part: place for place, parts in enumerate(LAYERS) for part in parts}
 # An experiment's options name the methods of the table of baselines, which imports nothing.
 ALLOWED = {
     ("checkpoints", "models.spec"),
+    ("checkpoints", "models.families"),
     ("baselines", "training"),
     ("baselines", "evaluate.ask.questions"),
     ("config", "baselines"),

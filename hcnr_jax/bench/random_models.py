@@ -17,7 +17,6 @@ from flax.traverse_util import unflatten_dict
 
 from hcnr_jax.bench.model_shapes import SHAPES, spec_of
 from hcnr_jax.checkpoints import leaf_shapes, save_new
-from hcnr_jax.models import KERNELS
 
 # A prime, so that the rows of a tensor do not repeat the pool at equal places.
 POOL = 16_777_213
@@ -56,7 +55,7 @@ class RandomLeaf:
         if self.path.endswith("/scale"):
             return np.ones(shape, np.float32)
         values = SPREAD * self._from(f"{name} base", shape)
-        if self._moved and self.path in KERNELS:
+        if self._moved:
             values += self._moved * SPREAD * self._from(f"{name} moved", shape)
         return values
 
@@ -83,7 +82,10 @@ def write_model(folder: Path, shape: str, dtype: str, *, seed: int, moved: float
     """
     spec = spec_of(shape)
     pool = np.random.default_rng(seed).standard_normal(POOL, np.float32)
-    leaves: Mapping[Any, Any] = {path: RandomLeaf(path, size, pool, moved) for path, size in leaf_shapes(spec).items()}
+    leaves: Mapping[Any, Any] = {
+        path: RandomLeaf(path, size, pool, moved if path in spec.kernels else 0.0)
+        for path, size in leaf_shapes(spec).items()
+    }
     tokenizer = write_tokenizer(folder.parent / "tokenizer", spec.vocab_size)
     return save_new(folder, unflatten_dict(leaves, sep="/"), spec, SHAPES[shape], tokenizer, dtype)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hcnr_jax.method.neurons import Granularity
-from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.models import ModelSpec, abstract_params
 
 # Rounds of a rate measurement; the fastest counts, since the floor is the limit of the machine.
 ROUNDS = 5
@@ -63,7 +63,7 @@ def kernel_sizes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     """Return (in, out) of each kernel of a block, by path."""
     blocks = abstract_params(spec)["blocks"]
     sizes = {}
-    for path in KERNELS:
+    for path in spec.kernels:
         _, part, name, _ = path.split("/")
         sizes[path] = tuple(int(size) for size in blocks[part][name]["kernel"].shape[1:])
     return sizes  # type: ignore[return-value]

@@ -7,37 +7,12 @@ leading axis and holds Flax kernels (in, out). `tensor_names` lists every tensor
 from dataclasses import dataclass
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.models.families.family import Family
+from hcnr_jax.models.families.llama import LLAMA, OUTER_NAMES
 from hcnr_jax.models.spec import ModelSpec
 
-_PREFIX = "model.layers."
-
-_BLOCK = {
-    "blocks/attention_norm/scale": "input_layernorm.weight",
-    "blocks/attention/q/kernel": "self_attn.q_proj.weight",
-    "blocks/attention/q/bias": "self_attn.q_proj.bias",
-    "blocks/attention/k/kernel": "self_attn.k_proj.weight",
-    "blocks/attention/k/bias": "self_attn.k_proj.bias",
-    "blocks/attention/v/kernel": "self_attn.v_proj.weight",
-    "blocks/attention/v/bias": "self_attn.v_proj.bias",
-    "blocks/attention/o/kernel": "self_attn.o_proj.weight",
-    "blocks/attention/o/bias": "self_attn.o_proj.bias",
-    "blocks/attention/q_norm/scale": "self_attn.q_norm.weight",
-    "blocks/attention/k_norm/scale": "self_attn.k_norm.weight",
-    "blocks/mlp_norm/scale": "post_attention_layernorm.weight",
-    "blocks/mlp/gate/kernel": "mlp.gate_proj.weight",
-    "blocks/mlp/gate/bias": "mlp.gate_proj.bias",
-    "blocks/mlp/up/kernel": "mlp.up_proj.weight",
-    "blocks/mlp/up/bias": "mlp.up_proj.bias",
-    "blocks/mlp/down/kernel": "mlp.down_proj.weight",
-    "blocks/mlp/down/bias": "mlp.down_proj.bias",
-}
-_WHOLE = {
-    "embed/embedding": "model.embed_tokens.weight",
-    "final_norm/scale": "model.norm.weight",
-    "lm_head/kernel": "lm_head.weight",
-}
-EMBEDDING = _WHOLE["embed/embedding"]
-LM_HEAD = _WHOLE["lm_head/kernel"]
+EMBEDDING = OUTER_NAMES["embed/embedding"]
+LM_HEAD = OUTER_NAMES["lm_head/kernel"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +26,17 @@ class Placement:
     shape: tuple[int, ...]
 
 
-def hf_name_of(path: str, layer: int | None = None) -> str:
-    """The Hugging Face name of a leaf, as in `hf_name_of("blocks/attention/q/kernel", 3)`.
+def hf_name_of(path: str, layer: int | None = None, family: Family = LLAMA) -> str:
+    """Return the Hugging Face name of a leaf, as in `hf_name_of("blocks/attention/q/kernel", 3)`.
 
     `layer` is needed for the leaves under `blocks/` and only there. Raises InputError for a path the tree has not.
     """
-    table = _BLOCK if layer is not None else _WHOLE
+    blocks = {f"blocks/{leaf}": name for leaf, name in family.block_names.items()}
+    table = blocks if layer is not None else family.outer_names
     if path not in table:
         where = "a stacked leaf, which needs a layer" if layer is not None else "a leaf without layers"
         raise InputError(f"parameter {path!r} is not {where}; expected one of {', '.join(table)}")
-    return table[path] if layer is None else f"{_PREFIX}{layer}.{table[path]}"
+    return table[path] if layer is None else f"{family.layer_prefix}{layer}.{table[path]}"
 
 
 def tensor_names(spec: ModelSpec) -> dict[str, Placement]:
@@ -69,14 +45,17 @@ def tensor_names(spec: ModelSpec) -> dict[str, Placement]:
     A tied model has no `lm_head.weight` here; a checkpoint may hold a copy of the embedding under that name.
     """
     shapes = leaf_shapes(spec)
-    blocks = [(path, layer) for layer in range(spec.num_layers) for path in _BLOCK]
+    blocks_of = [f"blocks/{leaf}" for leaf in spec.recipe.block_names]
+    blocks = [(path, layer) for layer in range(spec.num_layers) for path in blocks_of]
     leaves = [("embed/embedding", None), *blocks, ("final_norm/scale", None), ("lm_head/kernel", None)]
     names = {}
     for path, layer in leaves:
         if path in shapes:
             transpose = path.endswith("/kernel")
             shape = shapes[path] if layer is None else shapes[path][1:]
-            names[hf_name_of(path, layer)] = Placement(path, layer, transpose, shape[::-1] if transpose else shape)
+            names[hf_name_of(path, layer, spec.recipe)] = Placement(
+                path, layer, transpose, shape[::-1] if transpose else shape
+            )
     return names
 
 

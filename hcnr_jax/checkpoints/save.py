@@ -23,12 +23,6 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 from hcnr_jax.runtime.files import staged_folder
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 _WRITE_BYTES = 1 << 26
 
 
@@ -274,7 +268,7 @@ def _parts(shapes: Mapping[str, tuple[int, ...]], width: int, limit: int) -> lis
 def _finished_config(config: Mapping[str, Any], spec: ModelSpec, dtype: str) -> dict[str, Any]:
     """The dtype under the key the config uses already (transformers 4: torch_dtype, 5: dtype; both read the former)."""
     key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
-    named = {"architectures": [_ARCHITECTURES[spec.family]], "model_type": spec.family}
+    named = {"architectures": [spec.recipe.architecture], "model_type": spec.family}
     return {**named, **config, key: dtype}
 
 

@@ -12,22 +12,21 @@ import numpy as np
 
 from hcnr_jax.experiments.record_file import Record
 from hcnr_jax.method.neurons import Kernel
-from hcnr_jax.models import KERNELS
 from hcnr_jax.report import plots
 from hcnr_jax.report.page import Picture
 from hcnr_jax.restoration.select import Selection
 
 KernelMap = Mapping[str, Sequence[Sequence[float]]]
 """`share` (of a kernel's neurons restored, 0 where it was not kept) and `moved` (d_j): [layers][7], the kernels in the
-order of `KERNELS`."""
+order of `ModelSpec.kernels`."""
 
 
-def kernel_map(selection: Selection) -> KernelMap:
-    """Summarise one setting's selection."""
-    masks = [selection.masks[path] for path in KERNELS]
+def kernel_map(selection: Selection, kernels: Sequence[str]) -> KernelMap:
+    """Summarise one setting's selection. kernels: the paths in the order of the map."""
+    masks = [selection.masks[path] for path in kernels]
     shares = [jnp.mean(mask.astype(jnp.float32), axis=range(1, mask.ndim)) for mask in masks]
     share = np.stack(jax.device_get(shares), axis=1).tolist()
-    moved = [[selection.perturbations[Kernel(path, (layer,))] for path in KERNELS] for layer in range(len(share))]
+    moved = [[selection.perturbations[Kernel(path, (layer,))] for path in kernels] for layer in range(len(share))]
     return {"share": share, "moved": moved}
 
 

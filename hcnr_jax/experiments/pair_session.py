@@ -111,7 +111,7 @@ class Lab:
                 yield item.place, item.error
                 continue
             made = jax.block_until_ready(restored_params(self.tuned, item.corrected))
-            yield item.place, Made(made, time.perf_counter() - started, kernel_map(item.selection))
+            yield item.place, Made(made, time.perf_counter() - started, kernel_map(item.selection, self.spec.kernels))
             started = time.perf_counter()
 
     def _score(self, config: RestoreConfig) -> _Scored:

@@ -28,7 +28,7 @@ from hcnr_jax.experiments.cache_keys import restoration_settings
 from hcnr_jax.experiments.engine import Outcome
 from hcnr_jax.experiments.pair_session import Failure, Lab, Made
 from hcnr_jax.method.neurons import Leaves, Params
-from hcnr_jax.models import KERNELS, Decoder
+from hcnr_jax.models import Decoder
 from hcnr_jax.training.objectives import Pairs
 from hcnr_jax.training.trainer import TrainSettings
 
@@ -166,5 +166,5 @@ class Rivals:
             parts = [rows[start : start + MOMENT_ROWS] for start in range(0, len(rows), MOMENT_ROWS)]
             batches = [pad_examples(part, length, MOMENT_ROWS) for part in parts]
             masked = [(batch, jnp.asarray(batch.attention_mask)) for batch in batches]
-            self._moments = honesty_moments(forward, lab.base, KERNELS, batches=masked)
+            self._moments = honesty_moments(forward, lab.base, lab.spec.kernels, batches=masked)
         return self._moments

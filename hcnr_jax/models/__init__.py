@@ -6,8 +6,6 @@ Greedy generation is `hcnr_jax.models.generate.generate`, not re-exported since 
 """
 
 from hcnr_jax.models.decoder import (
-    GROUPS,
-    KERNELS,
     LOGICAL_AXES,
     Decoder,
     abstract_params,
@@ -22,8 +20,6 @@ from hcnr_jax.models.likelihood import completion_nll, completion_window, token_
 from hcnr_jax.models.spec import ModelSpec, RopeScaling, spec_from_config
 
 __all__ = [
-    "GROUPS",
-    "KERNELS",
     "LOGICAL_AXES",
     "Decoder",
     "ModelSpec",

@@ -1,4 +1,4 @@
-"""The decoder as one Linen module over stacked layers, its blocks as pure functions, and the names of its kernels."""
+"""The decoder as one Linen module over stacked layers, its blocks as pure functions, and its logical axes."""
 
 from functools import partial
 from typing import Any, cast
@@ -23,25 +23,6 @@ from hcnr_jax.models.layers import (
 from hcnr_jax.models.spec import ModelSpec
 
 Params = dict[str, Any]
-
-KERNELS = (
-    "blocks/attention/q/kernel",
-    "blocks/attention/k/kernel",
-    "blocks/attention/v/kernel",
-    "blocks/attention/o/kernel",
-    "blocks/mlp/gate/kernel",
-    "blocks/mlp/up/kernel",
-    "blocks/mlp/down/kernel",
-)
-"""Paths of the linear kernels of every block, in canonical order; each leaf is [layers, in, out]."""
-
-GROUPS = (
-    ("attention/q/kernel", "attention/k/kernel", "attention/v/kernel"),
-    ("attention/o/kernel",),
-    ("mlp/gate/kernel", "mlp/up/kernel"),
-    ("mlp/down/kernel",),
-)
-"""Kernels of one block that read the same input, in the order data flows; paths are relative to the block."""
 
 
 class Decoder(nn.Module):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.models.families.attributes import DEFAULT_ROPE_THETA, FAMILIES, IGNORED, ONLY, Family
+from hcnr_jax.models.families.attributes import DEFAULT_ROPE_THETA, IGNORED, ONLY
+from hcnr_jax.models.families.family import Family
+from hcnr_jax.models.families.table import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,21 @@ class ModelSpec:
     layer_windows: tuple[int | None, ...]
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def recipe(self) -> Family:
+        """The family of the model: its tensor names, kernels and groups."""
+        return FAMILIES[self.family]
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Paths of the linear kernels of every block, in canonical order; each leaf is [layers, in, out]."""
+        return self.recipe.kernels
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Kernels of one block that read the same input, in data-flow order; paths are relative to the block."""
+        return self.recipe.groups
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:

@@ -18,7 +18,7 @@ from hcnr_jax.method.objectives.ridge import Info
 from hcnr_jax.method.restore import restore_kernel
 from hcnr_jax.method.solve import REMEDY, Outcome
 from hcnr_jax.method.sweep.run import BlockModel, Result, Settings, Sweep
-from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch
 from hcnr_jax.restoration.inputs import Prepared, kernel_names
@@ -141,12 +141,11 @@ _restore = jax.jit(restore_kernel, static_argnums=3)
 
 def restored_params(tuned: Params, corrected: Mapping[Kernel, Corrected]) -> Params:
     """The tuned params with the corrected kernels in place: what `write_output` would write, on the device."""
-    leaves: Leaves = get_leaves(tuned, KERNELS)
-    for path in KERNELS:
+    leaves: Leaves = get_leaves(tuned, dict.fromkeys(kernel.path for kernel in corrected))
+    for path in leaves:
         layers = [kernel.index[0] for kernel in corrected if kernel.path == path]
-        if layers:
-            rows = jnp.stack([jnp.asarray(corrected[Kernel(path, (layer,))].weights) for layer in layers])
-            leaves[path] = leaves[path].at[np.asarray(layers)].set(rows)
+        rows = jnp.stack([jnp.asarray(corrected[Kernel(path, (layer,))].weights) for layer in layers])
+        leaves[path] = leaves[path].at[np.asarray(layers)].set(rows)
     return put_leaves(tuned, leaves)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,8 +20,6 @@ from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.method.refine.gauss_newton import Outputs
 from hcnr_jax.method.sweep.run import BlockModel
 from hcnr_jax.models import (
-    GROUPS,
-    KERNELS,
     Decoder,
     ModelSpec,
     abstract_params,
@@ -136,17 +134,17 @@ def block_model(
         apply=apply,
         block_params=_block_params,
         token_mask=lambda batch: batch.attention_mask,
-        groups=GROUPS,
+        groups=spec.groups,
         kernel=lambda index, path: Kernel(f"blocks/{path}", (index,)),
         outer=_outer_params,
         loss=loss,
-        **({} if layout is None else _movers(layout)),
+        **({} if layout is None else _movers(layout, spec.kernels)),
     )
 
 
-def _movers(layout: Layout) -> dict[str, Callable[..., Any]]:
+def _movers(layout: Layout, kernels: Sequence[str]) -> dict[str, Callable[..., Any]]:
     def to_solver(kernel: Kernel, operands: Any) -> Any:
-        return layout.local(operands, KERNELS.index(kernel.path))
+        return layout.local(operands, kernels.index(kernel.path))
 
     def from_solver(kernel: Kernel, weights: jax.Array) -> jax.Array:
         return layout.put(weights, layout.kernel(kernel.path))

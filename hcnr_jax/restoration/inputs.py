@@ -33,7 +33,7 @@ from hcnr_jax.evaluate.ask.questions import is_answerable
 from hcnr_jax.evaluate.score.constraint import parse_constraint
 from hcnr_jax.evaluate.score.measurement import NEED_ANSWERABLE
 from hcnr_jax.method.neurons import Kernel
-from hcnr_jax.models import KERNELS, ModelSpec
+from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.decoder_blocks import layout_of
 from hcnr_jax.runtime.files import check_output, check_writable
@@ -102,7 +102,11 @@ def _mesh(config: RestoreConfig) -> Mesh | None:
 
 def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
     """Every kernel and its Hugging Face tensor name, in canonical order."""
-    return {Kernel(path, (layer,)): hf_name_of(path, layer) for layer in range(spec.num_layers) for path in KERNELS}
+    return {
+        Kernel(path, (layer,)): hf_name_of(path, layer, spec.recipe)
+        for layer in range(spec.num_layers)
+        for path in spec.kernels
+    }
 
 
 def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Row]]:

@@ -16,7 +16,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
 from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS
 from hcnr_jax.method.select import exact_count
-from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.inputs import Prepared
 from hcnr_jax.restoration.microbatches import (
     Shape,
@@ -94,10 +94,10 @@ def make_plan(prepared: Prepared) -> Plan:
     """The plan of a prepared run. InputError where a ratio selects nothing."""
     config, spec = prepared.config, prepared.spec
     params = abstract_params(spec)
-    neurons = _neurons(config, get_leaves(params, KERNELS))
-    kernels = spec.num_layers * len(KERNELS)
+    neurons = _neurons(config, get_leaves(params, spec.kernels))
+    kernels = spec.num_layers * len(spec.kernels)
     kept = _count("cross_weight", config, kernels, "kernels")
-    kernel_weights = sum(math.prod(leaf.shape) for leaf in get_leaves(params, KERNELS).values())
+    kernel_weights = sum(math.prod(leaf.shape) for leaf in get_leaves(params, spec.kernels).values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     sets = {"honesty": prepared.honesty, "task": prepared.task}
     every = [example for examples in sets.values() for example in examples]
@@ -204,7 +204,7 @@ def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list
         # Propagated: moments of what is met, of its shift and, on honesty rows, of what is meant.
         products = 2.0 * (tokens[0] * (3 if propagated else 1) + (swept - tokens[0]) * (2 if propagated else 1))
         moments = sum(products * width**2 + width**3 for width in _widths(spec))
-        flops += spec.num_layers * min(1.0, config.cross_weight * len(KERNELS) / 4) * moments
+        flops += spec.num_layers * min(1.0, config.cross_weight * len(spec.kernels) / 4) * moments
     # A step's products (a forward pass, the same with its derivative, one backward with recomputation) and gradient.
     return flops + config.refine * (12.0 * PRODUCTS + 14.0) * parameters * total
 

@@ -13,7 +13,6 @@ from hcnr_jax.config import RestoreConfig
 from hcnr_jax.errors import RunError
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves, spread
 from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS, Side, Step, refine
-from hcnr_jax.models import KERNELS
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.correct import batches_of, restored_params
 from hcnr_jax.restoration.decoder_blocks import completion_outputs
@@ -46,7 +45,7 @@ def refined(
     """
     start = restored_params(tuned, corrected)
     kept = {kernel.path for kernel in corrected}
-    leaves = get_leaves(start, [path for path in KERNELS if path in kept])
+    leaves = get_leaves(start, [path for path in prepared.spec.kernels if path in kept])
     masks = {path: _mask(selection, path, leaf, config.granularity) for path, leaf in leaves.items()}
     honesty, task = batches_of(prepared, plan)
     sides = [

@@ -183,7 +183,7 @@ def score_pair(
     at = tuned if config.scores_at == "tuned" else base
     scores: dict[str, Scores] = {}
     for name, examples in {"honesty": prepared.honesty, "task": prepared.task}.items():
-        found = recall_scores(work, name) if work else None
+        found = recall_scores(work, name, prepared.spec) if work else None
         if found is None:
             # Of one set alone: rounding is the program's, hardly the rows'.
             measured = name == "honesty" and spill is None and work is not None

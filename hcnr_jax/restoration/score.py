@@ -20,7 +20,7 @@ from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
 from hcnr_jax.method.sums import Sums, mean_sums
 from hcnr_jax.method.sweep.scores import layerwise_losses, layerwise_scores, stack_scores
-from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch, row_loss
 from hcnr_jax.restoration.microbatches import Part, Shape, halved, microbatches
@@ -143,7 +143,7 @@ def _score_whole(
     losses.add(parts[0], found)
     measured = None
     if rounding:
-        again, _ = _add(how, jolted(params, how.dtype), parts[0], _start(how))
+        again, _ = _add(how, jolted(params, how.spec.recipe.norms, how.dtype), parts[0], _start(how))
         measured = rounding_of(_means(how, sums), _means(how, again), 2 if how.granularity == "weight" else 1)
     for part in parts[1:]:
         sums, found = _add(how, params, part, sums)
@@ -164,7 +164,7 @@ def _add(how: Scoring, params: Params, part: Part, sums: Sums) -> tuple[Sums, ja
 
 def _means(how: Scoring, sums: Sums) -> Leaves:
     means = _mean(sums if how.layout is None else how.layout.local(sums))[how.granularity]
-    return {path: means[path] for path in KERNELS}
+    return {path: means[path] for path in how.spec.kernels}
 
 
 def _score_streamed(
@@ -190,7 +190,7 @@ def _score_streamed(
     losses = _Losses(examples, name)
     for part, loss in zip(parts, found, strict=True):
         losses.add(part, loss)
-    return Scores(stack_scores(kernels, KERNELS), losses.all())
+    return Scores(stack_scores(kernels, how.spec.kernels), losses.all())
 
 
 def losses_of(
@@ -208,11 +208,9 @@ def losses_of(
     return losses.all()
 
 
-def _score(
-    how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: Sums
-) -> tuple[Sums, jax.Array]:
+def _score(how: Scoring, params: Params, batch: Batch, weights: jax.Array, sums: Sums) -> tuple[Sums, jax.Array]:
     loss = row_loss(how.spec, how.loss, jnp.dtype(how.dtype), window=how.window)
-    found = score_batch(loss, params, KERNELS, batch, jnp.asarray(weights), sums, (how.granularity,))
+    found = score_batch(loss, params, how.spec.kernels, batch, jnp.asarray(weights), sums, (how.granularity,))
     return _everywhere(how, found)
 
 
@@ -229,7 +227,7 @@ def _everywhere(how: Scoring, tree: Any) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _no_scores(how: Scoring) -> Sums:
     """Zero sums, every leaf in one program."""
-    return init_scores(abstract_params(how.spec), KERNELS, (how.granularity,))
+    return init_scores(abstract_params(how.spec), how.spec.kernels, (how.granularity,))
 
 
 _mean = jax.jit(mean_sums)

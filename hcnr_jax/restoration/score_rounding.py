@@ -7,6 +7,8 @@ as much as rounding would leave it. No second program, and no copy of the weight
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +22,15 @@ SEED = 20251
 """Of the signs; fixed, so that the same run records the same rounding."""
 
 
-def jolted(params: Params, dtype: DTypeLike) -> Params:
-    """The params with every norm's scale moved by a unit of rounding of `dtype`, or of its own where that is larger."""
+def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
+    """Move every norm's scale by a unit of rounding of `dtype`, or of its own dtype where that is larger.
+
+    norms: the paths of the norms' scales, `Family.norms`.
+    """
     rng = np.random.default_rng(SEED)
     moved: Leaves = {}
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        if path.endswith("norm/scale"):
+        if path in norms:
             unit = max(float(jnp.finfo(kind).eps) for kind in (dtype, leaf.dtype))
             factor = (1 + unit * rng.choice(np.asarray([-1.0, 1.0]), leaf.shape)).astype(np.float32)
             moved[path] = jax.jit(_times, out_shardings=leaf.sharding)(leaf, factor)

@@ -14,7 +14,7 @@ from hcnr_jax.config import RestoreConfig
 from hcnr_jax.method import select
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
 from hcnr_jax.method.select import Squares
-from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.decoder_blocks import block_model
 from hcnr_jax.restoration.score import check_scores
 
@@ -40,7 +40,7 @@ def select_neurons(
     """From both sets' scores to the mask. squares: `kernel_squares` of the pair."""
     check_scores(honesty, "honesty", names)
     check_scores(task, "task", names)
-    kernels = get_leaves(abstract_params(spec), KERNELS)
+    kernels = get_leaves(abstract_params(spec), spec.kernels)
     candidates = _candidates(
         spec, config.priority, config.in_weight, config.granularity, config.seed or 0, honesty, task
     )
@@ -62,7 +62,7 @@ def _candidates(
     """The candidate masks of every kernel, in one program."""
     axes = 2 if granularity == "weight" else 1
     priorities = select.priorities(priority, honesty, task, jax.random.key(seed), axes)
-    return select.in_weight_mask(priorities, get_leaves(abstract_params(spec), KERNELS), ratio, granularity)
+    return select.in_weight_mask(priorities, get_leaves(abstract_params(spec), spec.kernels), ratio, granularity)
 
 
 def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
@@ -85,7 +85,7 @@ def _perturbations(
     spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves
 ) -> dict[str, np.ndarray]:
     """d_j by path, [layers]."""
-    rows: dict[str, list[jax.Array]] = {path: [] for path in KERNELS}
+    rows: dict[str, list[jax.Array]] = {path: [] for path in spec.kernels}
     masks = jax.device_get(candidates)
     for kernel, found in squares:
         rows[kernel.path].append(_perturbation(found, masks[kernel.path][kernel.index], 0))

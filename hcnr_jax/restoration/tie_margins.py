@@ -13,7 +13,7 @@ from hcnr_jax.config import RestoreConfig
 from hcnr_jax.method.certainty import cut_of, kernel_cut
 from hcnr_jax.method.neurons import Kernel, get_leaves
 from hcnr_jax.method.select import exact_count
-from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, hf_neurons
 
@@ -66,7 +66,7 @@ def _between_kernels(
     config: RestoreConfig, spec: ModelSpec, selection: Selection, names: Mapping[Kernel, str]
 ) -> dict[str, Any]:
     """The cut between kernels; gap and rounding relative to the least d_j that was kept."""
-    leaves = get_leaves(abstract_params(spec), KERNELS)
+    leaves = get_leaves(abstract_params(spec), spec.kernels)
     ranked = sorted(selection.perturbations.items(), key=lambda item: -item[1])
     weights = [math.prod(leaves[kernel.path].shape[-2:]) for kernel, _ in ranked]
     cut = kernel_cut([value for _, value in ranked], weights, exact_count(config.cross_weight, len(ranked)))

@@ -6,7 +6,7 @@ the loss instead would hold a second copy of every kernel and the gradient of al
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS
 from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.errors import InputError
 from hcnr_jax.method import taps
-from hcnr_jax.models.decoder import KERNELS
 from hcnr_jax.runtime.files import staged_folder
 from hcnr_jax.training.objectives import Logits, logits_of
 from hcnr_jax.training.trainer import Objective
@@ -33,7 +32,7 @@ Params = dict[str, Any]
 _PEFT_PREFIX = "base_model.model."
 
 
-def init_adapters(params: Params, rank: int, key: PRNGKeyArray, kernels: tuple[str, ...] = KERNELS) -> Params:
+def init_adapters(params: Params, rank: int, key: PRNGKeyArray, kernels: Sequence[str]) -> Params:
     """Adapters for the stacked `kernels` [l, in, out]: `lora_a` uniform in +-1/sqrt(in), as PEFT; `lora_b` zero.
 
     Returns:

@@ -88,7 +88,7 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
         )
     else:
         alpha = 2.0 * config.lora if config.lora_alpha is None else config.lora_alpha
-        adapters = init_adapters(params, config.lora, jax.random.fold_in(key, settings.steps))
+        adapters = init_adapters(params, config.lora, jax.random.fold_in(key, settings.steps), spec.kernels)
         objective = lora_objective(make, model, params, alpha / config.lora)
         trained, log = train(objective, adapters, batches, settings=settings, key=key, on_step=report)
         out = save_adapter(config.out, trained, alpha, checkpoint.folder, {RECORD: _record(config, settings, log)})

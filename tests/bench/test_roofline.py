@@ -15,7 +15,8 @@ from hcnr_jax.method.curvature import Moments
 from hcnr_jax.method.fisher import input_scores
 from hcnr_jax.method.neurons import get_leaves, put_leaves
 from hcnr_jax.method.objectives.ridge import Pair, compensate
-from hcnr_jax.models import KERNELS, Decoder, abstract_params, init_params
+from hcnr_jax.models import Decoder, abstract_params, init_params
+from hcnr_jax.models.families.llama import LLAMA
 
 ROWS, TOKENS = 4, 24
 
@@ -44,7 +45,7 @@ def test_a_plain_backward_pass(spec, params, window) -> None:
     batch, loss = random_batch(spec, ROWS, TOKENS, seed=0), plain_loss(spec, jnp.float32, False, window=window)
 
     def gradients(p, b):
-        return jax.grad(lambda kernels: loss(put_leaves(p, kernels), b))(get_leaves(p, KERNELS))
+        return jax.grad(lambda kernels: loss(put_leaves(p, kernels), b))(get_leaves(p, LLAMA.kernels))
 
     program = compile_program(gradients, params, batch)
     counted = roofline.backward_flops(spec, ROWS, TOKENS, weight_gradients=True, logits=window)

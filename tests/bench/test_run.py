@@ -19,7 +19,7 @@ from hcnr_jax.checkpoints import load_params, open_checkpoint
 from hcnr_jax.config import BenchConfig
 from hcnr_jax.data import encode_rows, load_tokenizer, read_rows
 from hcnr_jax.errors import RunError
-from hcnr_jax.models import KERNELS
+from hcnr_jax.models.families.llama import LLAMA
 from tests.restoration.worlds import call, text_of
 
 KEYS = {"name", "seconds", "against", "against_seconds", "ratio", "memory_bytes", "against_memory_bytes",
@@ -126,7 +126,7 @@ def test_random_folders_can_be_restored(tmp_path) -> None:
     pair = write_pair(tmp_path, "tiny", "float32", rows=3, tokens=16, seed=1)
     spec = spec_of("tiny")
     base, tuned = (load_params(open_checkpoint(folder), spec) for folder in (pair.base, pair.tuned))
-    for path in KERNELS:
+    for path in LLAMA.kernels:
         _, part, name, _ = path.split("/")
         old, new = (np.asarray(params["blocks"][part][name]["kernel"]) for params in (base, tuned))
         assert (new - old).std() == pytest.approx(MOVED * old.std(), rel=0.1)

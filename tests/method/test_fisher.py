@@ -13,8 +13,9 @@ from flax.traverse_util import flatten_dict
 from hcnr_jax.errors import InputError
 from hcnr_jax.method import fisher
 from hcnr_jax.method.sums import mean_sums
-from hcnr_jax.models import KERNELS, Decoder, completion_nll, spec_from_config
+from hcnr_jax.models import Decoder, completion_nll, spec_from_config
 from hcnr_jax.models.decoder import abstract_params
+from hcnr_jax.models.families.llama import LLAMA
 from tests.method import oracle, toys
 from tests.tiny import tiny_config
 
@@ -47,7 +48,7 @@ def decoder_params():
 def case(name):
     """(loss, params, paths) of one of the three models."""
     if name == "decoder":
-        return decoder_loss(), decoder_params(), KERNELS
+        return decoder_loss(), decoder_params(), LLAMA.kernels
     model = {"scanned": toys.Scanned(2), "unrolled": toys.Unrolled(2)}[name]
     return toys.loss_of(model), toys.make_params(model, 1), toys.paths_of(model)
 
@@ -370,9 +371,9 @@ def test_no_gradient_of_an_example_is_ever_stored():
     def compiled(function):
         return jax.jit(function).lower(params, batch).compile().memory_analysis()
 
-    ours = compiled(lambda p, b: fisher.example_scores(loss, p, KERNELS, b))
-    plain = compiled(lambda p, b: fisher.materialised_scores(loss, p, KERNELS, b))
-    one = sum(4 * leaf.size for path, leaf in flatten_dict(params, sep="/").items() if path in KERNELS)
+    ours = compiled(lambda p, b: fisher.example_scores(loss, p, LLAMA.kernels, b))
+    plain = compiled(lambda p, b: fisher.materialised_scores(loss, p, LLAMA.kernels, b))
+    one = sum(4 * leaf.size for path, leaf in flatten_dict(params, sep="/").items() if path in LLAMA.kernels)
     assert ours.temp_size_in_bytes < one < count * one < plain.temp_size_in_bytes
 
 

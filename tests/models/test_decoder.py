@@ -9,8 +9,6 @@ import pytest
 from flax import linen as nn
 
 from hcnr_jax.models import (
-    GROUPS,
-    KERNELS,
     LOGICAL_AXES,
     Decoder,
     abstract_params,
@@ -23,6 +21,7 @@ from hcnr_jax.models import (
     logical_axes,
     spec_from_config,
 )
+from hcnr_jax.models.families.llama import GROUPS, LLAMA
 from hcnr_jax.models.layers import FULL_WINDOW, Block
 from tests.models.helpers import CASES, case_config, random_tokens
 
@@ -177,7 +176,7 @@ def read_probe(call, args, kwargs, context):
 
 def with_probes(params):
     params = jax.tree.map(lambda leaf: leaf, params)
-    for path in KERNELS:
+    for path in LLAMA.kernels:
         module = at(params, path.removesuffix("/kernel"))
         module["input_probe"] = jnp.zeros(module["kernel"].shape[:2])
     return params
@@ -198,7 +197,7 @@ def test_extra_leaves_beside_kernels_are_read_and_differentiated_inside_scan_and
     per_example = (None, 0, 0)
     probed = jax.jit(jax.vmap(jax.grad(probed_loss), per_example))(with_probes(params), tokens, mask)
     materialised = jax.jit(jax.vmap(jax.grad(loss), per_example))(params, tokens, mask)
-    for path in KERNELS:
+    for path in LLAMA.kernels:
         score = at(probed, path.removesuffix("kernel") + "input_probe")
         expected = jnp.square(at(materialised, path)).sum(axis=-1)
         assert score.shape == (3, *at(params, path).shape[:2]) and float(expected.max()) > 0
@@ -219,7 +218,7 @@ def test_an_interceptor_around_a_block_sees_its_seven_linears_in_order(probes):
     with nn.intercept_methods(tap):
         hidden = embed_tokens(spec, params, tokens)
         apply_block(spec, jax.tree.map(lambda leaf: leaf[0], blocks), hidden, mask, block_windows(spec)[0])
-    assert seen == [path.removeprefix("blocks/") for path in KERNELS]
+    assert seen == [path.removeprefix("blocks/") for path in LLAMA.kernels]
     assert seen == [path for group in GROUPS for path in group]
 
 
@@ -270,7 +269,7 @@ def test_the_param_tree_is_the_agreed_one():
     shapes = abstract_params(spec, jnp.bfloat16)
     assert set(shapes) == {"embed", "blocks", "final_norm", "lm_head"}
     assert set(abstract_params(spec_of("llama-mqa-tied"))) == {"embed", "blocks", "final_norm"}
-    assert {path: at(shapes, path).shape for path in KERNELS} == {
+    assert {path: at(shapes, path).shape for path in LLAMA.kernels} == {
         "blocks/attention/q/kernel": (3, 32, 32),
         "blocks/attention/k/kernel": (3, 32, 16),
         "blocks/attention/v/kernel": (3, 32, 16),

@@ -10,7 +10,8 @@ from hcnr_jax.checkpoints.load import load_params
 from hcnr_jax.checkpoints.lora import open_adapter
 from hcnr_jax.data.encode import Batch
 from hcnr_jax.errors import InputError
-from hcnr_jax.models.decoder import KERNELS, Decoder
+from hcnr_jax.models.decoder import Decoder
+from hcnr_jax.models.families.llama import LLAMA
 from hcnr_jax.models.spec import spec_from_config
 from hcnr_jax.training.lora import (
     adapted,
@@ -39,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory):
     return folder, checkpoint, spec, load_params(checkpoint, spec)
 
 
-def moved(params: dict, rank: int = 3, kernels: tuple[str, ...] = KERNELS) -> dict:
+def moved(params: dict, rank: int = 3, kernels: tuple[str, ...] = LLAMA.kernels) -> dict:
     """Adapters after some training: no zero leaf."""
     adapters = init_adapters(params, rank, jax.random.key(1), kernels)
     rng = np.random.default_rng(2)
@@ -64,7 +65,7 @@ def test_adapter_equals_merged_weights(base, remat: bool) -> None:
 
 def test_fresh_adapters_change_nothing_and_lie_on_the_chosen_kernels(base) -> None:
     _, _, spec, params = base
-    adapters = init_adapters(params, 2, jax.random.key(0), KERNELS[:2])
+    adapters = init_adapters(params, 2, jax.random.key(0), LLAMA.kernels[:2])
     assert set(adapters["blocks"]) == {"attention"} and set(adapters["blocks"]["attention"]) == {"q", "k"}
     assert adapters["blocks"]["attention"]["k"]["lora_b"].shape == (2, 2, 16)
     np.testing.assert_array_equal(
@@ -88,7 +89,11 @@ def test_training_lowers_the_loss_over_bfloat16_frozen_weights(base) -> None:
     loss = lora_objective(sft, Decoder(spec), frozen, SCALE)
     settings = TrainSettings(learning_rate=0.02, steps=12, batch_size=2)
     adapters, log = train(
-        loss, init_adapters(params, 2, jax.random.key(0)), lambda step: ROWS, settings=settings, key=jax.random.key(0)
+        loss,
+        init_adapters(params, 2, jax.random.key(0), LLAMA.kernels),
+        lambda step: ROWS,
+        settings=settings,
+        key=jax.random.key(0),
     )
     assert log.losses[-1] < 0.5 * log.losses[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(adapters))
@@ -116,7 +121,7 @@ def test_folder_is_read_by_peft_and_by_our_reader_as_the_same_model(base, tmp_pa
 def test_an_impossible_rank_is_refused(base, rank: int) -> None:
     *_, params = base
     with pytest.raises(InputError, match=rf"--lora {rank}: expected a rank from 1 to 16, the smaller side of"):
-        init_adapters(params, rank, jax.random.key(0), KERNELS[1:2])
+        init_adapters(params, rank, jax.random.key(0), LLAMA.kernels[1:2])
 
 
 def test_an_existing_folder_is_not_overwritten(base, tmp_path) -> None:

@@ -24,7 +24,6 @@ from hcnr_jax.bench.sparsegpt_solve import sequential
 from hcnr_jax.bench.timing import Program, compile_each, race
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.objectives.ridge import SOLVES, Method, Pair, compensate
-from hcnr_jax.models import GROUPS
 
 DAMPING, TASK_WEIGHT = 0.01, 2.0
 METHODS: tuple[Method, ...] = ("exact", "paper", "two_sided")
@@ -83,7 +82,7 @@ def random_block(context: BenchContext, tokens: int) -> dict[str, Kernel]:
     sizes = {path.removeprefix("blocks/"): size for path, size in kernel_sizes(context.spec).items()}
     few = max(2, min(tokens, context.spec.hidden_size // 8))
     block = {}
-    for group in GROUPS:
+    for group in context.spec.groups:
         honesty, task = (random_inputs(rng, tokens, sizes[group[0]][0]) for _ in range(2))
         for path in group:
             base = rng.standard_normal(sizes[path], np.float32) / np.float32(sizes[path][0] ** 0.5)

@@ -25,7 +25,6 @@ from hcnr_jax.checkpoints import (
     tensor_digests,
     write_like,
 )
-from hcnr_jax.models import KERNELS
 
 # hcnr's function -> the contender.
 AGAINST = {
@@ -85,7 +84,11 @@ def _plain(checkpoint: Checkpoint, folder: Path) -> dict[str, Callable[[], None]
 
 def _hcnr(context: BenchContext, checkpoint: Checkpoint, folder: Path) -> dict[str, Callable[[], object]]:
     params = load_params(checkpoint, context.spec)
-    names = [hf_name_of(path, layer) for path in KERNELS for layer in range(context.spec.num_layers)]
+    names = [
+        hf_name_of(path, layer, context.spec.recipe)
+        for path in context.spec.kernels
+        for layer in range(context.spec.num_layers)
+    ]
     changed = HFTensors(params, context.spec, {name: checkpoint.tensors[name].dtype for name in names})
 
     def written(save: Callable[[Path], object]) -> Callable[[], None]:

@@ -22,7 +22,7 @@ from hcnr_jax.data import Batch
 from hcnr_jax.method.fisher import init_scores, materialised_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Leaves, Params, get_leaves, put_leaves
 from hcnr_jax.method.sums import Sums
-from hcnr_jax.models import KERNELS, Decoder, ModelSpec, init_params
+from hcnr_jax.models import Decoder, ModelSpec, init_params
 from hcnr_jax.restoration.decoder_blocks import head_nll, row_loss
 
 GRANULARITIES: tuple[Granularity, ...] = ("input", "output")
@@ -96,11 +96,11 @@ def _plain(remat: bool) -> str:
 
 def _scores(context: BenchContext, granularity: Granularity, remat: bool, *, params: Params, batch: Batch) -> Program:
     loss = row_loss(context.spec, "mean", context.dtype, remat, window_of(context.config.tokens))
-    sums = init_scores(params, KERNELS, (granularity,))
+    sums = init_scores(params, context.spec.kernels, (granularity,))
     weights = jnp.ones(batch.tokens.shape[0], jnp.float32)
 
     def step(params: Params, batch: Batch, weights: jax.Array, sums: Sums) -> Any:
-        return score_batch(loss, params, KERNELS, batch, weights, sums, (granularity,))
+        return score_batch(loss, params, context.spec.kernels, batch, weights, sums, (granularity,))
 
     return compile_program(step, params, batch, weights, sums)
 
@@ -109,7 +109,9 @@ def _backward(context: BenchContext, remat: bool, params: Params, *, batch: Batc
     loss = plain_loss(context.spec, context.dtype, remat, window=window_of(context.config.tokens))
 
     def gradients(params: Params, batch: Batch) -> tuple[jax.Array, Leaves]:
-        return jax.value_and_grad(lambda kernels: loss(put_leaves(params, kernels), batch))(get_leaves(params, KERNELS))
+        return jax.value_and_grad(lambda kernels: loss(put_leaves(params, kernels), batch))(
+            get_leaves(params, context.spec.kernels)
+        )
 
     return compile_program(gradients, params, batch)
 
@@ -119,7 +121,7 @@ def _scanned(context: BenchContext) -> Callable[[Params, Batch], Leaves]:
     loss = row_loss(context.spec, "mean", context.dtype, False, window_of(context.config.tokens))
 
     def scores(params: Params, batch: Batch) -> Leaves:
-        kernels = get_leaves(params, KERNELS)
+        kernels = get_leaves(params, context.spec.kernels)
         of_kernels = jax.grad(lambda kernels, example: loss(put_leaves(params, kernels), example))
 
         def one(total: Leaves, example: Batch) -> tuple[Leaves, None]:
@@ -141,7 +143,9 @@ def _materialised(context: BenchContext, params: Params, batch: Batch) -> tuple[
     rows = int(batch.tokens.shape[0])
     while True:
         part = jax.tree.map(lambda leaf, rows=rows: leaf[:rows], batch)
-        program = compile_program(lambda p, b: materialised_scores(loss, p, KERNELS, b, ("input",)), params, part)
+        program = compile_program(
+            lambda p, b: materialised_scores(loss, p, context.spec.kernels, b, ("input",)), params, part
+        )
         if program.fits or rows == 1:
             return program, rows
         rows = -(-rows // 2)

@@ -1,104 +1,13 @@
-"""Which attributes of a Hugging Face `config.json` are handled, allowed only at one value, or ignored, per family.
+"""Rules for attributes of `config.json` that hold in every family: allowed at one value, or ignored.
 
-An attribute in none of the three tables is refused by name: it may change what the model computes, and a model that
-computes something else gives scores and corrections that are wrong without looking wrong.
+An attribute that neither these tables nor its family knows is refused by name. It may change what the model computes,
+and then scores and corrections would be wrong without a visible sign.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Family:
-    """One `model_type`: its architecture and the defaults its transformers config class gives to absent attributes.
-
-    Attributes:
-        architecture: the only class name accepted in `architectures`.
-        defaults: handled attributes with the class's defaults.
-        only: attributes that HF's model of this family does not read, so that only what it does anyway is accepted.
-        qk_norm: RMSNorm on each head's queries and keys.
-        qkv_bias: None where `attention_bias` decides.
-    """
-
-    architecture: str
-    defaults: Mapping[str, Any]
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    qk_norm: bool = False
-    qkv_bias: bool | None = None
-
-
-_SIZES = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_theta": None,
-    "rope_scaling": None,
-    "rope_parameters": None,
-    "layer_types": None,
-    "head_dim": None,
-}
-_QWEN = {
-    **_SIZES,
-    "vocab_size": 151936,
-    "intermediate_size": 22016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-
 DEFAULT_ROPE_THETA = 10000.0
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(
-        architecture="LlamaForCausalLM",
-        defaults={
-            **_SIZES,
-            "vocab_size": 32000,
-            "intermediate_size": 11008,
-            "num_key_value_heads": None,
-            "max_position_embeddings": 2048,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        only={"sliding_window": (), "use_sliding_window": (False,)},
-    ),
-    "mistral": Family(
-        architecture="MistralForCausalLM",
-        defaults={
-            **_SIZES,
-            "vocab_size": 32000,
-            "intermediate_size": 14336,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 131072,
-            "sliding_window": 4096,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        only={"attention_bias": (False,), "mlp_bias": (False,)},
-        qkv_bias=False,
-    ),
-    "qwen2": Family(
-        architecture="Qwen2ForCausalLM",
-        defaults=_QWEN,
-        only={"attention_bias": (True,), "mlp_bias": (False,)},
-        qkv_bias=True,
-    ),
-    "qwen3": Family(
-        architecture="Qwen3ForCausalLM",
-        defaults={**_QWEN, "head_dim": 128, "attention_bias": False},
-        only={"mlp_bias": (False,)},
-        qk_norm=True,
-    ),
-}
 
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # two names of one function

@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hcnr_jax.method.neurons import Kernel, get_leaves, order_kernels
-from hcnr_jax.models import KERNELS, ModelSpec, abstract_params
+from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.resume.folder import Work
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection
@@ -25,14 +25,14 @@ def keep_scores(work: Work, name: str, scores: Scores) -> None:
     work.keep_tree(f"scores-{name}", tree | rounding)
 
 
-def recall_scores(work: Work, name: str) -> Scores | None:
+def recall_scores(work: Work, name: str, spec: ModelSpec) -> Scores | None:
     """One set's scores as an interrupted run left them."""
     tree = work.tree(f"scores-{name}")
     if tree is None:
         return None
     found = flatten_dict(tree["scores"], sep="/")
     rounding = flatten_dict(tree["rounding"], sep="/") if "rounding" in tree else None
-    return Scores({path: jnp.asarray(found[path]) for path in KERNELS}, tree["losses"], rounding)
+    return Scores({path: jnp.asarray(found[path]) for path in spec.kernels}, tree["losses"], rounding)
 
 
 def keep_selection(work: Work, selection: Selection) -> None:
@@ -50,10 +50,10 @@ def recall_selection(work: Work, spec: ModelSpec) -> Selection | None:
     if tree is None:
         return None
     masks, rows = (flatten_dict(tree[name], sep="/") for name in ("masks", "perturbations"))
-    order = order_kernels(get_leaves(abstract_params(spec), KERNELS))
+    order = order_kernels(get_leaves(abstract_params(spec), spec.kernels))
 
     def value(kernel: Kernel) -> float:
         return float(rows[kernel.path][kernel.index])
 
     kept = [kernel for kernel in order if masks[kernel.path][kernel.index].any()]
-    return Selection({path: jnp.asarray(masks[path]) for path in KERNELS}, {k: value(k) for k in order}, kept)
+    return Selection({path: jnp.asarray(masks[path]) for path in spec.kernels}, {k: value(k) for k in order}, kept)

@@ -14,8 +14,9 @@ from hcnr_jax.method.neurons import Kernel, get_leaves
 from hcnr_jax.method.solve import Outcome
 from hcnr_jax.method.sweep.model import steps_of
 from hcnr_jax.method.sweep.run import Settings, Sweep, sweep_cases
-from hcnr_jax.models import GROUPS, spec_from_config
+from hcnr_jax.models import spec_from_config
 from hcnr_jax.models.decoder import abstract_params
+from hcnr_jax.models.families.llama import GROUPS
 from hcnr_jax.restoration.decoder_blocks import block_model
 from tests.method import oracle, toys
 from tests.method.decoder_oracle import decoder_block

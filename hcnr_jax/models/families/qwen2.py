@@ -1,0 +1,28 @@
+"""Qwen2 and Qwen2.5: Llama's shape with biases on q, k and v, and sliding windows in the upper layers where asked."""
+
+from dataclasses import replace
+
+from hcnr_jax.models.families.llama import LLAMA, SIZES
+
+QWEN_SIZES = {
+    **SIZES,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""Attributes, with transformers' defaults, that both Qwen families read."""
+
+QWEN2 = replace(
+    LLAMA,
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    defaults=QWEN_SIZES,
+    only={"attention_bias": (True,), "mlp_bias": (False,)},
+    qkv_bias=True,
+)
