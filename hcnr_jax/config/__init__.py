@@ -16,11 +16,14 @@ from hcnr_jax.config.options import (
     Config,
     Positional,
     RunConfig,
+    Stage,
     build,
     example_of,
+    fields_of,
     is_positional,
     option_name,
     read_yaml,
+    stage_of,
 )
 from hcnr_jax.config.restore import ApplyConfig, RestoreConfig
 
@@ -36,10 +39,13 @@ __all__ = [
     "ProbeConfig",
     "RestoreConfig",
     "RunConfig",
+    "Stage",
     "TuneConfig",
     "build",
     "example_of",
+    "fields_of",
     "is_positional",
     "option_name",
     "read_yaml",
+    "stage_of",
 ]

@@ -8,7 +8,8 @@ file and its key, with what was expected and what was found.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +21,21 @@ from hcnr_jax.errors import InputError
 
 class Positional:
     """Marks a field that the command line takes by place, not by option name."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Marks the stages of a run whose products an option decides.
+
+    Cache keys of a resumed run, the settings a grid may vary, and the options recorded as unused all derive from it.
+
+    Args:
+        names: the stages; an option of several is read by each of them.
+        read: whether a configuration reads the option at all; by default always.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Any], bool] = lambda config: True
 
 
 class RunConfig(BaseModel):
@@ -44,6 +60,19 @@ def example_of(cls: type[RunConfig]) -> str:
     found = ((name, info.default) for name, info in cls.model_fields.items())
     plain = ((name, value) for name, value in found if isinstance(value, bool | int | float | str) and value != "")
     return next(f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in plain)
+
+
+def stage_of(cls: type[RunConfig], field: str) -> Stage:
+    """Return the stages that a field declares. ValueError for a field without a declaration."""
+    found = [item for item in cls.model_fields[field].metadata if isinstance(item, Stage)]
+    if len(found) != 1:
+        raise ValueError(f"{cls.__name__}.{field}: expected one Stage, found {len(found)}")
+    return found[0]
+
+
+def fields_of(cls: type[RunConfig], stages: Collection[str]) -> tuple[str, ...]:
+    """Return the fields that all lie within these stages, in the order of their declaration."""
+    return tuple(name for name in cls.model_fields if set(stage_of(cls, name).names) <= set(stages))
 
 
 def is_positional(metadata: list[Any]) -> bool:

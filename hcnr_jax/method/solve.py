@@ -26,16 +26,6 @@ class Outcome(enum.IntEnum):
     NOT_CONVERGED = 3
 
 
-REMEDY = {
-    Outcome.NOT_POSITIVE_DEFINITE: (
-        "the damped second moments are not positive definite: raise --damping (0.01 is usual), or give more rows or "
-        "longer ones; with --damping 0 there must be more tokens than inputs"
-    ),
-    Outcome.NOT_FINITE: "the second moments or the weights hold NaN or Inf: see the models' activations on these rows",
-    Outcome.NOT_CONVERGED: "conjugate gradients did not converge: raise --damping, or use --solver dense",
-}
-
-
 # Above this relative residual the system is not solved, by whatever solver.
 RESIDUAL_LIMIT = 1e-3
 # A solution whose backward error is above this many units of rounding is refined once.

@@ -16,7 +16,7 @@ from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
 from hcnr_jax.method.objectives.ridge import Info
 from hcnr_jax.method.restore import restore_kernel
-from hcnr_jax.method.solve import REMEDY, Outcome
+from hcnr_jax.method.solve import Outcome
 from hcnr_jax.method.sweep.run import BlockModel, Result, Settings, Sweep
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
@@ -30,6 +30,16 @@ from hcnr_jax.runtime.sharding import Layout
 
 # A correction this many times the base kernel's own norm is no correction any more.
 EXPLODED = 10.0
+
+# What a user can do about a solve that failed.
+REMEDY = {
+    Outcome.NOT_POSITIVE_DEFINITE: (
+        "the damped second moments are not positive definite: raise --damping (0.01 is usual), or give more rows or "
+        "longer ones; with --damping 0 there must be more tokens than inputs"
+    ),
+    Outcome.NOT_FINITE: "the second moments or the weights hold NaN or Inf: see the models' activations on these rows",
+    Outcome.NOT_CONVERGED: "conjugate gradients did not converge: raise --damping, or use --solver dense",
+}
 
 
 def correct(

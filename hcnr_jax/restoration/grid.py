@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from hcnr_jax.config import RestoreConfig, option_name
+from hcnr_jax.config import RestoreConfig, fields_of, option_name
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.method.sweep.run import sweep_cases
@@ -33,10 +33,7 @@ from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, kernel_squares, select_neurons
 
 # What the settings of a grid may differ in; everything else goes into the scores.
-FREE = frozenset(
-    ("in_weight", "cross_weight", "priority", "compensation", "task_weight", "inputs", "solver", "damping",
-     "moments_at", "refine", "out")
-)  # fmt: skip
+FREE = frozenset(fields_of(RestoreConfig, ("selection", "kernels", "output")))
 
 
 class GridResult(NamedTuple):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from hcnr_jax.config import ApplyConfig, RestoreConfig, build, option_name, read_yaml
 from hcnr_jax.errors import InputError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PATHS = {"base": "b", "tuned": "t", "honesty": "h.jsonl", "task": "t.jsonl", "out": "o"}
 
 

@@ -69,9 +69,17 @@ class Steps(NamedTuple):
     walk: Callable[..., tuple[Hidden, dict[str, Array]]]
 
 
-@functools.cache
+# Models whose programs stay compiled. A BlockModel is known by its functions: whoever builds it anew out of new lambdas
+# compiles anew, and the oldest programs are then let go.
+CACHED_MODELS = 16
+
+
+@functools.lru_cache(maxsize=CACHED_MODELS)
 def steps_of(model: BlockModel) -> Steps:
-    """Compiled once per model, not per run: a second run on the same model and shapes compiles nothing."""
+    """Compile the pieces of a walk once per model, so that a second run on the same model and shapes compiles nothing.
+
+    Models that are equal, built of the same functions, share their programs.
+    """
     return Steps(
         jax.jit(model.embed),
         jax.jit(model.apply),

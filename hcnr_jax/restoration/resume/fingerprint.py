@@ -18,21 +18,15 @@ import jax
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_tokenizer_file
 from hcnr_jax.checkpoints.digest import sha256_file
 from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS, MergedCheckpoint
-from hcnr_jax.config import RestoreConfig, option_name
+from hcnr_jax.config import RestoreConfig, option_name, stage_of
 from hcnr_jax.data import Example
 from hcnr_jax.report.json import versions
 from hcnr_jax.restoration.inputs import Prepared
 
 Fingerprint = dict[str, str]
 
-# Options by the first stage that reads them; every later stage depends on them too. --samples, --seed and --max-length
-# count through the rows they choose.
-OPTIONS = {
-    "scores": ("scores_at", "loss", "granularity", "microbatch", "stream", "mesh"),
-    "choice": ("choose",),
-    "selection": ("priority", "in_weight", "cross_weight", "seed"),
-    "kernels": ("compensation", "inputs", "solver", "damping", "task_weight", "moments_at", "refine"),
-}
+# The stages with a product of their own, in order; each depends on the options of all stages before it too.
+STAGES = ("scores", "choice", "selection", "kernels")
 AFTER_CHOICE = ("selection", "kernels")
 # The entry of these stages that no option as typed can give, because the setting is chosen between the stages.
 TAKEN = "the setting that --choose took"
@@ -52,10 +46,11 @@ def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
         "device": versions()["device"],
     }
     stages: dict[str, Fingerprint] = {}
-    for stage, fields in OPTIONS.items():
+    for stage in STAGES:
+        fields = _options(stage)
         if stage == "choice" and config.choose is not None:
             # It restores, which reads all options, and its judges are the rows of these files that are not scored.
-            fields = (*fields, *(name for later in AFTER_CHOICE for name in OPTIONS[later]))
+            fields = (*fields, *(name for later in AFTER_CHOICE for name in _options(later)))
             found = found | {
                 option_name(RestoreConfig, name): sha256_file(getattr(config, name)) for name in ("honesty", "task")
             }
@@ -63,6 +58,11 @@ def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
         found = found | {option_name(RestoreConfig, name): _value(getattr(config, name)) for name in used}
         stages[stage] = found
     return stages
+
+
+def _options(stage: str) -> tuple[str, ...]:
+    """Options that a stage reads."""
+    return tuple(name for name in RestoreConfig.model_fields if stage in stage_of(RestoreConfig, name).names)
 
 
 def differences(left: Fingerprint, right: Fingerprint) -> list[str]:

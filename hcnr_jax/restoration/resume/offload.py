@@ -49,17 +49,6 @@ class Spill(MutableMapping[Any, np.ndarray]):
         return self._folder / "-".join(str(part).replace("/", ".") for part in parts)
 
 
-class Spilled:
-    """A handle on one array of a `Spill`: numpy reads it when it asks for the values."""
-
-    def __init__(self, spill: Spill, key: Any) -> None:
-        self._spill, self._key = spill, key
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self._spill[self._key]
-        return array if dtype is None else array.astype(dtype)
-
-
 @contextlib.contextmanager
 def spill_folder(out: Path) -> Iterator[Path]:
     """A folder `.NAME.hcnr-spill` beside the output, cleared of what a killed run left, and gone at the end."""
