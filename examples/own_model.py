@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hcnr_jax.method import fisher, neurons, select
+from hcnr_jax.method import fisher, neurons, priority, select
 from hcnr_jax.method.sweep.run import BlockModel, Settings, Sweep
 
 WIDTH, CLASSES = 16, 4
@@ -61,7 +61,7 @@ def main() -> None:
     scores = [jax.tree.map(lambda leaf: leaf.mean(0), scorer(tuned, batch)) for batch in (honesty, task)]
 
     kernels, originals = neurons.get_leaves(tuned, paths), neurons.get_leaves(base, paths)
-    ranked = select.priorities("kl", *scores, jax.random.key(0))
+    ranked = priority.priorities("kl", *scores, jax.random.key(0))
     candidates = select.in_weight_mask(ranked, kernels, 0.5, "input")
     moved = {path: select.perturbation(originals[path], kernels[path], candidates[path], "input") for path in paths}
     masks, kept = select.cross_weight_mask(candidates, moved, kernels, 0.5)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hcnr_jax.method import fisher, neurons, restore, select
+from hcnr_jax.method import fisher, neurons, priority, restore, select
 from hcnr_jax.method.curvature import Moments, input_moments
 from hcnr_jax.method.objectives.ridge import Pair, compensate
 
@@ -82,7 +82,7 @@ def make_restore(paths: tuple[str, ...], ratio: float = 0.5) -> Any:
 
     def run(base: Any, tuned: Any, honesty: Any, task: Any) -> tuple[Any, neurons.Leaves]:
         old, new = neurons.get_leaves(base, paths), neurons.get_leaves(tuned, paths)
-        ranked = select.priorities("kl", scores(tuned, honesty), scores(tuned, task), jax.random.key(0))
+        ranked = priority.priorities("kl", scores(tuned, honesty), scores(tuned, task), jax.random.key(0))
         masks = select.in_weight_mask(ranked, new, ratio, "input")
         on_honesty, on_task = moments(base, honesty), moments(tuned, task)
         corrected = {}

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from hcnr_jax.method.select import PRIORITIES, PriorityName, top_mask
+from hcnr_jax.method.priority import PRIORITIES, PriorityName
+from hcnr_jax.method.select import top_mask
 
 # The rounding of a single neuron is drawn, its kernel's is a root mean square: so many of these cover the draw.
 DRAWS = 4.0
@@ -47,7 +48,10 @@ def cut_of(
     Each neuron's priority is taken anew with its scores moved by DRAWS times `rounding`, up for half of the neurons and
     down for the others, so that what a priority is normalised by stays put, in all four ways for the two sets.
     """
-    rank = PRIORITIES[name]
+
+    def rank(honesty: Array, task: Array) -> Array:
+        return PRIORITIES[name].rank(honesty, task, jax.random.key(0), 1)
+
     priority = rank(honesty, task)
     sign = jnp.where(jnp.arange(priority.shape[0]) % 2 == 0, 1, -1).astype(priority.dtype)
     step = DRAWS * jnp.asarray(rounding, priority.dtype) * sign

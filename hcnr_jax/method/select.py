@@ -10,8 +10,8 @@ Counts are exact and ties go to the lower index (kernels: see `neurons.order_ker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,85 +30,6 @@ from hcnr_jax.method.neurons import (
     stack_shape,
     wide,
 )
-
-PriorityName = Literal["kl", "raw", "honesty", "random"]
-
-# Scores are raised by this share of their kernel's mean before the logarithm: it only has to keep log finite, and the
-# result is flat in it from 0 to 1e-1.
-FLOOR = 1e-12
-
-
-def raw_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The paper's formula r = s_hon log(s_hon / s_task), without normalisation."""
-    relative_honesty, honesty_mean = _relative(honesty)
-    relative_task, task_mean = _relative(task)
-    log_ratio = _safe_log(relative_honesty) - _safe_log(relative_task) + _safe_log(honesty_mean) - _safe_log(task_mean)
-    largest = jnp.finfo(honesty.dtype).max
-    return jnp.clip(honesty_mean * relative_honesty * log_ratio, -largest, largest)
-
-
-def kl_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
-    """p log(p / q) with p, q the scores normalised to sum 1: the neuron's summand of KL(honesty || task).
-
-    Frees the ranking of the two losses' scales, which otherwise make the logarithm nearly constant within a kernel.
-    """
-    relative_honesty, _ = _relative(honesty)
-    relative_task, _ = _relative(task)
-    p = relative_honesty / jnp.maximum(jnp.nansum(relative_honesty), _tiny(honesty))
-    q = relative_task / jnp.maximum(jnp.nansum(relative_task), _tiny(task))
-    return p * (_safe_log(p) - _safe_log(q))
-
-
-def honesty_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The ablation without the task term: r = s_hon."""
-    return honesty
-
-
-PRIORITIES: dict[str, Callable[[Array, Array], Array]] = {
-    "kl": kl_priority,
-    "raw": raw_priority,
-    "honesty": honesty_priority,
-}
-
-
-def _tiny(x: Array) -> Array:
-    return jnp.asarray(jnp.finfo(x.dtype).tiny, x.dtype)
-
-
-def _safe_log(x: Array) -> Array:
-    """log of x raised to the smallest normal number: a kernel whose task scores are all 0 is ranked by s_hon alone."""
-    return jnp.log(jnp.maximum(x, _tiny(x)))
-
-
-def _relative(scores: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Scores over their kernel's mean, raised by FLOOR; the division first, so that tiny scores do not underflow.
-
-    A NaN score stays NaN and leaves the others alone: taken into the mean it would make the whole kernel one tie.
-    """
-    mean = jnp.nanmean(scores)
-    relative = scores / jnp.maximum(mean, _tiny(scores))
-    return jnp.where(mean > 0, relative + FLOOR, 0), mean
-
-
-def priorities(name: PriorityName, honesty: Leaves, task: Leaves, key: Array, neuron_axes: int = 1) -> Leaves:
-    """Priorities of all kernels, shaped like the scores (*stack, n); never NaN or Inf for finite scores.
-
-    key: PRNG key, used by `random` alone. neuron_axes: trailing axes that count neurons (2 for weight granularity).
-    """
-    if name == "random":
-        keys = jax.random.split(key, len(honesty))
-        return {
-            path: jax.random.uniform(k, leaf.shape, leaf.dtype)
-            for k, (path, leaf) in zip(keys, sorted(honesty.items()), strict=True)
-        }
-
-    def one(path: str) -> Array:
-        shape = honesty[path].shape
-        flat = (-1, int(np.prod(shape[len(shape) - neuron_axes :])))
-        ranked = jax.vmap(PRIORITIES[name])(honesty[path].reshape(flat), task[path].reshape(flat))
-        return ranked.reshape(shape)
-
-    return {path: one(path) for path in honesty}
 
 
 def exact_count(ratio: float, total: int) -> int:

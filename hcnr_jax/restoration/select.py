@@ -13,6 +13,7 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.method import select
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
+from hcnr_jax.method.priority import PriorityName, priorities
 from hcnr_jax.method.select import Squares
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.decoder_blocks import block_model
@@ -52,7 +53,7 @@ def select_neurons(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _candidates(
     spec: ModelSpec,
-    priority: select.PriorityName,
+    priority: PriorityName,
     ratio: float,
     granularity: Granularity,
     seed: int | jax.Array,
@@ -61,8 +62,8 @@ def _candidates(
 ) -> Leaves:
     """The candidate masks of every kernel, in one program."""
     axes = 2 if granularity == "weight" else 1
-    priorities = select.priorities(priority, honesty, task, jax.random.key(seed), axes)
-    return select.in_weight_mask(priorities, get_leaves(abstract_params(spec), spec.kernels), ratio, granularity)
+    ranked = priorities(priority, honesty, task, jax.random.key(seed), axes)
+    return select.in_weight_mask(ranked, get_leaves(abstract_params(spec), spec.kernels), ratio, granularity)
 
 
 def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:

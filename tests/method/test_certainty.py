@@ -1,10 +1,11 @@
 """What is said of a cut: by hand, and against scores that were really moved."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hcnr_jax.method import select
+from hcnr_jax.method import priority, select
 from hcnr_jax.method.certainty import DRAWS, cut_of, kernel_cut, relative_rounding
 
 ROUNDING = 1e-3
@@ -16,7 +17,7 @@ def scores(seed, count=400):
 
 
 def ranked(name, honesty, task):
-    return np.asarray(select.PRIORITIES[name](honesty, task), np.float64)
+    return np.asarray(priority.PRIORITIES[name].rank(honesty, task, jax.random.key(0), 1), np.float64)
 
 
 def test_by_hand():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.method import select
+from hcnr_jax.method import priority, select
 from hcnr_jax.method.neurons import Kernel
 from tests.method import oracle
 
@@ -23,7 +23,7 @@ def leaves(array):
 
 
 def ranked(kind, honesty, task, key=KEY, axes=1):
-    return np.asarray(select.priorities(kind, leaves(honesty), leaves(task), key, axes)["a/kernel"])
+    return np.asarray(priority.priorities(kind, leaves(honesty), leaves(task), key, axes)["a/kernel"])
 
 
 @pytest.mark.parametrize("kind", ["kl", "raw", "honesty"])
@@ -62,7 +62,7 @@ def test_kl_sums_to_the_divergence_and_forgets_the_scales():
 )
 def test_zero_denormal_and_huge_scores_never_give_nan_or_inf(kind, honesty, task):
     for transform in (lambda f: f, jax.jit):
-        run = transform(lambda h, t: select.priorities(kind, leaves(h), leaves(t), KEY)["a/kernel"])
+        run = transform(lambda h, t: priority.priorities(kind, leaves(h), leaves(t), KEY)["a/kernel"])
         found = run(jnp.asarray([honesty], jnp.float32), jnp.asarray([task], jnp.float32))
         assert np.all(np.isfinite(found)), found
         assert int(select.top_mask(found[0], 2).sum()) == 2
@@ -101,9 +101,9 @@ def test_a_nan_score_is_never_selected_and_spoils_no_other(kind, bad):
 
 def test_random_is_reproducible_differs_between_kernels_and_ignores_scores():
     scores = {name: jnp.asarray(draw(3, 50)) for name in ("b/kernel", "a/kernel")}
-    first = select.priorities("random", scores, scores, jax.random.key(1))
-    again = select.priorities("random", dict(reversed(scores.items())), {}, jax.random.key(1))
-    other = select.priorities("random", scores, scores, jax.random.key(2))
+    first = priority.priorities("random", scores, scores, jax.random.key(1))
+    again = priority.priorities("random", dict(reversed(scores.items())), scores, jax.random.key(1))
+    other = priority.priorities("random", scores, scores, jax.random.key(2))
     for name in scores:
         np.testing.assert_array_equal(first[name], again[name])
         assert not np.array_equal(first[name], other[name])

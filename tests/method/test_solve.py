@@ -77,8 +77,8 @@ def test_dense_dual_and_conjugate_gradients_are_numpys(tokens, fan_in, outliers)
     for name, (solution, info) in found.items():
         assert int(info.outcome) == Outcome.OK, name
         assert relative_error(solution, expected) < 1e-4, name
-        # The dual is for fewer tokens than rows. Beyond, its Gram matrix has small eigenvalues of the damping alone, and its
-        # residual is 8e-5 to 2e-4 by the draw and the machine's order of summation.
+        # The dual is meant for fewer tokens than rows. Beyond, some eigenvalues of its Gram matrix are the damping
+        # alone, and the residual is 8e-5 to 2e-4, depending on the draw and on the machine's order of summation.
         beyond = name == "dual" and tokens > fan_in
         assert float(info.residual) < (solve.RESIDUAL_LIMIT if beyond else 1e-4)
     assert int(found["dense"][1].steps) == int(found["dual"][1].steps) == 0
