@@ -19,9 +19,11 @@ from hcnr_jax.config import RestoreConfig, build, read_yaml
 from hcnr_jax.config.experiments import ExperimentConfig
 from hcnr_jax.experiments.pairs import ROLES, SPLITS, Pair
 from hcnr_jax.presets import preset
-from hcnr_jax.report.json import versions
+from hcnr_jax.report.json import dependency_versions
 from hcnr_jax.restoration.resume.fingerprint import model_paths
 
+# The number of what an experiment's records hold. It rises when a field changes its meaning, not with each release.
+FORMAT = 1
 # Options of every experiment that decide what a record holds; the others (where, how many draws, which methods) do not.
 MEANING = ("rows", "seed", "max_new_tokens", "max_length", "match")
 # Fields of a restoration that say where its files are; a pair's fingerprint knows them by content.
@@ -38,7 +40,7 @@ def pair_fingerprint(pair: Pair, config: ExperimentConfig) -> str:
     models = [sha256_files(model_paths(model).values()) for model in (base, open_tuned(pair.tuned, base))]
     rows = [sha256_file(pair.rows(role, split)) for role in ROLES for split in SPLITS]
     asked = {name: getattr(config, name) for name in MEANING}
-    return digest([models, rows, asked, versions(), bool(jax.config.read("jax_enable_x64"))])
+    return digest([models, rows, asked, FORMAT, dependency_versions(), bool(jax.config.read("jax_enable_x64"))])
 
 
 def digest(value: Any) -> str:

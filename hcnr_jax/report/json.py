@@ -32,6 +32,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "device": f"{device.platform}: {device.device_kind}"}
 
 
+def dependency_versions() -> dict[str, str]:
+    """Name what `versions` does, without this package: caches and records carry a format number of their own."""
+    return {name: version for name, version in versions().items() if name != "hcnr_jax"}
+
+
 def plain(value: Any) -> Any:
     """Convert a value to strict JSON: arrays to numbers or lists, NaN and Inf to null, unknown values to text."""
     if isinstance(value, Mapping):

@@ -29,6 +29,9 @@ from hcnr_jax.restoration.tie_margins import cuts_of
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.files import explained, partial_path, staged_folder, sync_folder
 
+# The number of the fields of hcnr.json. It rises when a field goes or changes its meaning.
+RECORD_FORMAT = 1
+
 
 class RestoredTensors(Mapping[str, np.ndarray]):
     """The kept kernels as Hugging Face tensors in TUNED's stored dtypes, made one at a time when looked up."""
@@ -128,6 +131,7 @@ def make_record(
         if cuts.kernels is not None:
             lines[kernel]["cut"] = cuts.kernels[kernel]
     return {
+        "format": RECORD_FORMAT,
         "config": config.model_dump(mode="json"),
         "unused_options": list(config.unused),
         "versions": versions(),

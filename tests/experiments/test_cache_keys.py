@@ -54,7 +54,7 @@ def test_versions_and_options_that_mean_something_are_part_of_it(kept, monkeypat
     assert fingerprint(kept, draws=7, max_task_loss=0.5, methods="wise_ft,recommended") == before
     for option in ({"samples": 7}, {"seed": 1}, {"max_new_tokens": 3}, {"max_length": 99}, {"match": "contains"}):
         assert fingerprint(kept, **option) != before
-    monkeypatch.setattr(made_of, "versions", lambda: {"hcnr_jax": "another"})
+    monkeypatch.setattr(made_of, "dependency_versions", lambda: {"jax": "another"})
     assert fingerprint(kept) != before
 
 

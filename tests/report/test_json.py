@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from hcnr_jax.report.json import plain, to_json, versions
+from hcnr_jax.report.json import dependency_versions, plain, to_json, versions
 
 
 def test_arrays_and_what_is_not_finite() -> None:
@@ -19,3 +19,7 @@ def test_text_is_utf8_and_reads_back() -> None:
 
 def test_versions_name_the_device() -> None:
     assert versions()["device"].startswith("cpu") and versions()["jax"]
+
+
+def test_cache_keys_do_not_know_the_release():
+    assert versions().keys() - dependency_versions().keys() == {"hcnr_jax"}

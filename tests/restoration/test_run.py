@@ -158,6 +158,7 @@ def test_the_record(world, plain) -> None:
     record = record_of(plain)
     assert record["config"] == json.loads(twin(world, plain).model_dump_json())
     assert record["unused_options"] == ["moments_at"]
+    assert record["format"] == 1
     assert record["versions"]["jax"] and record["versions"]["hcnr_jax"] and record["versions"]["python"]
     written = digests(plain)
     assert record["outputs"] == {name: digest for name, digest in written.items() if name != "hcnr.json"}

@@ -20,11 +20,13 @@ from hcnr_jax.checkpoints.digest import sha256_file
 from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS, MergedCheckpoint
 from hcnr_jax.config import RestoreConfig, option_name, stage_of
 from hcnr_jax.data import Example
-from hcnr_jax.report.json import versions
+from hcnr_jax.report.json import dependency_versions
 from hcnr_jax.restoration.inputs import Prepared
 
 Fingerprint = dict[str, str]
 
+# The number of what the work folder holds. It rises when a product changes its meaning, not with each release.
+FORMAT = 1
 # The stages with a product of their own, in order; each depends on the options of all stages before it too.
 STAGES = ("scores", "choice", "selection", "kernels")
 AFTER_CHOICE = ("selection", "kernels")
@@ -34,7 +36,7 @@ TAKEN = "the setting that --choose took"
 
 def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
     """Stage -> what its product depends on; each stage has all that those before it have."""
-    config = prepared.config
+    config, others = prepared.config, dependency_versions()
     found = {
         "BASE": _identity(prepared.base),
         "TUNED": _identity(prepared.tuned),
@@ -42,8 +44,9 @@ def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
         "task rows (of --task, --task-samples, --samples, --max-length, --seed)": _rows(prepared.task),
         "--dtype": dtype,
         "64-bit mode": str(bool(jax.config.read("jax_enable_x64"))),
-        **{f"version of {name}": version for name, version in versions().items() if name != "device"},
-        "device": versions()["device"],
+        "format of the work folder": str(FORMAT),
+        **{f"version of {name}": version for name, version in others.items() if name != "device"},
+        "device": others["device"],
     }
     stages: dict[str, Fingerprint] = {}
     for stage in STAGES:
