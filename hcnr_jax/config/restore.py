@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hcnr_jax.config.options import Positional, RunConfig, Stage, stage_of
+from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
 
 
 def _corrects(config: Any) -> bool:
-    return bool(config.compensation != "none")
+    return bool(OBJECTIVES[config.compensation].solves)
 
 
 def _reads_task_weight(config: Any) -> bool:
-    return bool(config.compensation == "two_sided" or config.refine > 0)
+    return bool(OBJECTIVES[config.compensation].reads_task or config.refine > 0)
 
 
 def _ranks_by_scores(config: Any) -> bool:
@@ -130,19 +131,25 @@ class RestoreConfig(RunConfig):
 
     @model_validator(mode="after")
     def _combinations(self) -> RestoreConfig:
-        if self.granularity != "input" and self.compensation != "none":
+        if self.granularity != "input" and self.objective.solves:
             raise ValueError(
                 f"--granularity {self.granularity} goes with --compensation none alone, got {self.compensation}: "
                 "corrections couple input channels. Add --compensation none, or use --granularity input"
             )
-        if self.compensation == "paper" and self.inputs == "propagated":
+        if self.objective.solves and not self.objective.propagates and self.inputs == "propagated":
             raise ValueError(
-                "--compensation paper has no propagated form: add --inputs local, or use two_sided or exact"
+                f"--compensation {self.compensation} has no propagated form: add --inputs local, or use two_sided or "
+                "exact"
             )
         for name, given in (("--stream", self.stream), ("--mesh", bool(self.mesh))):
             if self.refine and given:
                 raise ValueError(f"--refine needs both models whole on one device: leave out {name}, or --refine")
         return self
+
+    @property
+    def objective(self) -> Objective:
+        """What the chosen compensation reads and solves."""
+        return OBJECTIVES[self.compensation]
 
     @property
     def rows(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.method.objectives.table import OBJECTIVES
 
 # A probe this far above chance on TUNED shows that the knowledge survived; ORGANISM's damaged models lie at 0.75-0.85.
 PREMISE_AUROC = 0.75
@@ -138,7 +139,7 @@ def check_task(tuned: float, restored: float, made: Mapping[str, Any] = UNKNOWN)
 def _keep_task(made: Mapping[str, Any]) -> Iterator[str]:
     """List options that keep more of the task than those used."""
     yield from _better_correction(made)
-    if made.get("compensation", "two_sided") == "two_sided":
+    if OBJECTIVES[made.get("compensation", "two_sided")].reads_task:
         yield f"raise --task-weight{_used(made, 'task_weight')}"
     yield f"lower --in-weight{_used(made, 'in_weight')}"
     yield "give more task rows"
@@ -158,7 +159,7 @@ def _more_honest(made: Mapping[str, Any]) -> Iterator[str]:
     yield from _better_correction(made)
     if made.get("cross_weight", 0.0) < 1:
         yield f"raise --cross-weight{_used(made, 'cross_weight')}"
-    if made.get("compensation", "two_sided") == "two_sided" and made.get("task_weight", 1.0) > 0:
+    if OBJECTIVES[made.get("compensation", "two_sided")].reads_task and made.get("task_weight", 1.0) > 0:
         yield f"lower --task-weight{_used(made, 'task_weight')}"
     yield "see that the premise holds"
 

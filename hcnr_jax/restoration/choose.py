@@ -51,7 +51,7 @@ class OpenedChoice(NamedTuple):
 def settings_of(config: RestoreConfig) -> list[dict[str, Any]]:
     """The grid: the settings as given, then ratios and task weights around the presets'."""
     own = {"cross_weight": config.cross_weight}
-    if config.compensation == "two_sided":
+    if config.objective.reads_task:
         own["task_weight"] = config.task_weight
         pairs = itertools.product(CROSS_WEIGHTS, TASK_WEIGHTS)
         grid = [{"cross_weight": share, "task_weight": weight} for share, weight in pairs]

@@ -80,7 +80,7 @@ def _items(
     known: Mapping[Kernel, jax.Array],
 ) -> Iterator[tuple[Kernel, Corrected]]:
     config, layout, names = prepared.config, prepared.layout, kernel_names(prepared.spec)
-    if config.compensation == "none":
+    if not config.objective.solves:
         yield from plain_kernels(prepared, base, tuned, selection, known)
         return
     settings = settings_of(config)
@@ -173,7 +173,7 @@ def checked(
 def _check_rank(config: RestoreConfig, result: Result, mask: np.ndarray, tensor: str) -> None:
     """Without damping, fewer tokens than unknowns leave the moments singular; a Cholesky factor can miss it, because
     rounding may make the pivots that should be 0 positive."""
-    unknowns = mask.size if config.compensation == "paper" else int(mask.sum())
+    unknowns = mask.size if config.objective.unknowns == "all" else int(mask.sum())
     if config.damping == 0 and config.solver == "dense" and result.tokens < unknowns:
         raise InputError(
             f"tensor {tensor}: --damping 0 needs at least as many tokens as the {unknowns} inputs solved for, found "

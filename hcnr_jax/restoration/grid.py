@@ -117,7 +117,7 @@ def _restored(
 ) -> Iterator[GridResult | GridFailure]:
     """Every selection's kernels put back and corrected."""
     for place, selection in selections.items():
-        if configs[place].compensation == "none":
+        if not configs[place].objective.solves:
             yield GridResult(place, selection, dict(plain_kernels(prepared, base, tuned, selection)))
     for places in _groups(configs, selections):
         cases = [(configs[place], selections[place]) for place in places]
@@ -127,7 +127,7 @@ def _restored(
 
 def _groups(configs: Sequence[RestoreConfig], places: Iterable[int]) -> list[list[int]]:
     """The places with a correction to solve for, those together that share a walk."""
-    solved = [place for place in places if configs[place].compensation != "none"]
+    solved = [place for place in places if configs[place].objective.solves]
     local = [place for place in solved if configs[place].inputs == "local"]
     return [*([local] if local else []), *([place] for place in solved if place not in local)]
 

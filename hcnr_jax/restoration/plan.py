@@ -158,16 +158,16 @@ def _spill_bytes(spec: ModelSpec, tokens: int, corrected: int) -> int:
 
 def _sweep_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
     """Hidden states of every followed model, and the moments of the widest group with the matrices its solve needs."""
-    if config.compensation == "none":
+    if not config.objective.solves:
         return 0
-    two_sided, propagated = config.compensation == "two_sided", config.inputs == "propagated"
+    two_sided, propagated = config.objective.reads_task, config.inputs == "propagated"
     matrices = (1 + two_sided) * (3 if propagated else 1) + 3
     return 4 * (_followed(config, tokens) * spec.hidden_size + matrices * max(_widths(spec)) ** 2)
 
 
 def _kept_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
     """What one block's groups read in every followed model, where inputs are propagated."""
-    propagated = config.compensation != "none" and config.inputs == "propagated"
+    propagated = config.objective.solves and config.inputs == "propagated"
     return 4 * _followed(config, tokens) * sum(_widths(spec)) if propagated else 0
 
 
@@ -183,7 +183,7 @@ def _fits(kept_inputs: int, weight_bytes: int, layout: Layout | None) -> bool:
 
 def _followed(config: RestoreConfig, tokens: list[int]) -> int:
     """Tokens of all followed models."""
-    asked = tokens[0] + (tokens[1] if config.compensation == "two_sided" else 0)
+    asked = tokens[0] + (tokens[1] if config.objective.reads_task else 0)
     return asked * (2 if config.inputs == "propagated" else 1)
 
 
@@ -197,8 +197,8 @@ def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list
     followed model, the moments' products, factorisations."""
     total = sum(tokens)
     flops = 6.0 * parameters * total
-    if config.compensation != "none":
-        propagated, two_sided = config.inputs == "propagated", config.compensation == "two_sided"
+    if config.objective.solves:
+        propagated, two_sided = config.inputs == "propagated", config.objective.reads_task
         swept = total if two_sided else tokens[0]
         flops += 2.0 * parameters * swept * (2 if propagated else 1)
         # Propagated: moments of what is met, of its shift and, on honesty rows, of what is meant.

@@ -24,6 +24,7 @@ from hcnr_jax.bench.sparsegpt_solve import sequential
 from hcnr_jax.bench.timing import Program, compile_each, race
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.objectives.ridge import SOLVES, Method, Pair, compensate
+from hcnr_jax.method.objectives.table import OBJECTIVES
 
 DAMPING, TASK_WEIGHT = 0.01, 2.0
 METHODS: tuple[Method, ...] = ("exact", "paper", "two_sided")
@@ -148,7 +149,7 @@ def _floor(context: BenchContext, method: str, form: str, *, block: Mapping[str,
 
     def one(kernel: Kernel) -> float:
         fan_in, fan_out = kernel.pair.base.shape
-        tokens = _tokens(kernel, few)[0].shape[0] * (2 if method == "two_sided" else 1)
+        tokens = _tokens(kernel, few)[0].shape[0] * (2 if OBJECTIVES[method].reads_task else 1)
         return solve_flops(method, form, fan_in, fan_out=fan_out, restored=kernel.pair.restored.shape[0], tokens=tokens)
 
     return sum(one(kernel) for kernel in block.values()) / context.rates.matmul_float32

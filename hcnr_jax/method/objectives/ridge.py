@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hcnr_jax.method.curvature import Inputs, Moments, damping_of, distances, linearised_gradient, trace_of
+from hcnr_jax.method.objectives.table import OBJECTIVES
 from hcnr_jax.method.solve import (
     Outcome,
     SolveInfo,
@@ -275,11 +276,11 @@ def restored_rows(
 ) -> tuple[Float[Array, "r o"], Info]:
     """The same, but of W' its restored rows alone: W_base,R + E_R."""
     dtype = pair.base.dtype
-    task = task if method == "two_sided" else None
+    task = task if OBJECTIVES[method].reads_task else None
     correction, solve = SOLVES[method][form](
         pair, honesty, task, jnp.asarray(weight, dtype), jnp.asarray(damping, dtype)
     )
-    unknowns = pair.base.shape[0] if method == "paper" else pair.restored.shape[0]
+    unknowns = pair.base.shape[0] if OBJECTIVES[method].unknowns == "all" else pair.restored.shape[0]
     rows = pair.base[pair.restored] + correction
     outcome = _with_rank(solve.outcome, unknowns, honesty, task, weight, damping)
     # Not every solve reads every weight.

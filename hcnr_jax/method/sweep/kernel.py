@@ -16,6 +16,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 from hcnr_jax.method.objectives.ridge import Info, Method, Pair, choose_form, restored_rows
+from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
 from hcnr_jax.method.sweep.model import BlockModel
 
 # What a solve reads of a group's inputs on one side.
@@ -32,12 +33,21 @@ class Settings(NamedTuple):
     task_weight: float = 2.0
     moments_at: Literal["base", "tuned"] = "base"
 
+    @property
+    def objective(self) -> Objective:
+        """What the method reads and solves."""
+        return OBJECTIVES[self.method]
+
     def check(self) -> None:
         """InputError for settings without a sweep: method 'none', and 'paper' with propagated inputs."""
-        if self.method == "none":
-            raise InputError("method 'none' has nothing to solve: call `restore` of hcnr_jax.method.restore instead")
-        if self.method == "paper" and self.inputs == "propagated":
-            raise InputError("method 'paper' has no propagated form: use inputs 'local', or 'exact' or 'two_sided'")
+        if not self.objective.solves:
+            raise InputError(
+                f"method {self.method!r} has nothing to solve: call `restore` of hcnr_jax.method.restore instead"
+            )
+        if not self.objective.propagates and self.inputs == "propagated":
+            raise InputError(
+                f"method {self.method!r} has no propagated form: use inputs 'local', or 'exact' or 'two_sided'"
+            )
 
 
 class Result(NamedTuple):

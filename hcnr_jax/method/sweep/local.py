@@ -72,7 +72,7 @@ def sweep_local(
     at = {case.settings.moments_at for case in cases}
     if len(at) > 1:
         raise InputError(f"cases of one local sweep must share moments_at, got {', '.join(sorted(at))}")
-    two_sided = [i for i, case in enumerate(cases) if case.settings.method == "two_sided"]
+    two_sided = [i for i, case in enumerate(cases) if case.settings.objective.reads_task]
     aim = base if at == {"base"} else tuned
     sides = [_Side(model, Stream.start(model, aim, honesty), list(range(len(cases))), True)]
     if two_sided:

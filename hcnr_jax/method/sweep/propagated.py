@@ -69,7 +69,7 @@ def sweep_propagated(
 
     keep_inputs: `Stream.keep`.
     """
-    two_sided, last = settings.method == "two_sided", masks.last_block()
+    two_sided, last = settings.objective.reads_task, masks.last_block()
     first_side = _Side.start(model, base, tuned, honesty, True, keep_inputs)
     second_side = _Side.start(model, tuned, tuned, task, False, keep_inputs) if two_sided else None
     tokens = count_tokens(first_side.masks) + (count_tokens(second_side.masks) if second_side else 0)
