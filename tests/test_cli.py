@@ -16,7 +16,7 @@ from hcnr_jax.errors import InputError, RunError
 from tests.restoration.worlds import call, text_of
 
 NEEDED = ["base", "tuned", "--honesty", "h.jsonl", "--task", "t.jsonl", "--out", "out"]
-# DESIGN's contract, word for word.
+# The contract of docs/design.md, word for word.
 CONTRACT = {
     "restore": "BASE TUNED --honesty --task --out --config --in-weight --cross-weight --priority --granularity "
     "--compensation --task-weight --inputs --solver --damping --scores-at --moments-at --loss --samples "

@@ -14,7 +14,7 @@ import numpy as np
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.objectives.table import OBJECTIVES
 
-# A probe this far above chance on TUNED shows that the knowledge survived; ORGANISM's damaged models lie at 0.75-0.85.
+# A probe this far above chance on TUNED shows that the knowledge survived; damaged models lie at 0.75-0.85.
 PREMISE_AUROC = 0.75
 # Below this correlation between halves of the rows, the half that is selected is decided by which rows were drawn.
 STABLE_CORRELATION = 0.7

@@ -1,6 +1,7 @@
-"""The paper: pure functions on pytrees. No file, no model family, no logging.
+"""The paper as pure functions on pytrees: no file, no model family, no logging, no option names.
 
-Stage 1 is `fisher` (scores), `select` (masks); stage 2 is `restore` (base where the mask is True), `curvature` (second
-moments, Hessian-vector products), `compensate` (the corrections), `blocks` (in the order data flows), on the linear
-algebra of `solve`. Beyond the paper, `refine` goes through the whole network at the end.
+Stage 1 scores neurons (`fisher`), ranks them (`priority`) and turns ranks into masks (`select`, `certainty`). Stage 2
+restores them (`restore`), measures inputs (`curvature`) and corrects kernels (`objectives`, `solve`) block by block in
+data-flow order (`sweep`). `refine` takes a last step through the whole network. `taps` reads and replaces
+linear layers.
 """

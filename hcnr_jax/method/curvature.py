@@ -239,7 +239,7 @@ def input_moments(
     forward: (params, batch) -> an array that depends on all the kernels. token_mask: True where a token counts; its
     shape must be that of the inputs without their last axis. As in fisher.py, the cotangent of a tap beside each
     kernel is defined to be the moment. Holds the moments of all the kernels at once; the block sweep
-    of blocks.py does not. Divide by the number of tokens yourself.
+    of `sweep/run.py` does not. The caller divides by the number of tokens.
     """
     weights = token_mask.astype(jnp.float32)
 

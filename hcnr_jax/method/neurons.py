@@ -136,7 +136,7 @@ def spread(mask: Array, leaf: Array, granularity: Granularity) -> Array:
 def order_kernels(leaves: Mapping[str, Shaped], paths: Sequence[str] | None = None) -> list[Kernel]:
     """All kernels, by block and then in the order of `paths` (default: the order of `leaves`).
 
-    This is the order in which ties between kernels are broken: METHOD stage 1.4, 'by block, then q,k,v,o,gate,up,down'.
+    Ties between kernels are broken in this order (docs/method.md, 1.4): by block, then q, k, v, o, gate, up, down.
     """
     paths = tuple(leaves) if paths is None else tuple(paths)
     kernels = [Kernel(path, index) for path in paths for index in _indices(stack_shape(leaves[path]))]

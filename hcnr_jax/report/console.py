@@ -1,4 +1,4 @@
-"""Prints the progress of a run: stages with progress bars, plans and warnings. Only the pipeline prints."""
+"""Prints the progress of a run: stages with progress bars, plans and warnings. No other module prints."""
 
 from __future__ import annotations
 

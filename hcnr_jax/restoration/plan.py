@@ -41,7 +41,7 @@ KEEP_SHARE = 0.25
 class Plan:
     """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
 
-    keep_inputs: of `method.blocks.Sweep`; by free memory, which is every process's own. shapes: of the microbatches.
+    keep_inputs: of `method.sweep.run.Sweep`; by free memory, which is every process's own. shapes: of the microbatches.
     window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go into each shape. dtype: compute
     dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
     """

@@ -43,7 +43,7 @@ def load(folder: Path) -> torch.nn.Module:
 
 
 def tokens_of(folder: Path, rows: Path, count: int) -> list[Tokens]:
-    """The first rows of a file in file order, tokenised as DESIGN's contract words it."""
+    """The first rows of a file in file order, tokenised as docs/design.md says."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     chosen = [json.loads(line) for line in rows.read_text().splitlines()[:count]]
     return [

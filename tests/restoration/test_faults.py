@@ -1,4 +1,4 @@
-"""Damaged files, bad outputs, wrong options through the command line: FAULTS 1 to 10, 30, and what nobody foresaw."""
+"""Damaged files, bad outputs, wrong options through the command line: docs/faults.md 1 to 10 and 30."""
 
 import errno
 import json
@@ -76,7 +76,7 @@ def last_bytes(entry: dict) -> None:
     entry["data_offsets"] = [0, entry["data_offsets"][1] - entry["data_offsets"][0]]
 
 
-# FAULTS 1-4: what is done to the file's bytes, and words the message must hold beside the file's name.
+# docs/faults.md 1-4: what is done to the file's bytes, and words the message must hold beside the file's name.
 DAMAGES = {
     "cut in its body": (lambda raw: raw[:-100], ["cut short", "100 missing", "download or save the file again"]),
     "cut in its header": (lambda raw: raw[:60], ["cut short"]),
@@ -110,7 +110,7 @@ def test_a_damaged_shard(sharded, side, damage) -> None:
 
 
 def test_a_flipped_bit_shows_in_the_digests(world, tmp_path) -> None:
-    """FAULTS 5: a body whose every byte is legal. Its sha256 is in hcnr.json, and a patch refuses the model."""
+    """docs/faults.md 5: a body whose every byte is legal. Its sha256 is in hcnr.json, and a patch refuses the model."""
     out = restore(world, tmp_path / "out", "--compensation", "none")
     for folder, side in ((world.tuned, "inputs"), (out, "outputs")):
         path = folder / "model.safetensors"
@@ -213,7 +213,7 @@ def test_a_filled_output_is_kept(world, tmp_path) -> None:
     ],
 )
 def test_a_disk_that_fails_in_the_middle(world, monkeypatch, code, remedy) -> None:
-    """FAULTS 10, after a few tensors of the output are written."""
+    """docs/faults.md 10, after a few tensors of the output are written."""
     write, written = save._write_tensor, []
 
     def fail(file, tensor) -> None:

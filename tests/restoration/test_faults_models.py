@@ -1,4 +1,4 @@
-"""Models that do not fit, are not whole or are not finite, through the command line: FAULTS 13 to 21."""
+"""Models that do not fit, are not whole or are not finite, through the command line: docs/faults.md 13 to 21."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_identical_models(world) -> None:
 
 
 def test_more_embedding_rows_than_tokens_are_fine_fewer_are_not(tmp_path) -> None:
-    """FAULTS 14: the tiny tokenizer has 64 ids."""
+    """docs/faults.md 14: the tiny tokenizer has 64 ids."""
     assert "6 of 14 kept" in dry(make_world(tmp_path / "padded" / "in", vocab_size=72))
     message = refused(make_world(tmp_path / "short" / "in", vocab_size=40))
     assert all(word in message for word in ["honesty.jsonl, line ", "gives id ", "the model embeds 40 ids", "tuned"])
@@ -97,7 +97,7 @@ def test_rows_that_the_config_does_not_count(world) -> None:
 
 
 def test_heads_beside_tied_embeddings(tmp_path) -> None:
-    """FAULTS 15: an equal copy is taken, another one and an absent one are refused."""
+    """docs/faults.md 15: an equal copy is taken, another one and an absent one are refused."""
     world = make_world(tmp_path / "in", tie_word_embeddings=True)
 
     def add_head(factor: float):
@@ -242,7 +242,7 @@ def test_an_adapter_that_is_not_finite(adapted) -> None:
 
 
 def test_a_kernel_of_zeros(world, tmp_path) -> None:
-    """FAULTS 19: 0/0 counts as 0, x/0 is refused by the tensor's name."""
+    """docs/faults.md 19: 0/0 counts as 0, x/0 is refused by the tensor's name."""
 
     def clear(weights: dict) -> None:
         weights[Q0] = np.zeros_like(weights[Q0])

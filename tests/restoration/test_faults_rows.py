@@ -1,4 +1,4 @@
-"""Rows, tokenizers and numbers that go wrong, through the command line: FAULTS 22 to 29."""
+"""Rows, tokenizers and numbers that go wrong, through the command line: docs/faults.md 22 to 29."""
 
 import json
 from pathlib import Path
@@ -206,7 +206,7 @@ def dead_block(weights: dict) -> None:
 
 @pytest.mark.parametrize("priority", ["kl", "raw"])
 def test_scores_of_zero_and_ties_are_handled(world, tmp_path, priority) -> None:
-    """FAULTS 26 and 27: both scores 0 give a priority of 0, and the tie goes to the lower neurons."""
+    """docs/faults.md 26 and 27: both scores 0 give a priority of 0, and the tie goes to the lower neurons."""
     edit_weights(world.tuned, dead_block)
     options = ("--compensation", "none", "--cross-weight", 1, "--priority", priority)
     out = restore(world, tmp_path / "out", *options)
@@ -216,7 +216,7 @@ def test_scores_of_zero_and_ties_are_handled(world, tmp_path, priority) -> None:
 
 
 def test_no_damping_and_too_few_tokens(world) -> None:
-    """FAULTS 28: singular moments stop the run, in the paper's form too; damping mends them."""
+    """docs/faults.md 28: singular moments stop the run, in the paper's form too; damping mends them."""
     for method in ("exact", "paper"):
         options = ("--compensation", method, "--inputs", "local", "--honesty-samples", 1, "--in-weight", 0.9)
         message = refused(world, *options, "--damping", 0)

@@ -24,7 +24,7 @@ Statistic = Moments | Inputs | None
 
 
 class Settings(NamedTuple):
-    """How to compensate; METHOD stage 2."""
+    """Holds how to compensate: stage 2 of docs/method.md."""
 
     method: Method = "two_sided"
     inputs: Literal["local", "propagated"] = "propagated"

@@ -1,6 +1,6 @@
 """A model seen as embedding, blocks and a loss, and the small compiled programs that walk rows through it.
 
-What the block sweep (`blocks`, `grid`) and the layer-wise scores (`layerwise`) need to know of a model. Parameters are
+The block sweep (`run`) and the block-wise scores (`scores`) read models in this form. Parameters are
 only ever asked for one block at a time, so that they may be a tree in memory or something that reads a block from a
 disk when it is asked.
 """
@@ -29,7 +29,7 @@ class BlockModel(NamedTuple):
     like hidden without its last axis. groups: kernels that read the same input, in data-flow order, paths relative to
     the block. kernel: (index, relative path) -> which `Kernel` of the params that is. outer: params -> what `embed`
     and `loss` read of them. loss: (outer params, hidden after the last block, batch) -> (rows,), one loss a row;
-    needed by `layerwise` alone. to_solver: (kernel, what its solve reads) -> the same where it is to be solved;
+    needed by `scores` alone. to_solver: (kernel, what its solve reads) -> the same where it is to be solved;
     from_solver: (kernel, new weights) -> the same where the block's other weights are. They move arrays and change
     none: with several devices, kernels that share an input are solved side by side.
     """

@@ -244,7 +244,7 @@ def test_sigterm_says_how_to_go_on(world, tmp_path) -> None:
 
 
 def test_killed_at_random_moments(world, tmp_path) -> None:
-    """FAULTS 11. Moments are drawn from the run's own length, so that every stage is hit."""
+    """docs/faults.md 11. Moments are drawn from the run's own length, so that every stage is hit."""
     options = ("--compilation-cache", tmp_path / "programs", "--microbatch", 2, "--resume")
     finish(start(world, tmp_path / "whole", *options))
     begun = time.monotonic()  # the second run has its programs at hand, as those that are killed
