@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hcnr_jax.method import fisher, neurons, priority, select
-from hcnr_jax.method.sweep.run import BlockModel, Settings, Sweep
+from hcnr_jax.method.sweep.run import BlockModel, Problem, Settings, Sweep
 
 WIDTH, CLASSES = 16, 4
 
@@ -56,15 +56,18 @@ def main() -> None:
     honesty, task = rows(keys[2]), rows(keys[3])
 
     paths = neurons.find_kernels(tuned, r"block_\d/.*")
-    fisher.check_uses(loss, tuned, paths, jax.tree.map(lambda leaf: leaf[0], honesty))
+    fisher.check_uses(loss, tuned, paths, example=jax.tree.map(lambda leaf: leaf[0], honesty))
     scorer = jax.jit(lambda params, batch: fisher.example_scores(loss, params, paths, batch)[0]["input"])
     scores = [jax.tree.map(lambda leaf: leaf.mean(0), scorer(tuned, batch)) for batch in (honesty, task)]
 
     kernels, originals = neurons.get_leaves(tuned, paths), neurons.get_leaves(base, paths)
-    ranked = priority.priorities("kl", *scores, jax.random.key(0))
-    candidates = select.in_weight_mask(ranked, kernels, 0.5, "input")
-    moved = {path: select.perturbation(originals[path], kernels[path], candidates[path], "input") for path in paths}
-    masks, kept = select.cross_weight_mask(candidates, moved, kernels, 0.5)
+    ranked = priority.priorities("kl", *scores, key=jax.random.key(0))
+    candidates = select.in_weight_mask(ranked, kernels, 0.5, granularity="input")
+    moved = {
+        path: select.perturbation(originals[path], kernels[path], candidates[path], granularity="input")
+        for path in paths
+    }
+    masks, kept = select.cross_weight_mask(candidates, moved, kernels, ratio=0.5)
     print("kept kernels:", ", ".join(map(str, kept)))
 
     model = BlockModel(
@@ -76,8 +79,8 @@ def main() -> None:
         groups=(("up/kernel",), ("down/kernel",)),
         kernel=lambda index, path: neurons.Kernel(f"block_{index}/{path}", ()),
     )
-    restored = tuned
-    for result in Sweep(model, Settings(method="two_sided")).run(base, tuned, masks, [honesty], [task]):
+    restored, problem = tuned, Problem(model, base, tuned, [honesty], [task])
+    for result in Sweep(Settings(method="two_sided")).run(problem, masks):
         restored = neurons.put_leaves(restored, {result.kernel.path: result.weights})
         info = result.info
         print(

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from hcnr_jax.method import fisher, neurons, priority, restore, select
 from hcnr_jax.method.curvature import Moments, input_moments
-from hcnr_jax.method.objectives.ridge import Pair, compensate
+from hcnr_jax.method.objectives.compensate import Pair, compensate
 
 WIDTH, INNER, CLASSES, STEPS = 16, 32, 4, 20
 
@@ -77,13 +77,15 @@ def make_restore(paths: tuple[str, ...], ratio: float = 0.5) -> Any:
     def moments(params: Any, batch: Any) -> dict[str, Moments]:
         mask = jnp.ones(batch[0].shape[:2], bool)
         count = jnp.asarray(float(mask.size))
-        sums = input_moments(lambda p, b: Model().apply({"params": p}, b[0]), params, paths, batch, mask)
+        sums = input_moments(
+            lambda p, b: Model().apply({"params": p}, b[0]), params, paths, batch=batch, token_mask=mask
+        )
         return {path: Moments(count, total / count, None, None) for path, total in sums.items()}
 
     def run(base: Any, tuned: Any, honesty: Any, task: Any) -> tuple[Any, neurons.Leaves]:
         old, new = neurons.get_leaves(base, paths), neurons.get_leaves(tuned, paths)
-        ranked = priority.priorities("kl", scores(tuned, honesty), scores(tuned, task), jax.random.key(0))
-        masks = select.in_weight_mask(ranked, new, ratio, "input")
+        ranked = priority.priorities("kl", scores(tuned, honesty), scores(tuned, task), key=jax.random.key(0))
+        masks = select.in_weight_mask(ranked, new, ratio, granularity="input")
         on_honesty, on_task = moments(base, honesty), moments(tuned, task)
         corrected = {}
         for path in paths:

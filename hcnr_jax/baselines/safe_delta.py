@@ -43,7 +43,7 @@ def honesty_moments(
         paths: of the kernels.
         batches: (batch, mask of its real tokens).
     """
-    step = jax.jit(lambda params, batch, mask: input_moments(forward, params, paths, batch, mask))
+    step = jax.jit(lambda params, batch, mask: input_moments(forward, params, paths, batch=batch, token_mask=mask))
     total: Leaves = {}
     for batch, mask in batches:
         found = step(base, batch, mask)

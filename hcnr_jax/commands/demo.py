@@ -39,7 +39,7 @@ from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.report.json import to_json, versions
 from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal import wide_table
-from hcnr_jax.restoration.run import restore
+from hcnr_jax.restoration import restore
 from hcnr_jax.runtime.files import check_output, write_result
 from hcnr_jax.training.trainer import StepInfo
 

@@ -44,7 +44,7 @@ from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
 from hcnr_jax.report.terminal import wide_table
 from hcnr_jax.restoration.decoder_blocks import block_model
-from hcnr_jax.restoration.inputs import Prepared, kernel_names, prepare
+from hcnr_jax.restoration.inputs import RunInputs, kernel_names, open_inputs
 from hcnr_jax.restoration.microbatches import Shape, loss_window, microbatches
 from hcnr_jax.restoration.plan import make_plan
 from hcnr_jax.restoration.score import Scoring, score
@@ -62,7 +62,7 @@ def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[F
     """
     reporter = reporter or Reporter()
     check_new_file(config.out)
-    prepared = prepare(_restore_config(config), reporter)
+    inputs = open_inputs(_restore_config(config), reporter)
     base = open_model(config.base)
     tuned = open_model(config.tuned, base.checkpoint)
     restored = _open_restored(config, base)
@@ -70,12 +70,12 @@ def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[F
         base_model, tuned_model = base.load(), tuned.load()
         parts = {
             "probe": premise(config, base_model, tuned_model, reporter=reporter),
-            **before(prepared, base_model.params, tuned_model.params, reporter=reporter, microbatch=config.microbatch),
+            **before(inputs, base_model.params, tuned_model.params, reporter=reporter, microbatch=config.microbatch),
         }
         if restored is not None:
             made = settings_of(restored)
             parts["restored"] = after(
-                config, prepared, tuned_model, restored=restored.load(), reporter=reporter, made=made
+                config, inputs, tuned_model, restored=restored.load(), reporter=reporter, made=made
             )
     findings = [finding for found, _ in parts.values() for finding in found]
     tell(findings, reporter)
@@ -150,32 +150,32 @@ def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, *, re
 
 
 def before(
-    prepared: Prepared, base: Params, tuned: Params, *, reporter: Reporter, microbatch: int | None = None
+    inputs: RunInputs, base: Params, tuned: Params, *, reporter: Reporter, microbatch: int | None = None
 ) -> dict[str, Part]:
     """Check what a restoration of these inputs would meet: stability of the scores, condition of the moments.
 
     Args:
-        prepared: inputs of the restoration.
+        inputs: inputs of the restoration.
         base: params of BASE.
         tuned: params of TUNED.
         reporter: prints progress.
         microbatch: rows a step; None chooses from the sizes.
     """
-    config, spec = prepared.config, prepared.spec
-    shapes = make_plan(prepared).shapes
+    config, spec = inputs.config, inputs.spec
+    shapes = make_plan(inputs).shapes
     if microbatch:
         shapes = tuple(Shape(length, microbatch) for length, _ in shapes)
     parts: dict[str, Part] = {}
-    for name, examples in ((HONESTY.name, prepared.honesty), (TASK, prepared.task)):
+    for name, examples in ((HONESTY.name, inputs.honesty), (TASK, inputs.task)):
         by_kernel, pooled = split_half(
             config, spec, tuned, examples=examples, shapes=shapes, name=name, reporter=reporter
         )
         finding = check_stability(name, by_kernel, len(examples))
         parts[f"stability_{name}"] = ([finding], {"kernels": by_kernel, "all_neurons": pooled})
-    with reporter.stage("moments", len(prepared.honesty), "rows") as stage:
-        batches = [part.batch for part in microbatches(prepared.honesty, shapes)]
+    with reporter.stage("moments", len(inputs.honesty), "rows") as stage:
+        batches = [part.batch for part in microbatches(inputs.honesty, shapes)]
         conditions = input_conditions(block_model(spec), base, batches, damping=config.damping)
-        stage.advance(len(prepared.honesty))
+        stage.advance(len(inputs.honesty))
     finding = check_conditioning(conditions, config.damping)
     parts["moments"] = ([finding], {"conditions": [asdict(condition) for condition in conditions]})
     return parts
@@ -230,7 +230,7 @@ def settings_of(restored: OpenedModel) -> dict[str, Any]:
 
 def after(
     config: DiagnoseConfig,
-    prepared: Prepared,
+    inputs: RunInputs,
     tuned: LoadedModel,
     *,
     restored: LoadedModel,
@@ -241,7 +241,7 @@ def after(
 
     Args:
         config: names the rows and how they are asked.
-        prepared: inputs of the restoration, with the scored rows.
+        inputs: inputs of the restoration, with the scored rows.
         tuned: TUNED, loaded.
         restored: the restored model, loaded.
         reporter: prints progress.
@@ -250,8 +250,8 @@ def after(
     findings: list[Finding] = []
     prompts: list[Prompt] = []
     files: list[tuple[Role, Path, list[Example]]] = [
-        (HONESTY.name, config.honesty, prepared.honesty),
-        (TASK, config.task, prepared.task),
+        (HONESTY.name, config.honesty, inputs.honesty),
+        (TASK, config.task, inputs.task),
     ]
     for role, path, scored in files:
         rows = _held_out(read_rows(path), {example.row.line for example in scored}, role, reporter)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from hcnr_jax.config.options import Positional, RunConfig, Stage, stage_of
 from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
+
+if TYPE_CHECKING:
+    CompensationName = str
+else:
+    CompensationName = Literal[tuple(OBJECTIVES)]
 
 
 def _corrects(config: Any) -> bool:
@@ -58,9 +63,7 @@ class RestoreConfig(RunConfig):
     granularity: Annotated[Literal["input", "output", "weight"], SCORES] = Field(
         "input", description="what a neuron is; input: the paper"
     )
-    compensation: Annotated[Literal["none", "paper", "exact", "two_sided"], KERNELS] = Field(
-        "two_sided", description="correction"
-    )
+    compensation: Annotated[CompensationName, KERNELS] = Field("two_sided", description="correction")
     task_weight: Annotated[float, TASK_TERM] = Field(
         2.0, ge=0, description="weight of the task side in two_sided, unitless"
     )

@@ -18,7 +18,7 @@ from hcnr_jax.evaluate.ask.model import open_model
 from hcnr_jax.evaluate.ask.runner import Answer
 from hcnr_jax.evaluate.score.measurement import measure
 from hcnr_jax.experiments.cache_keys import digest, pair_fingerprint
-from hcnr_jax.experiments.pair_session import Failure, Lab, Made, questions_of
+from hcnr_jax.experiments.pair_session import ExperimentModel, Failure, Lab, questions_of
 from hcnr_jax.experiments.pairs import Pair, find_pairs
 from hcnr_jax.experiments.record_file import Record, Records
 from hcnr_jax.experiments.summary import BASE, TUNED
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     """
 
     place: int
-    made: Made | Failure
+    made: ExperimentModel | Failure
     examples: tuple[Row, ...] = ()
     samples: int | None = None
 
@@ -191,7 +191,7 @@ def _run_pair(lab: Lab, jobs: Sequence[Job], make: Make, book: _Book, reporter: 
     others = [job for job in jobs if job.method not in own]
     for job in jobs:
         if job.method in own:
-            _record(lab, job, Outcome(0, Made(own[job.method], 0.0)), book)
+            _record(lab, job, Outcome(0, ExperimentModel(own[job.method], 0.0)), book)
     last = ""
     for outcome in make(lab, others) if others else ():
         job = others[outcome.place]

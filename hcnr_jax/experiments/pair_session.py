@@ -28,13 +28,15 @@ from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import FREE, GridFailure, try_grid
-from hcnr_jax.restoration.inputs import Prepared, prepare
-from hcnr_jax.restoration.plan import Plan, make_plan
-from hcnr_jax.restoration.run import load_pair, score_pair, scoring_of
+from hcnr_jax.restoration.inputs import open_inputs
+from hcnr_jax.restoration.load import load_run
+from hcnr_jax.restoration.plan import make_plan
+from hcnr_jax.restoration.run_context import Models, Run
 from hcnr_jax.restoration.score import Scores, prepare_scoring
+from hcnr_jax.restoration.score_pair import score_pair, scoring_of
 
 
-class Made(NamedTuple):
+class ExperimentModel(NamedTuple):
     """Holds a model that an experiment made.
 
     Args:
@@ -52,9 +54,8 @@ Failure = InputError | NumericalError
 """Why a setting has no model; the experiment goes on without it."""
 
 
-class _Scored(NamedTuple):
-    prepared: Prepared
-    plan: Plan
+class _ScoredRun(NamedTuple):
+    run: Run
     scores: dict[str, Scores]
     seconds: float
 
@@ -64,27 +65,27 @@ class Lab:
 
     def __init__(self, pair: Pair, config: ExperimentConfig, reporter: Reporter) -> None:
         self.pair, self.config, self.reporter = pair, config, reporter
-        self._scored: dict[str, _Scored] = {}
-        self._opened: dict[str, tuple[Prepared, Plan]] = {}
+        self._scored: dict[str, _ScoredRun] = {}
+        self._opened: dict[str, Run] = {}
         self._prompts: dict[tuple[str, int], list[Prompt]] = {}
         first = self.restoration("recommended", {})
-        prepared = prepare(first, reporter)
-        self.spec = prepared.spec
-        self.honesty = [example.row for example in prepared.honesty]
-        self.task = [example.row for example in prepared.task]
-        self.examples = dict(zip(ROLES, (prepared.honesty, prepared.task), strict=True))
-        self.tokenizer: Tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
-        self._eos = end_ids(prepared.tuned, self.spec, self.tokenizer)
-        plan = make_plan(prepared)
+        inputs = open_inputs(first, reporter)
+        self.spec = inputs.spec
+        self.honesty = [example.row for example in inputs.honesty]
+        self.task = [example.row for example in inputs.task]
+        self.examples = dict(zip(ROLES, (inputs.honesty, inputs.task), strict=True))
+        self.tokenizer: Tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
+        self._eos = end_ids(inputs.tuned, self.spec, self.tokenizer)
         # Rows are scored when a restoration asks for it: experiments that only train never do.
-        self.base, self.tuned = load_pair(prepared, plan, reporter, scoring=False)
-        self._opened[_scores_key(first)] = prepared, plan
+        run = load_run(inputs, make_plan(inputs), reporter, scoring=False)
+        self.base, self.tuned = run.models
+        self._opened[_scores_key(first)] = run
 
     def restoration(self, name: str, values: Mapping[str, Any]) -> RestoreConfig:
         """Build the settings of a restoration: a preset on this pair's rows, with some settings changed."""
         return restoration(self.config, self.pair, name, values=values)
 
-    def restored(self, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
+    def restored(self, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, ExperimentModel | InputError]]:
         """Yield (place, the restored model, or why that setting has none), grouped by settings of equal scores."""
         groups: dict[str, list[int]] = {}
         for place, config in enumerate(configs):
@@ -102,30 +103,33 @@ class Lab:
                     made if isinstance(made, InputError) else made._replace(seconds=made.seconds + share),
                 )
 
-    def _grid(self, scored: _Scored, configs: Sequence[RestoreConfig]) -> Iterator[tuple[int, Made | InputError]]:
+    def _grid(
+        self, scored: _ScoredRun, configs: Sequence[RestoreConfig]
+    ) -> Iterator[tuple[int, ExperimentModel | InputError]]:
         """Restore all settings that share their scores, in one walk."""
-        prepared, plan, scores, _ = scored
         started = time.perf_counter()
-        for item in try_grid(prepared, plan, configs, self.base, self.tuned, scores, self.reporter):
+        for item in try_grid(scored.run, configs, scored.scores):
             if isinstance(item, GridFailure):
                 yield item.place, item.error
                 continue
             made = jax.block_until_ready(restored_params(self.tuned, item.corrected))
-            yield item.place, Made(made, time.perf_counter() - started, kernel_map(item.selection, self.spec.kernels))
+            yield (
+                item.place,
+                ExperimentModel(made, time.perf_counter() - started, kernel_map(item.selection, self.spec.kernels)),
+            )
             started = time.perf_counter()
 
-    def _score(self, config: RestoreConfig) -> _Scored:
+    def _score(self, config: RestoreConfig) -> _ScoredRun:
         key = _scores_key(config)
         if key not in self._scored:
             if key not in self._opened:
-                found = prepare(config, self.reporter)
-                self._opened[key] = found, make_plan(found)
-            prepared, plan = self._opened.pop(key)
+                inputs = open_inputs(config, self.reporter)
+                self._opened[key] = Run(inputs, make_plan(inputs), Models(self.base, self.tuned), self.reporter)
+            run = self._opened.pop(key)
             started = time.perf_counter()
-            scored = prepared.tuned if config.scores_at == "tuned" else prepared.base
-            prepare_scoring(scoring_of(prepared, plan), plan.shapes, describe_params(scored, self.spec))
-            scores = score_pair(prepared, plan, self.base, self.tuned, self.reporter, None)
-            self._scored[key] = _Scored(prepared, plan, scores, time.perf_counter() - started)
+            scored = run.inputs.tuned if config.scores_at == "tuned" else run.inputs.base
+            prepare_scoring(scoring_of(run.inputs, run.plan), run.plan.shapes, describe_params(scored, self.spec))
+            self._scored[key] = _ScoredRun(run, score_pair(run), time.perf_counter() - started)
         return self._scored[key]
 
     def loaded(self, params: Params) -> LoadedModel:

@@ -16,7 +16,7 @@ from hcnr_jax.config.experiments import RecoveryConfig
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate.ask.question_sets import split_name
 from hcnr_jax.experiments.engine import Job, Outcome, run_experiment
-from hcnr_jax.experiments.pair_session import Lab, Made
+from hcnr_jax.experiments.pair_session import ExperimentModel, Lab
 from hcnr_jax.experiments.record_file import Record
 from hcnr_jax.experiments.recovery_curves import Curve, curves_of, findings, points, refuse_all, regained
 from hcnr_jax.experiments.result_folder import Results, Section, write_results
@@ -112,12 +112,12 @@ def _make(config: RecoveryConfig) -> Any:
     return make
 
 
-def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) -> Iterator[tuple[int, Made]]:
+def _curve(config: RecoveryConfig, lab: Lab, name: str, stops: Sequence[int]) -> Iterator[tuple[int, ExperimentModel]]:
     """Yield (steps, the model then, seconds of training until then) of one run from TUNED."""
     seconds, started = 0.0, time.perf_counter()
     for steps, params in fit_curve(lab.spec, lab.tuned, taught(lab, name), settings=training_of(config), stops=stops):
         seconds += time.perf_counter() - started
-        yield steps, Made(jax.block_until_ready(params), seconds)
+        yield steps, ExperimentModel(jax.block_until_ready(params), seconds)
         started = time.perf_counter()
 
 

@@ -26,7 +26,7 @@ from hcnr_jax.evaluate.ask.questions import encode_prompts
 from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.experiments.cache_keys import restoration_settings
 from hcnr_jax.experiments.engine import Outcome
-from hcnr_jax.experiments.pair_session import Failure, Lab, Made
+from hcnr_jax.experiments.pair_session import ExperimentModel, Failure, Lab
 from hcnr_jax.method.neurons import Leaves, Params
 from hcnr_jax.models import Decoder
 from hcnr_jax.training.objectives import Pairs
@@ -95,17 +95,17 @@ class Rivals:
         for place, setting in enumerate(settings):
             if method.kind == "prompt":
                 examples = tuple(choose_examples(self.lab.honesty, setting["examples"]))
-                yield Outcome(place, Made(self.lab.tuned, 0.0), examples)
+                yield Outcome(place, ExperimentModel(self.lab.tuned, 0.0), examples)
                 continue
             yield Outcome(place, self._timed(name, dict(method.fixed) | dict(setting)))
 
-    def _timed(self, name: str, setting: Mapping[str, Any]) -> Made | Failure:
+    def _timed(self, name: str, setting: Mapping[str, Any]) -> ExperimentModel | Failure:
         started = time.perf_counter()
         try:
             params = self._weights(name, setting) if BASELINES[name].kind != "train" else self._trained(name, setting)
         except (InputError, NumericalError) as error:
             return error
-        return Made(jax.block_until_ready(params), time.perf_counter() - started)
+        return ExperimentModel(jax.block_until_ready(params), time.perf_counter() - started)
 
     def _weights(self, name: str, setting: Mapping[str, Any]) -> Params:
         base, tuned = self.lab.base, self.lab.tuned

@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
     shift: Float[Array, "n i"] | None
 
 
-def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32, distances: bool = True) -> Moments:
+def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32, *, distances: bool = True) -> Moments:
     """Zero moments of `fan_in` inputs. Without `distances` a third of the work is saved and `output_distance` is not
     to be had of propagated ones."""
 
@@ -230,6 +230,7 @@ def input_moments(
     forward: Callable[[Params, Any], Array],
     params: Params,
     paths: Sequence[str],
+    *,
     batch: Any,
     token_mask: Bool[Array, "*b"],
 ) -> Leaves:

@@ -255,7 +255,7 @@ def materialised_scores(
     }
 
 
-def count_uses(loss: Loss, params: Params, paths: Sequence[str], example: Example) -> Leaves:
+def count_uses(loss: Loss, params: Params, paths: Sequence[str], *, example: Example) -> Leaves:
     """How often each kernel is used in the forward pass of one example: {path: (*stack,)}; 1 is what scoring needs.
 
     Costs no arithmetic: the cotangent of the counter is the constant 1 per use, so XLA drops the model around it.
@@ -271,9 +271,9 @@ def count_uses(loss: Loss, params: Params, paths: Sequence[str], example: Exampl
     return {path: uses[beside(path, "uses")] for path in paths}
 
 
-def check_uses(loss: Loss, params: Params, paths: Sequence[str], example: Example) -> None:
+def check_uses(loss: Loss, params: Params, paths: Sequence[str], *, example: Example) -> None:
     """InputError unless every kernel at `paths` is an nn.Dense used exactly once per example."""
-    for path, uses in count_uses(loss, params, paths, example).items():
+    for path, uses in count_uses(loss, params, paths, example=example).items():
         if not bool(jnp.all(uses == 1)):
             raise InputError(
                 f"kernel {path}: used {uses.astype(int).tolist()} times per example, expected once. A kernel that no "

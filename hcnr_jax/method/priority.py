@@ -87,7 +87,7 @@ PRIORITIES: dict[str, Priority] = {
 """Name -> priority."""
 
 
-def priorities(name: str, honesty: Leaves, task: Leaves, key: Array, neuron_axes: int = 1) -> Leaves:
+def priorities(name: str, honesty: Leaves, task: Leaves, *, key: Array, neuron_axes: int = 1) -> Leaves:
     """Rank the neurons of all kernels; the result is never NaN or Inf for finite scores.
 
     Args:
@@ -98,7 +98,7 @@ def priorities(name: str, honesty: Leaves, task: Leaves, key: Array, neuron_axes
         neuron_axes: trailing axes that count neurons (2 for weight granularity).
 
     >>> scores = {"q/kernel": jnp.asarray([1.0, 4.0])}, {"q/kernel": jnp.asarray([2.0, 2.0])}
-    >>> print(priorities("honesty", *scores, jax.random.key(0))["q/kernel"])
+    >>> print(priorities("honesty", *scores, key=jax.random.key(0))["q/kernel"])
     [1. 4.]
     """
     keys = dict(zip(sorted(honesty), jax.random.split(key, len(honesty)), strict=True))

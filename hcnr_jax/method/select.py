@@ -50,7 +50,9 @@ def top_mask(priority: Float[Array, " n"], count: int) -> Bool[Array, " n"]:
     return jnp.zeros(priority.shape, bool).at[order[:count]].set(True)
 
 
-def in_weight_mask(priority: Leaves, kernels: Mapping[str, Shaped], ratio: float, granularity: Granularity) -> Leaves:
+def in_weight_mask(
+    priority: Leaves, kernels: Mapping[str, Shaped], ratio: float, *, granularity: Granularity
+) -> Leaves:
     """Candidates: in each kernel the round(ratio * n) neurons of highest priority. Masks shaped like the priorities."""
 
     def one(path: str) -> Array:
@@ -80,7 +82,7 @@ def neuron_squares(base: Array, tuned: Array, granularity: Granularity) -> Squar
     return Squares(jnp.sum(moved, axis=axes), jnp.sum(jnp.square(base.astype(dtype)), axis=axes))
 
 
-def perturbation(base: Array, tuned: Array, mask: Array, granularity: Granularity) -> Array:
+def perturbation(base: Array, tuned: Array, mask: Array, *, granularity: Granularity) -> Array:
     """d_j (*stack,) of every kernel of a leaf (*stack, in, out): 0 for 0/0, inf for x/0."""
     return perturbation_of(neuron_squares(base, tuned, granularity), mask, len(stack_shape(base)))
 
@@ -125,6 +127,7 @@ def cross_weight_mask(
     masks: Leaves,
     perturbations: Mapping[str, Array | np.ndarray],
     kernels: Mapping[str, Shaped],
+    *,
     ratio: float,
     names: Mapping[Kernel, str] | None = None,
 ) -> tuple[Leaves, list[Kernel]]:

@@ -149,6 +149,7 @@ def conjugate_gradients(
     operator: Callable[[Array], Array],
     rhs: Float[Array, "r o"],
     diagonal: Float[Array, " r"],
+    *,
     tolerance: float,
     max_steps: int,
 ) -> tuple[Float[Array, "r o"], SolveInfo]:

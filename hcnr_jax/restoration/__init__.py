@@ -1,9 +1,9 @@
-"""From two folders and two row files to a restored folder. The only place that logs.
+"""`hcnr restore` and `hcnr apply`, from two folders and two row files to a restored folder.
 
-`prepare` checks and opens, `plan` counts, `batches` makes microbatches, `scoring`, `selecting` and `correcting` do the
-work, `write` saves, `run` puts them in order.
+Each stage is a module: `inputs` opens and checks, `plan` counts, `load` reads the models, `score_pair` scores,
+`select` chooses neurons, `correct` solves, `refine` takes the last step, `write` saves. `run` calls them in order.
 """
 
-from hcnr_jax.restoration.run import Restored, apply, restore
+from hcnr_jax.restoration.run import RestoreResult, apply, restore
 
-__all__ = ["Restored", "apply", "restore"]
+__all__ = ["RestoreResult", "apply", "restore"]

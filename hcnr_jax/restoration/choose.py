@@ -24,9 +24,9 @@ from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, try_grid
-from hcnr_jax.restoration.inputs import Prepared
-from hcnr_jax.restoration.plan import Plan
+from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.resume.folder import Work
+from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores
 
 # Rows of each set that are asked: enough to see half a point of accuracy, few enough to ask a dozen models.
@@ -60,18 +60,18 @@ def settings_of(config: RestoreConfig) -> list[dict[str, Any]]:
     return [own, *(setting for setting in grid if setting != own)]
 
 
-def open_choice(prepared: Prepared) -> OpenedChoice:
+def open_choice(inputs: RunInputs) -> OpenedChoice:
     """The rows that judge, checked. InputError for a constraint that is none, --stream or --mesh, or too few
     rows left."""
-    config, spec = prepared.config, prepared.spec
+    config, spec = inputs.config, inputs.spec
     if config.stream:
         raise InputError("--choose asks every setting's model, which --stream never holds: give one of the two")
-    if prepared.layout is not None:
+    if inputs.layout is not None:
         raise InputError("--choose asks every setting's model on one device: leave --mesh and --distributed out")
     constraint = parse_constraint(config.choose or "")
-    tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
-    scored = [example.row for example in [*prepared.honesty, *prepared.task]]
-    longest = max(len(item.tokens) - item.completion_start for item in [*prepared.honesty, *prepared.task])
+    tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
+    scored = [example.row for example in [*inputs.honesty, *inputs.task]]
+    longest = max(len(item.tokens) - item.completion_start for item in [*inputs.honesty, *inputs.task])
     room = spec.max_positions - longest - SPARE
     prompts: list[Prompt] = []
     for role, path, label_ in (("honesty", config.honesty, _honesty), ("task", config.task, _task)):
@@ -117,15 +117,7 @@ def _said(row: Row) -> str:
     return str(row.messages[-1]["content"]) if row.is_chat else row.completion
 
 
-def choose_setting(
-    prepared: Prepared,
-    plan: Plan,
-    base: Params,
-    tuned: Params,
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
-    work: Work,
-) -> tuple[RestoreConfig, dict[str, Any]]:
+def choose_setting(run: Run, scores: Mapping[str, Scores], work: Work) -> tuple[RestoreConfig, dict[str, Any]]:
     """The configuration to restore with, and the record of the choice: every setting with its scores.
 
     A choice that an interrupted run made stands: chosen again, it may fall otherwise (one greedy answer suffices), and
@@ -135,31 +127,30 @@ def choose_setting(
     """
     record = work.choice()
     if record is None:
-        record = _choose(prepared, plan, base, tuned, scores, reporter)
+        record = _choose(run, scores)
         work.keep_choice(record)
-    _tell(record, reporter)
+    _tell(record, run.reporter)
     taken: dict[str, Any] = record["chosen"]
     work.settle_choice(", ".join(f"{option_name(RestoreConfig, name)} {value}" for name, value in taken.items()))
-    return prepared.config.model_copy(update=taken), record
+    return run.config.model_copy(update=taken), record
 
 
-def _choose(
-    prepared: Prepared, plan: Plan, base: Params, tuned: Params, scores: Mapping[str, Scores], reporter: Reporter
-) -> dict[str, Any]:
+def _choose(run: Run, scores: Mapping[str, Scores]) -> dict[str, Any]:
     """The record of the choice. InputError where no setting has a restoration, with every reason."""
-    opened, settings = open_choice(prepared), settings_of(prepared.config)
-    configs = [prepared.config.model_copy(update=setting) for setting in settings]
-    start = _asked(prepared, opened, tuned)
+    opened, settings = open_choice(run.inputs), settings_of(run.config)
+    configs = [run.config.model_copy(update=setting) for setting in settings]
+    tuned = run.models.tuned
+    start = _asked(run.inputs, opened, tuned)
     found: list[dict[str, Any]] = [{} for _ in settings]
-    for item in try_grid(prepared, plan, configs, base, tuned, scores, reporter):
+    for item in try_grid(run, configs, scores):
         if isinstance(item, GridFailure):
             found[item.place] = {"failed": str(item.error)}
         else:
-            found[item.place] = _asked(prepared, opened, restored_params(tuned, item.corrected))
+            found[item.place] = _asked(run.inputs, opened, restored_params(tuned, item.corrected))
     _check_any(settings, found)
     choice = choose(found, start, opened.constraint)
     return {
-        "constraint": prepared.config.choose,
+        "constraint": run.config.choose,
         "holds": choice.holds,
         "chosen": settings[choice.place],
         "tuned": start,
@@ -178,9 +169,9 @@ def _check_any(settings: Sequence[Mapping[str, Any]], found: Sequence[Mapping[st
     raise InputError(f"--choose: none of the {len(settings)} settings can be restored: {told}")
 
 
-def _asked(prepared: Prepared, opened: OpenedChoice, params: Params) -> dict[str, Any]:
-    tokenizer = load_tokenizer(prepared.tuned.tokenizer_folder)
-    model = LoadedModel(prepared.spec, params, tokenizer, end_ids(prepared.tuned, prepared.spec, tokenizer))
+def _asked(inputs: RunInputs, opened: OpenedChoice, params: Params) -> dict[str, Any]:
+    tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
+    model = LoadedModel(inputs.spec, params, tokenizer, end_ids(inputs.tuned, inputs.spec, tokenizer))
     found = measure(answer(model, opened.prompts, AnswerSettings(opened.max_new_tokens)))
     return {metric: found[metric] for metric in METRICS}
 

@@ -9,22 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
-from hcnr_jax.method.objectives.ridge import Info
+from hcnr_jax.method.objectives.compensate import Info
 from hcnr_jax.method.restore import restore_kernel
 from hcnr_jax.method.solve import Outcome
-from hcnr_jax.method.sweep.run import BlockModel, Result, Settings, Sweep
+from hcnr_jax.method.sweep.run import BlockModel, Problem, Settings, Sweep
+from hcnr_jax.method.sweep.run import Result as SweepResult
 from hcnr_jax.models import ModelSpec
-from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch
-from hcnr_jax.restoration.inputs import Prepared, kernel_names
 from hcnr_jax.restoration.microbatches import microbatches
-from hcnr_jax.restoration.plan import Plan
-from hcnr_jax.restoration.resume.corrected_kernels import Corrected, Known, Store
+from hcnr_jax.restoration.resume.products import CorrectedKernel, KernelStore, KnownWeights
+from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
 from hcnr_jax.runtime.sharding import Layout
 
@@ -42,26 +41,24 @@ REMEDY = {
 }
 
 
-def correct(
-    prepared: Prepared,
-    plan: Plan,
-    base: Params | StreamedParams,
-    tuned: Params | StreamedParams,
-    selection: Selection,
-    reporter: Reporter,
-    store: Store,
-) -> dict[Kernel, Corrected]:
-    """Every kept kernel corrected, with the settings of `prepared.config`. InputError names a kernel whose solve failed
-    or exploded.
+def correct(run: Run, selection: Selection, store: KernelStore) -> dict[Kernel, CorrectedKernel]:
+    """Correct every kept kernel with the settings of `run.config`.
 
-    store: what is kept of every kernel as it is made.
+    Args:
+        run: both models and their rows.
+        selection: the kept kernels and their restored neurons.
+        store: saves every kernel as it is made, and knows those of an interrupted run.
+
+    Raises:
+        InputError: a kernel whose solve failed, or whose correction is far larger than the kernel.
+        RunError: the device failed.
     """
     corrected = store.known()
-    known = Known(dict(corrected))
-    with reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
+    known = KnownWeights(dict(corrected))
+    with run.reporter.stage("correct kernels", len(selection.kept), "kernels") as stage:
         stage.advance(len(known))
         try:
-            for kernel, item in _items(prepared, plan, base, tuned, selection, known):
+            for kernel, item in _items(run, selection, known):
                 corrected[kernel] = store.keep(kernel, item)
                 stage.advance()
         except jax.errors.JaxRuntimeError as error:
@@ -72,29 +69,30 @@ def correct(
 
 
 def _items(
-    prepared: Prepared,
-    plan: Plan,
-    base: Params | StreamedParams,
-    tuned: Params | StreamedParams,
-    selection: Selection,
-    known: Mapping[Kernel, jax.Array],
-) -> Iterator[tuple[Kernel, Corrected]]:
-    config, layout, names = prepared.config, prepared.layout, kernel_names(prepared.spec)
+    run: Run, selection: Selection, known: Mapping[Kernel, jax.Array]
+) -> Iterator[tuple[Kernel, CorrectedKernel]]:
+    config = run.config
     if not config.objective.solves:
-        yield from plain_kernels(prepared, base, tuned, selection, known)
+        yield from plain_kernels(run, selection, known)
         return
     settings = settings_of(config)
-    model = sweep_model(prepared.spec, settings, plan.dtype, layout)
-    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(prepared, plan))
-    waiting: list[Result] = []
-    sweep = Sweep(model, settings, keep_inputs=plan.keep_inputs)
-    for result in sweep.run(base, tuned, selection.masks, honesty, task, known):
-        # Looked at a block late, so that the device has the next block's work before the host waits for this one's.
+    waiting: list[SweepResult] = []
+    sweep = Sweep(settings, keep_inputs=run.plan.keep_inputs)
+    for result in sweep.run(problem_of(run, settings), selection.masks, known):
+        # Checked one block late, so that the device has the next block's work before the host waits for this one's.
         while waiting and waiting[0].kernel.index < result.kernel.index:
-            yield checked(config, waiting.pop(0), selection, names)
+            yield checked(config, run.spec, waiting.pop(0), selection=selection)
         waiting.append(result)
     for result in waiting:
-        yield checked(config, result, selection, names)
+        yield checked(config, run.spec, result, selection=selection)
+
+
+def problem_of(run: Run, settings: Settings) -> Problem:
+    """Return what the sweeps of a run solve, with the rows on the run's mesh."""
+    layout = run.inputs.layout
+    model = sweep_model(run.spec, settings, run.plan.dtype, layout=layout)
+    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(run))
+    return Problem(model, *run.models, honesty, task)
 
 
 def device_message(error: Exception) -> str:
@@ -104,13 +102,15 @@ def device_message(error: Exception) -> str:
     return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"
 
 
-def batches_of(prepared: Prepared, plan: Plan) -> tuple[list[Batch], list[Batch]]:
-    """The honesty and the task microbatches that corrections are solved for."""
-    honesty, task = ([p.batch for p in microbatches(rows, plan.shapes)] for rows in (prepared.honesty, prepared.task))
+def batches_of(run: Run) -> tuple[list[Batch], list[Batch]]:
+    """Return the honesty and the task microbatches that corrections are solved for."""
+    honesty, task = (
+        [part.batch for part in microbatches(rows, run.plan.shapes)] for rows in (run.inputs.honesty, run.inputs.task)
+    )
     return honesty, task
 
 
-def sweep_model(spec: ModelSpec, settings: Settings, dtype: str, layout: Layout | None = None) -> BlockModel:
+def sweep_model(spec: ModelSpec, settings: Settings, dtype: str, *, layout: Layout | None = None) -> BlockModel:
     """The model whose inputs the corrections are solved for, wherever settings are compared or written.
 
     dtype: `Plan.dtype`, of the forward pass behind local inputs. Propagated ones are always computed in float32: what
@@ -127,29 +127,25 @@ def settings_of(config: RestoreConfig) -> Settings:
 
 
 def plain_kernels(
-    prepared: Prepared,
-    base: Params | StreamedParams,
-    tuned: Params | StreamedParams,
-    selection: Selection,
-    known: Collection[Kernel] = (),
-) -> Iterator[tuple[Kernel, Corrected]]:
-    """Base where the mask is True, a block at a time."""
-    model, kept = block_model(prepared.spec, layout=prepared.layout), set(selection.kept) - set(known)
+    run: Run, selection: Selection, known: Collection[Kernel] = ()
+) -> Iterator[tuple[Kernel, CorrectedKernel]]:
+    """Yield every kept kernel with base's weights where the mask is True, a block at a time; `known` are left out."""
+    model, kept = block_model(run.spec, layout=run.inputs.layout), set(selection.kept) - set(known)
     for index in range(model.num_blocks):
         kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
         if not kernels:
             continue
-        old, new = (get_leaves(model.block_params(params, index), kernels) for params in (base, tuned))
+        old, new = (get_leaves(model.block_params(params, index), kernels) for params in run.models)
         for path, kernel in kernels.items():
             mask = np.asarray(selection.masks[kernel.path][kernel.index])
             pair = model.to_solver(kernel, (old[path], new[path]))
-            yield kernel, Corrected(_restore(*pair, mask, prepared.config.granularity), "none", None)
+            yield kernel, CorrectedKernel(_restore(*pair, mask, run.config.granularity), "none", None)
 
 
 _restore = jax.jit(restore_kernel, static_argnums=3)
 
 
-def restored_params(tuned: Params, corrected: Mapping[Kernel, Corrected]) -> Params:
+def restored_params(tuned: Params, corrected: Mapping[Kernel, CorrectedKernel]) -> Params:
     """The tuned params with the corrected kernels in place: what `write_output` would write, on the device."""
     leaves: Leaves = get_leaves(tuned, dict.fromkeys(kernel.path for kernel in corrected))
     for path in leaves:
@@ -160,17 +156,18 @@ def restored_params(tuned: Params, corrected: Mapping[Kernel, Corrected]) -> Par
 
 
 def checked(
-    config: RestoreConfig, result: Result, selection: Selection, names: dict[Kernel, str]
-) -> tuple[Kernel, Corrected]:
-    """A result whose solve went well, its info on the host."""
+    config: RestoreConfig, spec: ModelSpec, result: SweepResult, *, selection: Selection
+) -> tuple[Kernel, CorrectedKernel]:
+    """Return a result with its info on the host. InputError names the tensor whose solve failed or exploded."""
+    name = hf_name_of(result.kernel.path, result.kernel.index[0], spec.recipe)
     mask = np.asarray(selection.masks[result.kernel.path][result.kernel.index])
-    _check_rank(config, result, mask, names[result.kernel])
+    _check_rank(config, result, mask, name)
     info, finite = jax.device_get((result.info, result.finite))
-    _check_solve(info, bool(finite), result.weights.dtype, names[result.kernel])
-    return result.kernel, Corrected(result.weights, result.form, info)
+    _check_solve(info, bool(finite), result.weights.dtype, name)
+    return result.kernel, CorrectedKernel(result.weights, result.form, info)
 
 
-def _check_rank(config: RestoreConfig, result: Result, mask: np.ndarray, tensor: str) -> None:
+def _check_rank(config: RestoreConfig, result: SweepResult, mask: np.ndarray, tensor: str) -> None:
     """Without damping, fewer tokens than unknowns leave the moments singular; a Cholesky factor can miss it, because
     rounding may make the pivots that should be 0 positive."""
     unknowns = mask.size if config.objective.unknowns == "all" else int(mask.sum())

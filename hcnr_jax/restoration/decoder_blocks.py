@@ -17,7 +17,7 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.data import Batch
 from hcnr_jax.method.fisher import Loss
 from hcnr_jax.method.neurons import Kernel, Params
-from hcnr_jax.method.refine.gauss_newton import Outputs
+from hcnr_jax.method.refine.problem import Outputs
 from hcnr_jax.method.sweep.run import BlockModel
 from hcnr_jax.models import (
     Decoder,
@@ -38,6 +38,7 @@ def row_loss(
     spec: ModelSpec,
     reduction: Literal["mean", "sum"] = "mean",
     dtype: DTypeLike = jnp.float32,
+    *,
     remat: bool = True,
     window: int | None = None,
 ) -> Loss:
@@ -50,7 +51,7 @@ def row_loss(
     def loss(params: Params, example: Batch) -> Float[Array, ""]:
         row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], example)
         hidden: Any = decoder.apply({"params": params}, row.tokens, row.attention_mask, method="hidden")
-        return head_nll(spec, params, hidden, row, dtype, reduction, window)[0]
+        return head_nll(spec, params, hidden, batch=row, dtype=dtype, reduction=reduction, window=window)[0]
 
     return loss
 
@@ -59,6 +60,7 @@ def head_nll(
     spec: ModelSpec,
     outer: Params,
     hidden: Float[Array, "b t d"],
+    *,
     batch: Batch,
     dtype: DTypeLike,
     reduction: Literal["mean", "sum"],
@@ -109,6 +111,7 @@ def block_model(
     spec: ModelSpec,
     dtype: DTypeLike = jnp.float32,
     reduction: Literal["mean", "sum"] = "mean",
+    *,
     layout: Layout | None = None,
     window: int | None = None,
 ) -> BlockModel:
@@ -126,7 +129,7 @@ def block_model(
         )
 
     def loss(outer: Params, hidden: Any, batch: Batch) -> Float[Array, " b"]:
-        return head_nll(spec, outer, hidden, batch, dtype, reduction, window)
+        return head_nll(spec, outer, hidden, batch=batch, dtype=dtype, reduction=reduction, window=window)
 
     return BlockModel(
         num_blocks=spec.num_layers,

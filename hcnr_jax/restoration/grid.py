@@ -14,21 +14,18 @@ import jax
 
 from hcnr_jax.config import RestoreConfig, fields_of, option_name
 from hcnr_jax.errors import InputError, NumericalError
-from hcnr_jax.method.neurons import Kernel, Params
+from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.method.sweep.run import sweep_cases
-from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.correct import (
-    Corrected,
-    batches_of,
+    CorrectedKernel,
     checked,
     device_message,
     plain_kernels,
+    problem_of,
     settings_of,
-    sweep_model,
 )
-from hcnr_jax.restoration.inputs import Prepared, kernel_names
-from hcnr_jax.restoration.plan import Plan
-from hcnr_jax.restoration.refine import refined
+from hcnr_jax.restoration.refine import refine_kernels
+from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, kernel_squares, select_neurons
 
@@ -41,7 +38,7 @@ class GridResult(NamedTuple):
 
     place: int
     selection: Selection
-    corrected: dict[Kernel, Corrected]
+    corrected: dict[Kernel, CorrectedKernel]
 
 
 class GridFailure(NamedTuple):
@@ -51,54 +48,45 @@ class GridFailure(NamedTuple):
     error: InputError
 
 
-def restore_grid(
-    prepared: Prepared,
-    plan: Plan,
-    configs: Sequence[RestoreConfig],
-    base: Params,
-    tuned: Params,
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
-) -> Iterator[GridResult]:
-    """`try_grid` where every setting must have a restoration: InputError at the first that has none."""
-    for item in try_grid(prepared, plan, configs, base, tuned, scores, reporter):
+def restore_grid(run: Run, configs: Sequence[RestoreConfig], scores: Mapping[str, Scores]) -> Iterator[GridResult]:
+    """Do as `try_grid`, where every setting must have a restoration: InputError at the first that has none."""
+    for item in try_grid(run, configs, scores):
         if isinstance(item, GridFailure):
             raise item.error
         yield item
 
 
 def try_grid(
-    prepared: Prepared,
-    plan: Plan,
-    configs: Sequence[RestoreConfig],
-    base: Params,
-    tuned: Params,
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
+    run: Run, configs: Sequence[RestoreConfig], scores: Mapping[str, Scores]
 ) -> Iterator[GridResult | GridFailure]:
-    """Every setting's restoration, those with local inputs first (they end together), as soon as it is done; or why it
-    has none (its selection or a solve failed), which keeps no other setting from its own.
+    """Yield every setting's restoration as soon as it is done, or why it has none.
 
-    scores: of `run.score_pair` with `prepared.config`. InputError for a setting that differs from that configuration in
-    anything but `FREE`.
+    Settings with local inputs come first and end together. A setting whose selection or solve fails stops no other.
+
+    Args:
+        run: both models and their rows.
+        configs: the settings.
+        scores: of `score_pair` with `run.config`.
+
+    Raises:
+        InputError: a setting that differs from `run.config` in an option outside `FREE`.
     """
     for config in configs:
-        _check_same(prepared.config, config)
-    spec, names = prepared.spec, kernel_names(prepared.spec)
-    squares = list(kernel_squares(spec, base, tuned, prepared.config.granularity))
+        _check_same(run.config, config)
+    squares = list(kernel_squares(run.spec, *run.models, granularity=run.config.granularity))
     selections: dict[int, Selection] = {}
     for place, config in enumerate(configs):
         try:
             selections[place] = select_neurons(
-                config, spec, squares, scores["honesty"].scores, scores["task"].scores, names
+                config, run.spec, squares, honesty=scores["honesty"].scores, task=scores["task"].scores
             )
         except InputError as error:
             yield GridFailure(place, error)
-    for item in _restored(prepared, plan, configs, selections, base, tuned, reporter):
+    for item in _restored(run, configs, selections):
         config = configs[item.place]
         if isinstance(item, GridResult) and config.refine:
             try:
-                made = refined(config, prepared, plan, base, tuned, item.selection, item.corrected, reporter)
+                made = refine_kernels(run.with_config(config), item.selection, item.corrected)
             except NumericalError as error:
                 yield GridFailure(item.place, InputError(str(error)))
                 continue
@@ -107,21 +95,15 @@ def try_grid(
 
 
 def _restored(
-    prepared: Prepared,
-    plan: Plan,
-    configs: Sequence[RestoreConfig],
-    selections: Mapping[int, Selection],
-    base: Params,
-    tuned: Params,
-    reporter: Reporter,
+    run: Run, configs: Sequence[RestoreConfig], selections: Mapping[int, Selection]
 ) -> Iterator[GridResult | GridFailure]:
-    """Every selection's kernels put back and corrected."""
+    """Put back and correct every selection's kernels."""
     for place, selection in selections.items():
         if not configs[place].objective.solves:
-            yield GridResult(place, selection, dict(plain_kernels(prepared, base, tuned, selection)))
+            yield GridResult(place, selection, dict(plain_kernels(run, selection)))
     for places in _groups(configs, selections):
         cases = [(configs[place], selections[place]) for place in places]
-        for item in _sweep(prepared, plan, cases, base, tuned, reporter):
+        for item in _sweep(run, cases):
             yield item._replace(place=places[item.place])
 
 
@@ -132,28 +114,20 @@ def _groups(configs: Sequence[RestoreConfig], places: Iterable[int]) -> list[lis
     return [*([local] if local else []), *([place] for place in solved if place not in local)]
 
 
-def _sweep(
-    prepared: Prepared,
-    plan: Plan,
-    cases: Sequence[tuple[RestoreConfig, Selection]],
-    base: Params,
-    tuned: Params,
-    reporter: Reporter,
-) -> Iterator[GridResult | GridFailure]:
-    """One group of `try_grid`; places are those among its cases."""
-    names, settings = kernel_names(prepared.spec), [settings_of(config) for config, _ in cases]
-    model = sweep_model(prepared.spec, settings[0], plan.dtype)
+def _sweep(run: Run, cases: Sequence[tuple[RestoreConfig, Selection]]) -> Iterator[GridResult | GridFailure]:
+    """Restore one group of `try_grid`; places are those among its cases."""
+    settings = [settings_of(config) for config, _ in cases]
+    problem = problem_of(run, settings[0])
     asked = [(one, selection.masks) for one, (_, selection) in zip(settings, cases, strict=True)]
-    honesty, task = batches_of(prepared, plan)
-    found: dict[int, dict[Kernel, Corrected]] = {place: {} for place in range(len(cases))}
-    with reporter.stage("correct kernels of the grid", sum(len(s.kept) for _, s in cases), "kernels") as stage:
+    found: dict[int, dict[Kernel, CorrectedKernel]] = {place: {} for place in range(len(cases))}
+    with run.reporter.stage("correct kernels of the grid", sum(len(s.kept) for _, s in cases), "kernels") as stage:
         try:
-            for place, result in sweep_cases(model, asked, base, tuned, honesty, task, keep_inputs=plan.keep_inputs):
+            for place, result in sweep_cases(problem, asked, keep_inputs=run.plan.keep_inputs):
                 if place not in found:
                     continue
                 config, selection = cases[place]
                 try:
-                    kernel, item = checked(config, result, selection, names)
+                    kernel, item = checked(config, run.spec, result, selection=selection)
                 except InputError as error:
                     del found[place]
                     yield GridFailure(place, error)

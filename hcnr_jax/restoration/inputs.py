@@ -44,8 +44,8 @@ LOST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Checked inputs of a restoration. Nothing large is loaded yet."""
+class RunInputs:
+    """Holds the checked inputs of a restoration. Nothing large is loaded yet."""
 
     config: RestoreConfig
     base: Checkpoint
@@ -56,7 +56,7 @@ class Prepared:
     layout: Layout | None = None
 
 
-def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
+def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
     mesh = _mesh(config)
     if config.compilation_cache is not None:
@@ -85,7 +85,7 @@ def prepare(config: RestoreConfig, reporter: Reporter) -> Prepared:
     layout = None if mesh is None else layout_of(mesh, spec)
     for warning in layout.warnings() if layout else []:
         reporter.warn(warning)
-    return Prepared(config, base, tuned, spec, honesty, task, layout)
+    return RunInputs(config, base, tuned, spec, honesty, task, layout)
 
 
 def _mesh(config: RestoreConfig) -> Mesh | None:

@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
 
 def choose_shapes(
-    spec: ModelSpec, examples: Sequence[Example], flops_per_token: float, microbatch: int | None = None
+    spec: ModelSpec, examples: Sequence[Example], flops_per_token: float, *, microbatch: int | None = None
 ) -> tuple[Shape, ...]:
     """The shapes for these rows, shortest first: as many as save more arithmetic than they cost to compile."""
     lengths = [len(example.tokens) for example in examples]
@@ -58,7 +58,7 @@ def choose_shapes(
     window = loss_window(examples)
     shapes = tuple(Shape(length, 0) for length in choose_lengths(lengths, worth))
     return tuple(
-        Shape(length, microbatch or choose_microbatch(spec, length, count, window))
+        Shape(length, microbatch or choose_microbatch(spec, length, count, window=window))
         for (length, _), count in zip(shapes, count_rows(examples, shapes), strict=True)
     )
 
@@ -99,7 +99,7 @@ def choose_lengths(lengths: Sequence[int], worth: float) -> tuple[int, ...]:
     return min(value for (j, _), value in best.items() if j == len(distinct))[1]
 
 
-def choose_microbatch(spec: ModelSpec, length: int, rows: int, window: int) -> int:
+def choose_microbatch(spec: ModelSpec, length: int, rows: int, *, window: int) -> int:
     """Rows per step: on a host a few cache-friendly ones, on an accelerator what half its free memory takes."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -109,7 +109,7 @@ def choose_microbatch(spec: ModelSpec, length: int, rows: int, window: int) -> i
     return max(1, min(rows, HOST_TOKENS // length))
 
 
-def row_bytes(spec: ModelSpec, length: int, window: int, streamed: bool = False) -> int:
+def row_bytes(spec: ModelSpec, length: int, window: int, *, streamed: bool = False) -> int:
     """Float32 bytes one row needs in a rematerialised backward pass: block inputs (on the disk where streamed), one
     block's activations, logits where the loss reads them."""
     width = 8 * spec.hidden_size + 4 * spec.intermediate_size + 2 * spec.num_heads * length

@@ -17,7 +17,7 @@ from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
 from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS
 from hcnr_jax.method.select import exact_count
 from hcnr_jax.models import ModelSpec, abstract_params
-from hcnr_jax.restoration.inputs import Prepared
+from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.microbatches import (
     Shape,
     choose_shapes,
@@ -90,29 +90,29 @@ class Plan:
         return " + ".join(f"{count} rows x {length} tokens" for count, length in used)
 
 
-def make_plan(prepared: Prepared) -> Plan:
-    """The plan of a prepared run. InputError where a ratio selects nothing."""
-    config, spec = prepared.config, prepared.spec
+def make_plan(inputs: RunInputs) -> Plan:
+    """Plan a run from its opened inputs. InputError where a ratio selects nothing."""
+    config, spec = inputs.config, inputs.spec
     params = abstract_params(spec)
     neurons = _neurons(config, get_leaves(params, spec.kernels))
     kernels = spec.num_layers * len(spec.kernels)
     kept = _count("cross_weight", config, kernels, "kernels")
     kernel_weights = sum(math.prod(leaf.shape) for leaf in get_leaves(params, spec.kernels).values())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    sets = {"honesty": prepared.honesty, "task": prepared.task}
+    sets = {"honesty": inputs.honesty, "task": inputs.task}
     every = [example for examples in sets.values() for example in examples]
     window = loss_window(every)
     one, two = (_flops(config, spec, parameters, [count, 0]) for count in (1, 2))
-    shapes = choose_shapes(spec, every, two - one, config.microbatch)
-    shapes = rounded_up(shapes, prepared.layout.row_count if prepared.layout else 1)
+    shapes = choose_shapes(spec, every, two - one, microbatch=config.microbatch)
+    shapes = rounded_up(shapes, inputs.layout.row_count if inputs.layout else 1)
     tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
-    stored = sum(info.nbytes for info in prepared.tuned.tensors.values())
-    both = sum(info.nbytes for info in prepared.base.tensors.values()) + stored
+    stored = sum(info.nbytes for info in inputs.tuned.tensors.values())
+    both = sum(info.nbytes for info in inputs.base.tensors.values()) + stored
     restored_share = kernel_weights / parameters * (kept / kernels) * config.in_weight
     share_of_block = kernel_weights / parameters / spec.num_layers
     weight_bytes = int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both
     kept_inputs = _kept_bytes(config, spec, tokens)
-    keep_inputs = _fits(kept_inputs, weight_bytes, prepared.layout)
+    keep_inputs = _fits(kept_inputs, weight_bytes, inputs.layout)
     return Plan(
         kernels=kernels,
         kept=kept,
@@ -121,9 +121,9 @@ def make_plan(prepared: Prepared) -> Plan:
         shapes=shapes,
         window=window,
         rows_by_shape={name: count_rows(examples, shapes) for name, examples in sets.items()},
-        dtype=compute_dtype(config.dtype, prepared.tuned),
+        dtype=compute_dtype(config.dtype, inputs.tuned),
         weight_bytes=weight_bytes,
-        score_bytes=max(rows * row_bytes(spec, length, window, config.stream) for length, rows in shapes),
+        score_bytes=max(rows * row_bytes(spec, length, window, streamed=config.stream) for length, rows in shapes),
         sweep_bytes=_sweep_bytes(config, spec, tokens) + keep_inputs * kept_inputs,
         refine_bytes=4 * COPIES * kernel_weights if config.refine else 0,
         keep_inputs=keep_inputs,

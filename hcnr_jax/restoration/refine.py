@@ -9,55 +9,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hcnr_jax.config import RestoreConfig
 from hcnr_jax.errors import RunError
-from hcnr_jax.method.neurons import Kernel, Params, get_leaves, spread
-from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS, Side, Step, refine
-from hcnr_jax.report.console import Reporter
+from hcnr_jax.method.neurons import Kernel, get_leaves, spread
+from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS, Step, refine
+from hcnr_jax.method.refine.problem import Side
 from hcnr_jax.restoration.correct import batches_of, restored_params
 from hcnr_jax.restoration.decoder_blocks import completion_outputs
-from hcnr_jax.restoration.inputs import Prepared
-from hcnr_jax.restoration.plan import Plan
-from hcnr_jax.restoration.resume.corrected_kernels import Corrected
+from hcnr_jax.restoration.resume.products import CorrectedKernel
+from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
 
 
-class Refined(NamedTuple):
-    """The kept kernels after the step, and what hcnr.json says of it: the sides' mean KL in nats before and after."""
+class RefineResult(NamedTuple):
+    """Holds the kept kernels after the steps, and a record of each: both sides' mean KL in nats, and its length."""
 
-    corrected: dict[Kernel, Corrected]
+    corrected: dict[Kernel, CorrectedKernel]
     record: list[dict[str, float]]
 
 
-def refined(
-    config: RestoreConfig,
-    prepared: Prepared,
-    plan: Plan,
-    base: Params,
-    tuned: Params,
-    selection: Selection,
-    corrected: Mapping[Kernel, Corrected],
-    reporter: Reporter,
-) -> Refined:
-    """`config.refine` steps from the corrected kernels, whose infos stay those of their solves.
+def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, CorrectedKernel]) -> RefineResult:
+    """Take `config.refine` steps from the corrected kernels, whose infos stay those of their solves.
 
-    RunError where memory does not hold them, NumericalError where logits overflow.
+    Raises:
+        RunError: memory does not hold what the steps need.
+        NumericalError: logits overflow.
     """
+    config, inputs, plan = run.config, run.inputs, run.plan
+    base, tuned = run.models
     start = restored_params(tuned, corrected)
     kept = {kernel.path for kernel in corrected}
-    leaves = get_leaves(start, [path for path in prepared.spec.kernels if path in kept])
+    leaves = get_leaves(start, [path for path in inputs.spec.kernels if path in kept])
     masks = {path: _mask(selection, path, leaf, config.granularity) for path, leaf in leaves.items()}
-    honesty, task = batches_of(prepared, plan)
+    honesty, task = batches_of(run)
     sides = [
-        Side(base, honesty, len(prepared.honesty), 1.0),
-        Side(tuned, task, len(prepared.task), config.task_weight),
+        Side(base, honesty, len(inputs.honesty), 1.0),
+        Side(tuned, task, len(inputs.task), config.task_weight),
     ]
-    outputs = completion_outputs(prepared.spec, jnp.dtype(plan.dtype), plan.window)
+    outputs = completion_outputs(inputs.spec, jnp.dtype(plan.dtype), plan.window)
     record: list[dict[str, float]] = []
     passes = config.refine * (PRODUCTS + 2) + 1
-    with reporter.stage("refine", passes, "passes") as stage:
+    with run.reporter.stage("refine", passes, "passes") as stage:
         try:
-            for step in refine(outputs, start, masks, sides, config.refine, on_pass=stage.advance):
+            for step in refine(outputs, start, masks, sides=sides, steps=config.refine, on_pass=stage.advance):
                 record.append(_said(step))
                 leaves = step.leaves
         except jax.errors.JaxRuntimeError as error:
@@ -69,7 +62,7 @@ def refined(
         kernel: dataclasses.replace(item, weights=leaves[kernel.path][kernel.index])
         for kernel, item in corrected.items()
     }
-    return Refined(found, record)
+    return RefineResult(found, record)
 
 
 def _said(step: Step) -> dict[str, float]:

@@ -182,10 +182,10 @@ def _score_streamed(
         model,
         params,
         [part.batch for part in parts],
-        [jnp.asarray(part.weights) for part in parts],
-        how.granularity,
-        {} if spill is None else Spill(spill),
-        lambda index: stage.advance(),
+        weights=[jnp.asarray(part.weights) for part in parts],
+        granularity=how.granularity,
+        store={} if spill is None else Spill(spill),
+        on_block=lambda index: stage.advance(),
     )
     losses = _Losses(examples, name)
     for part, loss in zip(parts, found, strict=True):
@@ -194,7 +194,7 @@ def _score_streamed(
 
 
 def losses_of(
-    how: Scoring, params: Params | StreamedParams, examples: Sequence[Example], shapes: Sequence[Shape], name: str
+    how: Scoring, params: Params | StreamedParams, examples: Sequence[Example], *, shapes: Sequence[Shape], name: str
 ) -> np.ndarray:
     """Mean completion NLL of every row, forward passes only. InputError names a row whose loss is not finite."""
     parts, losses = microbatches(examples, shapes), _Losses(examples, name)

@@ -17,6 +17,7 @@ from hcnr_jax.method.priority import PriorityName, priorities
 from hcnr_jax.method.select import Squares
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.decoder_blocks import block_model
+from hcnr_jax.restoration.inputs import kernel_names
 from hcnr_jax.restoration.score import check_scores
 
 
@@ -34,11 +35,23 @@ def select_neurons(
     config: RestoreConfig,
     spec: ModelSpec,
     squares: Iterable[tuple[Kernel, Squares]],
+    *,
     honesty: Leaves,
     task: Leaves,
-    names: dict[Kernel, str],
 ) -> Selection:
-    """From both sets' scores to the mask. squares: `kernel_squares` of the pair."""
+    """Turn both sets' scores into the mask of restored neurons.
+
+    Args:
+        config: priority, granularity and both ratios.
+        spec: of the model.
+        squares: of `kernel_squares`.
+        honesty: scores F_h on honesty rows, by path.
+        task: scores F_t on task rows, by path.
+
+    Raises:
+        InputError: scores that hold NaN or Inf, or a ratio that selects nothing.
+    """
+    names = kernel_names(spec)
     check_scores(honesty, "honesty", names)
     check_scores(task, "task", names)
     kernels = get_leaves(abstract_params(spec), spec.kernels)
@@ -46,7 +59,7 @@ def select_neurons(
         spec, config.priority, config.in_weight, config.granularity, config.seed or 0, honesty, task
     )
     perturbations = _perturbations(spec, squares, candidates)
-    masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, config.cross_weight, names)
+    masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, ratio=config.cross_weight, names=names)
     return Selection(masks, dict(select.rank_kernels(perturbations, kernels, names)), kept)
 
 
@@ -62,8 +75,10 @@ def _candidates(
 ) -> Leaves:
     """The candidate masks of every kernel, in one program."""
     axes = 2 if granularity == "weight" else 1
-    ranked = priorities(priority, honesty, task, jax.random.key(seed), axes)
-    return select.in_weight_mask(ranked, get_leaves(abstract_params(spec), spec.kernels), ratio, granularity)
+    ranked = priorities(priority, honesty, task, key=jax.random.key(seed), neuron_axes=axes)
+    return select.in_weight_mask(
+        ranked, get_leaves(abstract_params(spec), spec.kernels), ratio, granularity=granularity
+    )
 
 
 def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
@@ -72,7 +87,7 @@ def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
 
 
 def kernel_squares(
-    spec: ModelSpec, base: Params | StreamedParams, tuned: Params | StreamedParams, granularity: Granularity
+    spec: ModelSpec, base: Params | StreamedParams, tuned: Params | StreamedParams, *, granularity: Granularity
 ) -> Iterator[tuple[Kernel, Squares]]:
     """What the d_j of any selection need of the weights, kernel by kernel; the weights are read a block at a time."""
     model = block_model(spec)

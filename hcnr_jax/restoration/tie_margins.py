@@ -32,6 +32,7 @@ def cuts_of(
     config: RestoreConfig,
     spec: ModelSpec,
     scores: Mapping[str, Scores],
+    *,
     selection: Selection,
     names: Mapping[Kernel, str],
 ) -> Cuts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,12 +17,11 @@ from hcnr_jax.checkpoints.patch import write_patch
 from hcnr_jax.checkpoints.save import divide_shards, to_hf, write_companions, write_shards
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
-from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import to_json, versions
-from hcnr_jax.restoration.inputs import Prepared, kernel_names
-from hcnr_jax.restoration.plan import Plan
-from hcnr_jax.restoration.resume.corrected_kernels import Corrected
+from hcnr_jax.restoration.inputs import kernel_names
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
+from hcnr_jax.restoration.resume.products import CorrectedKernel
+from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, hf_neurons
 from hcnr_jax.restoration.tie_margins import cuts_of
@@ -36,7 +35,7 @@ RECORD_FORMAT = 1
 class RestoredTensors(Mapping[str, np.ndarray]):
     """The kept kernels as Hugging Face tensors in TUNED's stored dtypes, made one at a time when looked up."""
 
-    def __init__(self, corrected: Mapping[Kernel, Corrected], tuned: Checkpoint, spec: ModelSpec) -> None:
+    def __init__(self, corrected: Mapping[Kernel, CorrectedKernel], tuned: Checkpoint, spec: ModelSpec) -> None:
         names = kernel_names(spec)
         self._kernels = {names[kernel]: item for kernel, item in corrected.items()}
         self._places = tensor_names(spec)
@@ -54,23 +53,31 @@ class RestoredTensors(Mapping[str, np.ndarray]):
         return len(self._kernels)
 
 
-def write_output(
-    prepared: Prepared,
-    plan: Plan,
-    selection: Selection,
-    corrected: Mapping[Kernel, Corrected],
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
-    fingerprint: Fingerprint,
-    notes: Mapping[str, Any],
-) -> Path:
+class Result(NamedTuple):
+    """Holds what a run writes.
+
+    Args:
+        selection: the restored neurons.
+        corrected: the kept kernels' new weights.
+        scores: of both sets of rows.
+        notes: further entries of hcnr.json: `choice` after --choose, `refine` after --refine.
+    """
+
+    selection: Selection
+    corrected: dict[Kernel, CorrectedKernel]
+    scores: dict[str, Scores]
+    notes: dict[str, Any]
+
+
+def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
     """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
 
-    Every process calls it: each writes its share of the weight files, the first all else, and it alone makes the
-    folder and gives it its name. notes: what else the record says, such as what `--choose` tried and took.
+    Every process calls it. Each writes its share of the weight files; the first process writes all other files, creates
+    the folder and renames it at the end.
     """
-    config, tuned = prepared.config, prepared.tuned
-    restored = RestoredTensors(corrected, tuned, prepared.spec)
+    config, inputs, reporter = run.config, run.inputs, run.reporter
+    tuned, corrected = inputs.tuned, result.corrected
+    restored = RestoredTensors(corrected, tuned, run.spec)
     share = divide_shards(tuned, jax.process_count())[jax.process_index()]
     distributed.barrier("corrected")  # what others solved or kept is there to be read
     if not distributed.is_first():
@@ -80,11 +87,11 @@ def write_output(
             sync_folder(partial_path(config.out))
         distributed.barrier("weights")
         return config.out
-    inputs = [*prepared.base.sources, *tuned.sources, config.honesty, config.task]
+    sources = [*inputs.base.sources, *tuned.sources, config.honesty, config.task]
     needed = sum(info.nbytes for info in tuned.tensors.values())
     with (
         reporter.stage("write", len(tuned.shards) + 2, "files") as stage,
-        staged_folder(config.out, inputs, needed, lock=False) as folder,
+        staged_folder(config.out, sources, needed, lock=False) as folder,
     ):
         distributed.barrier("begun")
         write_companions(tuned, folder)
@@ -92,11 +99,10 @@ def write_output(
         distributed.barrier("weights")
         stage.advance(len(tuned.shards))
         before = tensor_digests(tuned)
-        neurons = _neurons(prepared, selection, corrected)
+        neurons = _neurons(run, result)
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
-        record = make_record(prepared, plan, selection, corrected, scores, reporter)
-        record |= notes
+        record = make_record(run, result)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["fingerprint"] = fingerprint
         record["outputs"] = _files_under(folder)
@@ -105,29 +111,22 @@ def write_output(
     return config.out
 
 
-def _neurons(prepared: Prepared, selection: Selection, corrected: Mapping[Kernel, Corrected]) -> dict[str, np.ndarray]:
-    """The restored neurons of every kept kernel, by tensor name."""
-    names, granularity = kernel_names(prepared.spec), prepared.config.granularity
+def _neurons(run: Run, result: Result) -> dict[str, np.ndarray]:
+    """Return the restored neurons of every kept kernel, by tensor name."""
+    names, granularity, masks = kernel_names(run.spec), run.config.granularity, result.selection.masks
     return {
-        names[kernel]: hf_neurons(np.asarray(selection.masks[kernel.path][kernel.index]), granularity)
-        for kernel in corrected
+        names[kernel]: hf_neurons(np.asarray(masks[kernel.path][kernel.index]), granularity)
+        for kernel in result.corrected
     }
 
 
-def make_record(
-    prepared: Prepared,
-    plan: Plan,
-    selection: Selection,
-    corrected: Mapping[Kernel, Corrected],
-    scores: Mapping[str, Scores],
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """The content of hcnr.json, but for the digests of what is written."""
-    config, names = prepared.config, kernel_names(prepared.spec)
-    cuts = cuts_of(config, prepared.spec, scores, selection, names)
+def make_record(run: Run, result: Result) -> dict[str, Any]:
+    """Build the content of hcnr.json, but for the digests of what is written."""
+    config, names = run.config, kernel_names(run.spec)
+    cuts = cuts_of(config, run.spec, result.scores, selection=result.selection, names=names)
     lines = {}
     for kernel, name in names.items():
-        lines[kernel] = kernel_record(kernel, name, prepared, selection, corrected.get(kernel))
+        lines[kernel] = kernel_record(kernel, name, result)
         if cuts.kernels is not None:
             lines[kernel]["cut"] = cuts.kernels[kernel]
     return {
@@ -135,22 +134,24 @@ def make_record(
         "config": config.model_dump(mode="json"),
         "unused_options": list(config.unused),
         "versions": versions(),
-        "dtype": plan.dtype,
-        "batches": [shape._asdict() for shape in plan.shapes],
-        "model": {"family": prepared.spec.family, "layers": prepared.spec.num_layers, "kernels": len(names)},
+        "dtype": run.plan.dtype,
+        "batches": [shape._asdict() for shape in run.plan.shapes],
+        "model": {"family": run.spec.family, "layers": run.spec.num_layers, "kernels": len(names)},
         "inputs": {
-            "base": _model_files(prepared.base),
-            "tuned": _model_files(prepared.tuned),
+            "base": _model_files(run.inputs.base),
+            "tuned": _model_files(run.inputs.tuned),
             "honesty": sha256_files([config.honesty]),
             "task": sha256_files([config.task]),
         },
         "rows": {
-            name: {"count": len(part.losses), "mean_loss": float(part.losses.mean())} for name, part in scores.items()
+            name: {"count": len(part.losses), "mean_loss": float(part.losses.mean())}
+            for name, part in result.scores.items()
         },
         "cut": cuts.whole,
         "kernels": list(lines.values()),
-        "seconds": reporter.seconds,
-        "warnings": reporter.warnings,
+        "seconds": run.reporter.seconds,
+        "warnings": run.reporter.warnings,
+        **result.notes,
     }
 
 
@@ -164,10 +165,12 @@ def _files_under(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
-def kernel_record(
-    kernel: Kernel, name: str, prepared: Prepared, selection: Selection, corrected: Corrected | None
-) -> dict[str, Any]:
-    """One kernel's line: d_j, kept or not, neurons restored; if corrected d_hon (undamped), residual and condition."""
+def kernel_record(kernel: Kernel, name: str, result: Result) -> dict[str, Any]:
+    """Build one kernel's line: d_j, whether it is kept, and its restored neurons.
+
+    A solved kernel also has the output distances d_hon (without damping), and the solve's residual and condition.
+    """
+    selection, corrected = result.selection, result.corrected.get(kernel)
     mask = selection.masks[kernel.path][kernel.index]
     record: dict[str, Any] = {
         "tensor": name,

@@ -166,7 +166,7 @@ def test_input_moments_of_any_linen_model(model):
         def forward(params, rows):
             return model.apply({"params": params}, rows.tokens, rows.mask)
 
-        return curvature.input_moments(forward, params, paths, rows, rows.mask)
+        return curvature.input_moments(forward, params, paths, batch=rows, token_mask=rows.mask)
 
     found = run(params, jax.tree.map(jnp.asarray, rows))
     expected = oracle_moments(model, params, rows)
@@ -241,7 +241,7 @@ def test_a_dense_called_by_keyword_is_seen():
         return Keyword().apply({"params": params}, x)
 
     assert curvature.capture_inputs(forward, ["a/kernel"], params, x).inputs["a/kernel"] is x
-    found = curvature.input_moments(forward, params, ["a/kernel"], x, jnp.asarray(MASK))["a/kernel"]
+    found = curvature.input_moments(forward, params, ["a/kernel"], batch=x, token_mask=jnp.asarray(MASK))["a/kernel"]
     np.testing.assert_allclose(found, NOW[MASK].T @ NOW[MASK], rtol=1e-5, atol=1e-5)
 
 
@@ -249,7 +249,11 @@ def test_a_token_mask_of_another_shape_is_refused():
     params = Keyword().init(jax.random.key(0), jnp.asarray(NOW))["params"]
     with pytest.raises(InputError, match=r"kernel a: its inputs have shape \(6, 5, 4\), expected \(6, 4\) to match"):
         curvature.input_moments(
-            lambda p, x: Keyword().apply({"params": p}, x), params, ["a/kernel"], jnp.asarray(NOW), jnp.ones(6, bool)
+            lambda p, x: Keyword().apply({"params": p}, x),
+            params,
+            ["a/kernel"],
+            batch=jnp.asarray(NOW),
+            token_mask=jnp.ones(6, bool),
         )
 
 

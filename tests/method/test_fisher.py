@@ -248,25 +248,25 @@ def test_shared_and_unused_kernels_are_refused_by_name():
         return jnp.sum(Tied().apply({"params": params}, x) ** 2)
 
     example = jnp.ones((3, 4))
-    uses = fisher.count_uses(loss, params, ["shared/kernel", "unused/kernel", "once/kernel"], example)
+    uses = fisher.count_uses(loss, params, ["shared/kernel", "unused/kernel", "once/kernel"], example=example)
     assert {path: int(count) for path, count in uses.items()} == {
         "shared/kernel": 2, "unused/kernel": 0, "once/kernel": 1,
     }  # fmt: skip
-    fisher.check_uses(loss, params, ["once/kernel"], example)
+    fisher.check_uses(loss, params, ["once/kernel"], example=example)
     with pytest.raises(InputError, match=r"kernel shared/kernel: used 2 times per example, expected once"):
-        fisher.check_uses(loss, params, ["once/kernel", "shared/kernel"], example)
+        fisher.check_uses(loss, params, ["once/kernel", "shared/kernel"], example=example)
     with pytest.raises(InputError, match=r"kernel unused/kernel: used 0 times .* leave it out of `paths`"):
-        fisher.check_uses(loss, params, ["unused/kernel"], example)
+        fisher.check_uses(loss, params, ["unused/kernel"], example=example)
 
 
 @pytest.mark.parametrize("name", ["scanned", "decoder"])
 def test_stacked_kernels_are_counted_one_by_one(name):
     loss, params, paths = case(name)
     example = jax.tree.map(lambda leaf: leaf[0], rows())
-    for path, uses in fisher.count_uses(loss, params, paths, example).items():
+    for path, uses in fisher.count_uses(loss, params, paths, example=example).items():
         assert uses.shape == (2,), path
         assert np.all(np.asarray(uses) == 1)
-    fisher.check_uses(loss, params, paths, example)
+    fisher.check_uses(loss, params, paths, example=example)
 
 
 def test_a_kernel_that_is_no_dense_is_refused():
@@ -277,7 +277,9 @@ def test_a_kernel_that_is_no_dense_is_refused():
 
     params = Own().init(jax.random.key(0), jnp.zeros((3, 4)))["params"]
     with pytest.raises(InputError, match=r"kernel kernel: used 0 times"):
-        fisher.check_uses(lambda p, x: jnp.sum(Own().apply({"params": p}, x)), params, ["kernel"], jnp.ones((3, 4)))
+        fisher.check_uses(
+            lambda p, x: jnp.sum(Own().apply({"params": p}, x)), params, ["kernel"], example=jnp.ones((3, 4))
+        )
 
 
 def test_eager_and_jit_agree_for_a_dense_called_by_keyword():

@@ -23,7 +23,7 @@ def leaves(array):
 
 
 def ranked(kind, honesty, task, key=KEY, axes=1):
-    return np.asarray(priority.priorities(kind, leaves(honesty), leaves(task), key, axes)["a/kernel"])
+    return np.asarray(priority.priorities(kind, leaves(honesty), leaves(task), key=key, neuron_axes=axes)["a/kernel"])
 
 
 @pytest.mark.parametrize("kind", ["kl", "raw", "honesty"])
@@ -62,7 +62,7 @@ def test_kl_sums_to_the_divergence_and_forgets_the_scales():
 )
 def test_zero_denormal_and_huge_scores_never_give_nan_or_inf(kind, honesty, task):
     for transform in (lambda f: f, jax.jit):
-        run = transform(lambda h, t: priority.priorities(kind, leaves(h), leaves(t), KEY)["a/kernel"])
+        run = transform(lambda h, t: priority.priorities(kind, leaves(h), leaves(t), key=KEY)["a/kernel"])
         found = run(jnp.asarray([honesty], jnp.float32), jnp.asarray([task], jnp.float32))
         assert np.all(np.isfinite(found)), found
         assert int(select.top_mask(found[0], 2).sum()) == 2
@@ -101,9 +101,9 @@ def test_a_nan_score_is_never_selected_and_spoils_no_other(kind, bad):
 
 def test_random_is_reproducible_differs_between_kernels_and_ignores_scores():
     scores = {name: jnp.asarray(draw(3, 50)) for name in ("b/kernel", "a/kernel")}
-    first = priority.priorities("random", scores, scores, jax.random.key(1))
-    again = priority.priorities("random", dict(reversed(scores.items())), scores, jax.random.key(1))
-    other = priority.priorities("random", scores, scores, jax.random.key(2))
+    first = priority.priorities("random", scores, scores, key=jax.random.key(1))
+    again = priority.priorities("random", dict(reversed(scores.items())), scores, key=jax.random.key(1))
+    other = priority.priorities("random", scores, scores, key=jax.random.key(2))
     for name in scores:
         np.testing.assert_array_equal(first[name], again[name])
         assert not np.array_equal(first[name], other[name])
@@ -148,7 +148,7 @@ def test_minus_zero_ties_with_zero_and_nan_comes_last():
 def test_candidates_are_counted_in_every_kernel(granularity, shape):
     kernel = {"a/kernel": jnp.zeros((2, 7, 5))}
     values = RNG.normal(size=shape).astype(np.float32)
-    masks = select.in_weight_mask(leaves(values), kernel, 0.5, granularity)
+    masks = select.in_weight_mask(leaves(values), kernel, 0.5, granularity=granularity)
     for block in range(2):
         np.testing.assert_array_equal(masks["a/kernel"][block], oracle.top(values[block], 0.5))
     axes = 2 if granularity == "weight" else 1
@@ -162,7 +162,7 @@ def test_candidates_are_counted_in_every_kernel(granularity, shape):
 def test_perturbations_are_the_oracles(granularity, shape, dtype):
     base, tuned = (jnp.asarray(RNG.normal(size=(2, 7, 5)), dtype) for _ in range(2))
     mask = RNG.random(shape) < 0.5
-    found = select.perturbation(base, tuned, jnp.asarray(mask), granularity)
+    found = select.perturbation(base, tuned, jnp.asarray(mask), granularity=granularity)
     for block in range(2):
         wide = {"input": mask[block][..., None], "output": mask[block][None], "weight": mask[block]}[granularity]
         expected = oracle.perturbation(oracle.f64(base[block]), oracle.f64(tuned[block]), wide)
@@ -173,7 +173,7 @@ def test_zero_over_zero_is_zero_and_nan_outside_the_mask_does_not_matter():
     base = jnp.zeros((2, 4, 3)).at[1, 3].set(jnp.nan)
     tuned = base.at[1, 0].set(1.0)
     mask = jnp.asarray([[True, True, False, False]] * 2)
-    found = np.asarray(select.perturbation(base, tuned, mask, "input"))
+    found = np.asarray(select.perturbation(base, tuned, mask, granularity="input"))
     assert found[0] == 0 and np.isposinf(found[1])
 
 
@@ -193,7 +193,7 @@ def test_kept_kernels_are_the_oracles(ratio):
     masks = {name: jnp.asarray(RNG.random((3, 4)) < 0.5) for name in names}
     values = {name: np.round(RNG.random(3), 1) for name in names}
     d = {(block, name): values[name][block] for name in names for block in range(3)}
-    found, kept = select.cross_weight_mask(masks, leavesof(values), kernels, ratio)
+    found, kept = select.cross_weight_mask(masks, leavesof(values), kernels, ratio=ratio)
     expected = oracle.keep(d, ratio, names)
     assert [(k.index[0], k.path) for k in kept] == sorted(expected, key=lambda key: (key[0], names.index(key[1])))
     for block, name in d:
@@ -210,9 +210,9 @@ def test_ties_between_kernels_go_by_block_and_then_by_name():
     kernels = {name: jnp.zeros((2, 4, 2)) for name in names}
     masks = {name: jnp.ones((2, 4), bool) for name in names}
     tied = {name: jnp.ones(2) for name in names}
-    _, kept = select.cross_weight_mask(masks, tied, kernels, 0.75)
+    _, kept = select.cross_weight_mask(masks, tied, kernels, ratio=0.75)
     assert kept == [Kernel("q/kernel", (0,)), Kernel("k/kernel", (0,)), Kernel("q/kernel", (1,))]
-    _, kept = select.cross_weight_mask(masks, tied, kernels, 0.4)
+    _, kept = select.cross_weight_mask(masks, tied, kernels, ratio=0.4)
     assert kept == [Kernel("q/kernel", (0,)), Kernel("k/kernel", (0,))]
 
 
@@ -220,7 +220,7 @@ def test_masks_of_single_weights_and_of_unstacked_kernels():
     kernels = {"x/kernel": jnp.zeros((4, 2)), "y/kernel": jnp.zeros((3, 2))}
     masks = {name: jnp.ones(leaf.shape, bool) for name, leaf in kernels.items()}
     found, kept = select.cross_weight_mask(
-        masks, {"x/kernel": jnp.asarray(1.0), "y/kernel": jnp.asarray(2.0)}, kernels, 0.5
+        masks, {"x/kernel": jnp.asarray(1.0), "y/kernel": jnp.asarray(2.0)}, kernels, ratio=0.5
     )
     assert kept == [Kernel("y/kernel", ())]
     assert not found["x/kernel"].any() and found["y/kernel"].all()

@@ -27,7 +27,9 @@ dense, dual = jax.jit(solve.cholesky_solve), jax.jit(solve.dual_solve)
 @partial(jax.jit, static_argnums=(2, 3))
 def iterate(matrix, rhs, tolerance=1e-6, max_steps=500):
     """Conjugate gradients on a matrix that happens to be known."""
-    return solve.conjugate_gradients(lambda e: jnp.matmul(matrix, e), rhs, jnp.diagonal(matrix), tolerance, max_steps)
+    return solve.conjugate_gradients(
+        lambda e: jnp.matmul(matrix, e), rhs, jnp.diagonal(matrix), tolerance=tolerance, max_steps=max_steps
+    )
 
 
 def single(x):
@@ -66,8 +68,8 @@ def test_dense_dual_and_conjugate_gradients_are_numpys(tokens, fan_in, outliers)
         lambda e: jnp.matmul(y32.T, jnp.matmul(y32, e)) + single(ridged) * e,
         jnp.matmul(y32.T, error),
         jnp.diagonal(single(matrix)),
-        1e-7,
-        500,
+        tolerance=1e-7,
+        max_steps=500,
     )
     found = {
         "dense": dense(single(matrix), single(rhs)),
@@ -216,7 +218,9 @@ def test_one_trace_serves_all_systems_of_a_shape():
 
     def counted(matrix, rhs):
         traces.append(1)
-        return solve.conjugate_gradients(lambda e: jnp.matmul(matrix, e), rhs, jnp.diagonal(matrix), 1e-6, 50)
+        return solve.conjugate_gradients(
+            lambda e: jnp.matmul(matrix, e), rhs, jnp.diagonal(matrix), tolerance=1e-6, max_steps=50
+        )
 
     run = jax.jit(counted)
     for seed in range(3):

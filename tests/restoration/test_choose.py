@@ -18,7 +18,7 @@ from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration import choose as choosing
 from hcnr_jax.restoration import grid
 from hcnr_jax.restoration.choose import held_out, open_choice, settings_of
-from hcnr_jax.restoration.inputs import prepare
+from hcnr_jax.restoration.inputs import open_inputs
 from hcnr_jax.restoration.resume.signals import Stopping
 from tests.restoration.resume.test_resume import result_of
 from tests.restoration.worlds import call, make_world, record_of, restore, weights_of
@@ -53,9 +53,9 @@ def config_of(world, **values):
 
 
 def test_the_rows_that_judge_are_not_the_scored_ones(world) -> None:
-    prepared = prepare(config_of(world, choose="task_accuracy >= -0.5pt"), Reporter())
-    opened = open_choice(prepared)
-    scored = {normalise_question(question_of(item.row)) for item in [*prepared.honesty, *prepared.task]}
+    inputs = open_inputs(config_of(world, choose="task_accuracy >= -0.5pt"), Reporter())
+    opened = open_choice(inputs)
+    scored = {normalise_question(question_of(item.row)) for item in [*inputs.honesty, *inputs.task]}
     asked = {normalise_question(prompt.question) for prompt in opened.prompts}
     assert asked and not asked & scored
     honesty, task = ([p for p in opened.prompts if p.role == role] for role in ("honesty", "task"))
@@ -99,10 +99,10 @@ def test_the_choice_is_written_with_its_whole_table(world, monkeypatch) -> None:
 def test_the_weights_that_were_judged_are_written(world, tmp_path, monkeypatch, inputs, dtype) -> None:
     asked = []
     judge(monkeypatch, 1)
-    monkeypatch.setattr(choosing, "_asked", lambda prepared, opened, params: asked.append((prepared, params)) or SCORES)
+    monkeypatch.setattr(choosing, "_asked", lambda inputs, opened, params: asked.append((inputs, params)) or SCORES)
     out = restore(world, tmp_path / "out", *CHOOSE, "--inputs", inputs, "--dtype", dtype, "--cross-weight", 0.4)
-    prepared, params = asked[2]  # TUNED, the settings as given, then the one that is taken
-    judged = HFTensors(params, prepared.spec, dict.fromkeys(tensor_names(prepared.spec), "F32"))
+    inputs, params = asked[2]  # TUNED, the settings as given, then the one that is taken
+    judged = HFTensors(params, inputs.spec, dict.fromkeys(tensor_names(inputs.spec), "F32"))
     for name, weights in weights_of(out).items():
         np.testing.assert_array_equal(judged[name], weights, err_msg=name)
 

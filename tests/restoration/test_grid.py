@@ -12,9 +12,10 @@ from hcnr_jax.restoration import grid
 from hcnr_jax.restoration import score as scoring
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, restore_grid, try_grid
-from hcnr_jax.restoration.inputs import prepare
+from hcnr_jax.restoration.inputs import open_inputs
+from hcnr_jax.restoration.load import load_run
 from hcnr_jax.restoration.plan import make_plan
-from hcnr_jax.restoration.run import load_pair, score_pair
+from hcnr_jax.restoration.score_pair import score_pair
 from tests.restoration.worlds import SAMPLES, make_world, restore, weights_of
 
 SETTINGS = [
@@ -34,62 +35,61 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def opened(world, request):
-    """(configs, prepared, plan, base, tuned, scores) of one scoring."""
+    """(configs, run, scores) of one scoring."""
     given = {"base": str(world.base), "tuned": str(world.tuned), "honesty": world.honesty, "task": world.task}
     configs = [
         RestoreConfig(**given, samples=SAMPLES, dtype=request.param, out=world.folder / f"out{i}", **setting)
         for i, setting in enumerate(SETTINGS)
     ]
     reporter = Reporter()
-    prepared = prepare(configs[0], reporter)
-    plan = make_plan(prepared)
-    base, tuned = load_pair(prepared, plan, reporter)
-    return configs, prepared, plan, base, tuned, score_pair(prepared, plan, base, tuned, reporter, None)
+    inputs = open_inputs(configs[0], reporter)
+    run = load_run(inputs, make_plan(inputs), reporter)
+    return configs, run, score_pair(run)
 
 
 def test_a_grid_is_the_single_runs(world, opened, tmp_path, monkeypatch) -> None:
-    configs, prepared, plan, base, tuned, scores = opened
+    configs, run, scores = opened
     monkeypatch.setattr(scoring, "_score_step", None)  # nothing is scored again
-    found = {item.place: item for item in restore_grid(prepared, plan, configs, base, tuned, scores, Reporter())}
+    found = {item.place: item for item in restore_grid(run, configs, scores)}
     monkeypatch.undo()
     assert sorted(found) == list(range(len(SETTINGS)))
-    stored = dict.fromkeys(tensor_names(prepared.spec), "F32")
+    stored = dict.fromkeys(tensor_names(run.spec), "F32")
     for place, setting in enumerate(SETTINGS):
         options = [str(part) for key, value in setting.items() for part in (f"--{key.replace('_', '-')}", value)]
         usual = [] if "cross_weight" in setting else ["--cross-weight", "1.0"]
-        expected = weights_of(restore(world, tmp_path / str(place), *options, *usual, "--dtype", plan.dtype))
-        tensors = HFTensors(restored_params(tuned, found[place].corrected), prepared.spec, stored)
+        expected = weights_of(restore(world, tmp_path / str(place), *options, *usual, "--dtype", run.plan.dtype))
+        tensors = HFTensors(restored_params(run.models.tuned, found[place].corrected), run.spec, stored)
         for name, weights in expected.items():
             np.testing.assert_allclose(tensors[name], weights, rtol=1e-5, atol=1e-6, err_msg=f"{place} {name}")
 
 
 def test_settings_that_need_other_scores_are_refused(opened) -> None:
-    configs, prepared, plan, base, tuned, scores = opened
+    configs, run, scores = opened
     other = configs[1].model_copy(update={"scores_at": "base"})
     with pytest.raises(
         InputError, match="must share --scores-at, which the scores depend on: found 'tuned' and 'base'"
     ):
-        next(restore_grid(prepared, plan, [configs[0], other], base, tuned, scores, Reporter()))
+        next(restore_grid(run, [configs[0], other], scores))
 
 
 def test_a_setting_that_fails_keeps_no_other_from_its_restoration(opened, monkeypatch) -> None:
-    configs, prepared, plan, base, tuned, scores = opened
+    configs, run, scores = opened
     too_few = configs[0].model_copy(update={"cross_weight": 0.001})
     undamped = configs[1].model_copy(update={"damping": 0.0})  # shares the walk of two that are well
     every = [*configs, too_few, undamped]
     checked = grid.checked
 
-    def check(config, result, selection, names):
+    def check(config, spec, result, *, selection):
         if config is undamped:
             raise InputError("tensor t: not positive definite")
-        return checked(config, result, selection, names)
+        return checked(config, spec, result, selection=selection)
 
     monkeypatch.setattr(grid, "checked", check)
-    found = {item.place: item for item in try_grid(prepared, plan, every, base, tuned, scores, Reporter())}
+    found = {item.place: item for item in try_grid(run, every, scores)}
     failed = {place: str(item.error) for place, item in found.items() if isinstance(item, GridFailure)}
     few, singular = len(configs), len(configs) + 1
     assert sorted(found) == list(range(singular + 1)) and sorted(failed) == [few, singular]
     assert "rounds to 0" in failed[few] and failed[singular] == "tensor t: not positive definite"
     assert all(set(found[place].corrected) == set(found[place].selection.kept) for place in range(few))
     with pytest.raises(InputError, match="not positive definite"):
-        list(restore_grid(prepared, plan, [*configs, undamped], base, tuned, scores, Reporter()))
+        list(restore_grid(run, [*configs, undamped], scores))

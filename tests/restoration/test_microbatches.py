@@ -70,7 +70,10 @@ def test_an_accelerators_microbatch_follows_its_memory(monkeypatch):
     free = 10 * batches.row_bytes(SPEC, 32, 16)
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": free + 7, "bytes_in_use": 7})
     monkeypatch.setattr(batches.jax, "local_devices", lambda: [device])
-    assert batches.choose_microbatch(SPEC, 32, 100, 16) == 5 and batches.choose_microbatch(SPEC, 32, 3, 16) == 3
+    assert (
+        batches.choose_microbatch(SPEC, 32, 100, window=16) == 5
+        and batches.choose_microbatch(SPEC, 32, 3, window=16) == 3
+    )
     assert batches.row_bytes(SPEC, 32, 16, streamed=True) < batches.row_bytes(SPEC, 32, 16)
     assert batches.row_bytes(SPEC, 32, 16) < batches.row_bytes(SPEC, 32, 32) == batches.row_bytes(SPEC, 32, 40)
 

@@ -7,10 +7,11 @@ import pytest
 from hcnr_jax.config import RestoreConfig, build
 from hcnr_jax.method.certainty import DRAWS, relative_rounding
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.restoration.inputs import prepare
+from hcnr_jax.restoration.inputs import open_inputs
+from hcnr_jax.restoration.load import load_run
 from hcnr_jax.restoration.plan import make_plan
-from hcnr_jax.restoration.run import load_pair, scoring_of
 from hcnr_jax.restoration.score import Scores, score
+from hcnr_jax.restoration.score_pair import scoring_of
 from tests.restoration.worlds import ROWS, World, kernels_of, make_world, record_of, restore
 
 
@@ -23,12 +24,12 @@ def scores_of(world: World, measured: bool = False, **options) -> Scores:
     """The honesty rows' scores as `hcnr restore` with these options makes them."""
     paths = {"base": str(world.base), "tuned": str(world.tuned), "honesty": world.honesty, "task": world.task}
     config = build(RestoreConfig, {**paths, "out": world.folder / "unwritten", "samples": ROWS, **options})
-    prepared = prepare(config, Reporter())
-    plan = make_plan(prepared)
+    inputs = open_inputs(config, Reporter())
+    plan = make_plan(inputs)
     with jax.default_matmul_precision("highest"):
-        tuned = load_pair(prepared, plan, Reporter())[1]
-        how = scoring_of(prepared, plan)
-        return score(how, tuned, prepared.honesty, plan.shapes, "honesty", Reporter(), rounding=measured)
+        tuned = load_run(inputs, plan, Reporter()).models.tuned
+        how = scoring_of(inputs, plan)
+        return score(how, tuned, inputs.honesty, plan.shapes, "honesty", Reporter(), rounding=measured)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from hcnr_jax.bench.roofline import kernel_sizes, solve_flops
 from hcnr_jax.bench.sparsegpt_solve import sequential
 from hcnr_jax.bench.timing import Program, compile_each, race
 from hcnr_jax.method.curvature import Inputs, Moments
-from hcnr_jax.method.objectives.ridge import SOLVES, Method, Pair, compensate
+from hcnr_jax.method.objectives.compensate import Method, Pair, compensate
 from hcnr_jax.method.objectives.table import OBJECTIVES
 
 DAMPING, TASK_WEIGHT = 0.01, 2.0
@@ -52,7 +52,7 @@ def measure(context: BenchContext) -> list[Measurement]:
                 method, form, block, statistics=statistics if form == "moments" else _inputs(block)
             )
             for method in METHODS
-            for form in SOLVES[method]
+            for form in OBJECTIVES[method].forms
             if (form != "moments") is few
         }
         calls = {name: program.call for name, program in {**programs, "sequential": contender}.items()}

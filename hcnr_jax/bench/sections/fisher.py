@@ -81,7 +81,7 @@ def plain_loss(spec: ModelSpec, dtype: Any, remat: bool, *, window: int) -> Call
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         hidden: Any = decoder.apply({"params": params}, batch.tokens, batch.attention_mask, method="hidden")
-        return jnp.mean(head_nll(spec, params, hidden, batch, dtype, "mean", window))
+        return jnp.mean(head_nll(spec, params, hidden, batch=batch, dtype=dtype, reduction="mean", window=window))
 
     return loss
 
@@ -95,7 +95,7 @@ def _plain(remat: bool) -> str:
 
 
 def _scores(context: BenchContext, granularity: Granularity, remat: bool, *, params: Params, batch: Batch) -> Program:
-    loss = row_loss(context.spec, "mean", context.dtype, remat, window_of(context.config.tokens))
+    loss = row_loss(context.spec, "mean", context.dtype, remat=remat, window=window_of(context.config.tokens))
     sums = init_scores(params, context.spec.kernels, (granularity,))
     weights = jnp.ones(batch.tokens.shape[0], jnp.float32)
 
@@ -118,7 +118,7 @@ def _backward(context: BenchContext, remat: bool, params: Params, *, batch: Batc
 
 def _scanned(context: BenchContext) -> Callable[[Params, Batch], Leaves]:
     """Make input scores from one example's gradients at a time, without rematerialisation."""
-    loss = row_loss(context.spec, "mean", context.dtype, False, window_of(context.config.tokens))
+    loss = row_loss(context.spec, "mean", context.dtype, remat=False, window=window_of(context.config.tokens))
 
     def scores(params: Params, batch: Batch) -> Leaves:
         kernels = get_leaves(params, context.spec.kernels)
@@ -139,7 +139,7 @@ def _scanned(context: BenchContext) -> Callable[[Params, Batch], Leaves]:
 
 def _materialised(context: BenchContext, params: Params, batch: Batch) -> tuple[Program, int]:
     """Compile `vmap(grad)` for the rows, halved until memory holds them; return the program and the number of rows."""
-    loss = row_loss(context.spec, "mean", context.dtype, True, window_of(context.config.tokens))
+    loss = row_loss(context.spec, "mean", context.dtype, remat=True, window=window_of(context.config.tokens))
     rows = int(batch.tokens.shape[0])
     while True:
         part = jax.tree.map(lambda leaf, rows=rows: leaf[:rows], batch)

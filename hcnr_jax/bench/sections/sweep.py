@@ -21,9 +21,10 @@ from hcnr_jax.bench.sections.restore import restore_config
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.grid import restore_grid
-from hcnr_jax.restoration.inputs import prepare
+from hcnr_jax.restoration.inputs import open_inputs
+from hcnr_jax.restoration.load import load_run
 from hcnr_jax.restoration.plan import make_plan
-from hcnr_jax.restoration.run import load_pair, score_pair
+from hcnr_jax.restoration.score_pair import score_pair
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -36,17 +37,16 @@ def measure(context: BenchContext) -> list[Measurement]:
     pair = write_pair(folder, config.shape, context.dtype, rows=config.rows, tokens=config.tokens, seed=config.seed)
     first = restore_config("recommended", pair, folder / "out", rows=config.rows, seed=config.seed)
     reporter = Reporter()
-    prepared = prepare(first, reporter)
-    plan = make_plan(prepared)
-    base, tuned = load_pair(prepared, plan, reporter)
-    score_pair(prepared, plan, base, tuned, reporter, None)
+    checked = open_inputs(first, reporter)
+    opened = load_run(checked, make_plan(checked), reporter)
+    score_pair(opened)
     start = time.perf_counter()
-    scores = score_pair(prepared, plan, base, tuned, reporter, None)
+    scores = score_pair(opened)
     scoring = time.perf_counter() - start
 
     def run(configs: Sequence[RestoreConfig]) -> float:
         begun = time.perf_counter()
-        for result in restore_grid(prepared, plan, configs, base, tuned, scores, reporter):
+        for result in restore_grid(opened, configs, scores):
             jax.block_until_ready([item.weights for item in result.corrected.values()])
         return time.perf_counter() - begun
 

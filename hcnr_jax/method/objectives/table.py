@@ -1,10 +1,13 @@
-"""Lists the objectives of the compensation, and what each of them reads.
+"""Lists the objectives of the compensation: which functions solve them, and what they read.
 
-The table imports nothing, so that options can be checked without JAX. `ridge.SOLVES` has the functions of each form.
+The table names functions rather than importing them, so that options are checked without JAX. A new objective is its
+functions, in a file of this folder, and one row here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 
@@ -13,26 +16,40 @@ class Objective(NamedTuple):
 
     Args:
         name: the value of `--compensation`.
-        solves: whether there is anything to solve; False leaves the restored neurons at their base values.
+        forms: {form: its function}, as the function itself or as "module.function" of this folder. The forms are
+            `moments` (from second moments), `dual` (from fewer tokens than restored neurons) and `free` (matrix-free).
+            Without a form nothing is solved: restored neurons keep their base values.
         reads_task: whether task rows are read.
-        propagates: whether a form for propagated inputs exists.
+        propagates: whether the forms take propagated inputs.
         unknowns: whether the system has a row for every input channel (`all`) or for the restored ones.
     """
 
     name: str
-    solves: bool = True
+    forms: Mapping[str, object] = MappingProxyType({})
     reads_task: bool = False
     propagates: bool = True
     unknowns: Literal["restored", "all"] = "restored"
 
+    @property
+    def solves(self) -> bool:
+        """Return whether there is anything to solve."""
+        return bool(self.forms)
+
+
+RIDGE = {"moments": "ridge.ridge_moments", "dual": "ridge.ridge_dual", "free": "ridge.ridge_free"}
 
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
-        Objective("none", solves=False, propagates=False),
-        Objective("paper", propagates=False, unknowns="all"),
-        Objective("exact"),
-        Objective("two_sided", reads_task=True),
+        Objective("none", propagates=False),
+        Objective(
+            "paper",
+            {"moments": "paper.paper_moments", "free": "paper.paper_free"},
+            propagates=False,
+            unknowns="all",
+        ),
+        Objective("exact", RIDGE),
+        Objective("two_sided", RIDGE, reads_task=True),
     )
 }
 """Name -> objective."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
-from hcnr_jax.method.objectives.ridge import Info, Method, Pair, choose_form, restored_rows
+from hcnr_jax.method.objectives.compensate import Info, Method, Pair, choose_form, restored_rows
 from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
 from hcnr_jax.method.sweep.model import BlockModel
 
@@ -91,29 +91,47 @@ class Masks:
 
 def form_of(settings: Settings, tokens: int, mask: np.ndarray) -> str:
     """How a kernel with this mask is solved: 'moments', 'dual' or 'free'."""
-    return choose_form(settings.method, settings.solver, tokens, int(mask.sum()), settings.damping)
+    return choose_form(settings.method, settings.solver, tokens, restored=int(mask.sum()), damping=settings.damping)
+
+
+class Case(NamedTuple):
+    """Holds one setting with its masks."""
+
+    settings: Settings
+    masks: Masks
+
+
+class Statistics(NamedTuple):
+    """Holds what the solves of one group read: honesty and task statistics, and the number of tokens behind them."""
+
+    honesty: Mapping[bool, Statistic]
+    task: Mapping[bool, Statistic]
+    tokens: int
 
 
 def solve_block_kernel(
-    model: BlockModel,
-    settings: Settings,
-    index: int,
-    path: str,
-    mask: np.ndarray,
-    blocks: tuple[Params, Params],
-    honesty: Statistic,
-    task: Statistic,
-    tokens: int,
+    model: BlockModel, case: Case, place: tuple[int, str], *, blocks: tuple[Params, Params], statistics: Statistics
 ) -> Result:
-    """Solve the kernel at `path` of block `index`, `blocks` being its params in base and tuned."""
-    kernel, pair = model.kernel(index, path), [get_leaves(block, [path])[path] for block in blocks]
-    old, new, honesty, task = model.to_solver(kernel, (*pair, honesty, task))
-    form = form_of(settings, tokens, mask)
+    """Solve one kernel of one block.
+
+    Args:
+        model: whose kernel it is.
+        case: the settings, and the masks with the kernel's restored neurons.
+        place: the block's index and the kernel's path in it.
+        blocks: the block's params in base and in tuned, as they are now.
+        statistics: of what the kernel's group reads, as moments (True) or tokens (False).
+    """
+    settings, mask = case.settings, case.masks.of_kernel(*place)
+    form = form_of(settings, statistics.tokens, mask)
+    as_moments = form == "moments"
+    kernel, pair = model.kernel(*place), [get_leaves(block, [place[1]])[place[1]] for block in blocks]
+    read = statistics.honesty[as_moments], statistics.task.get(as_moments)
+    old, new, honesty, task = model.to_solver(kernel, (*pair, *read))
     restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
     weights, finite, info = _solve(
         settings.method, form, old, new, restored, others, honesty, task, settings.task_weight, settings.damping
     )
-    return Result(kernel, weights, finite, form, tokens, info)
+    return Result(kernel, weights, finite, form, statistics.tokens, info)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -132,6 +150,6 @@ def _solve(
     """One kernel, solved in the statistics' precision; rows that are not restored keep tuned's very bits."""
     dtype = honesty.inputs.dtype
     pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
-    rows, info = restored_rows(method, form, pair, honesty, task, weight, damping)
+    rows, info = restored_rows(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)
     stored = rows.astype(tuned.dtype)
     return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info

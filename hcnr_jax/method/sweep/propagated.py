@@ -1,9 +1,9 @@
-"""The sweep with propagated inputs: every kernel meets what the kernels restored before it leave.
+"""The sweep with propagated inputs: each kernel is solved on the inputs that the kernels restored before it produce.
 
-q, k, v, then o, then gate, up, then down, block by block, each solved against the inputs of the model restored so far,
-so that errors made early are seen and mended later. Two models are followed on each set of rows: the aim (base on
-honesty rows, tuned on task rows) and the restored one. With room to keep what a group reads until the block is done,
-each goes through a block once: what comes after the group is computed from there with its new weights.
+The order is q, k, v, then o, then gate, up, then down, block by block, so that errors made early are seen and corrected
+later. Two models are followed on each set of rows: the aim (base on honesty rows, tuned on task rows) and the model
+restored so far. Where memory has room for what a group reads until its block is done, each model runs a block once: the
+rest of the block is computed from there, with the group's new weights.
 """
 
 from __future__ import annotations
@@ -14,67 +14,76 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array
 
+from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, put_leaves
-from hcnr_jax.method.sweep.kernel import Masks, Result, Settings, form_of, solve_block_kernel
+from hcnr_jax.method.sweep.kernel import Case, Result, Statistics, form_of, solve_block_kernel
 from hcnr_jax.method.sweep.model import Batch, BlockModel
-from hcnr_jax.method.sweep.streams import Accumulator, Statistics, Stream, count_tokens, token_masks
+from hcnr_jax.method.sweep.problem import Problem
+from hcnr_jax.method.sweep.streams import Accumulator, Stream, count_tokens, token_masks
 
 
 @dataclass(frozen=True)
 class _Side:
     """One set of rows in the model whose outputs are the aim and in the model restored so far."""
 
+    model: BlockModel
     aim: Stream
     now: Stream
     masks: list[np.ndarray]
     distances: bool
 
-    @classmethod
-    def start(
-        cls, model: BlockModel, aim: Params, tuned: Params, batches: Sequence[Batch], distances: bool, keep: bool
-    ) -> _Side:
-        start = Stream.start(model, tuned, batches, keep)
-        return cls(Stream.start(model, aim, batches, keep), start, token_masks(model, batches), distances)
-
-    def advance(self, model: BlockModel, aim: Params, now: Params, index: int) -> None:
-        self.aim.advance(model, aim, index)
-        self.now.advance(model, now, index)
+    def advance(self, aim: Params, now: Params, index: int) -> None:
+        self.aim.advance(self.model, aim, index)
+        self.now.advance(self.model, now, index)
 
     def statistics(
-        self, model: BlockModel, first: str, aim: Params, now: Params, index: int, forms: set[str]
-    ) -> Statistics:
-        """Of what the group that starts with `first` reads, as the forms of its solves need them; none for no form."""
+        self, first: str, blocks: tuple[Params, Params], index: int, forms: set[str]
+    ) -> dict[bool, Moments | Inputs]:
+        """Gather what the group that starts with `first` reads, as the forms of its solves need it.
+
+        Without a form nothing is gathered. blocks: the aim's and the restored model's.
+        """
         sums = Accumulator("moments" in forms, bool(forms - {"moments"}), self.distances)
         for place, mask in enumerate(self.masks):
-            met, meant = (stream.capture(model, first, block, index, place)
-                          for stream, block in ((self.now, now), (self.aim, aim)))  # fmt: skip
+            met, meant = (
+                stream.capture(self.model, first, block, index, place)
+                for stream, block in ((self.now, blocks[1]), (self.aim, blocks[0]))
+            )
             if forms:
                 sums.add(met, meant, mask)
         return sums.result()
 
 
 def sweep_propagated(
-    model: BlockModel,
-    settings: Settings,
-    masks: Masks,
-    base: Params,
-    tuned: Params,
-    honesty: Sequence[Batch],
-    task: Sequence[Batch],
-    on_block: Callable[[int], None],
+    problem: Problem,
+    case: Case,
+    *,
     known: Mapping[Kernel, Array],
+    on_block: Callable[[int], None],
     keep_inputs: bool = True,
 ) -> Iterator[Result]:
-    """Every kernel with a restored neuron, in data-flow order, but for those of `known`, which are put in unsolved.
+    """Yield every kernel with a restored neuron, in data-flow order.
 
-    keep_inputs: `Stream.keep`.
+    Args:
+        problem: both models and their rows.
+        case: settings and masks.
+        known: kernels that are solved already: their weights are used, and they are not yielded.
+        on_block: called with a block's index when the block is done.
+        keep_inputs: as `Stream.keep`.
     """
-    two_sided, last = settings.objective.reads_task, masks.last_block()
-    first_side = _Side.start(model, base, tuned, honesty, True, keep_inputs)
-    second_side = _Side.start(model, tuned, tuned, task, False, keep_inputs) if two_sided else None
-    tokens = count_tokens(first_side.masks) + (count_tokens(second_side.masks) if second_side else 0)
+    model, settings, masks = problem.model, case.settings, case.masks
+
+    def side(aim: Params, batches: Sequence[Batch], distances: bool) -> _Side:
+        now = Stream.start(model, problem.tuned, batches, keep_inputs)
+        start = Stream.start(model, aim, batches, keep_inputs)
+        return _Side(model, start, now, token_masks(model, batches), distances)
+
+    last = masks.last_block()
+    honesty = side(problem.base, problem.honesty, True)
+    task = side(problem.tuned, problem.task, False) if settings.objective.reads_task else None
+    tokens = count_tokens(honesty.masks) + (count_tokens(task.masks) if task else 0)
     for index in range(last + 1):
-        old, new = model.block_params(base, index), model.block_params(tuned, index)
+        old, new = problem.blocks(index)
         now = new
         for group in model.groups:
             wanted = {path: model.kernel(index, path) for path in masks.kept(index, group)}
@@ -85,19 +94,15 @@ def sweep_propagated(
             if not masks.kept(index, model.paths if keep_inputs else group):
                 continue
             forms = {form_of(settings, tokens, masks.of_kernel(index, path)) for path in kept}
-            on_honesty = first_side.statistics(model, group[0], old, now, index, forms)
-            on_task = second_side.statistics(model, group[0], new, now, index, forms) if second_side else {}
+            on_honesty = honesty.statistics(group[0], (old, now), index, forms)
+            on_task = task.statistics(group[0], (new, now), index, forms) if task else {}
+            read = Statistics(on_honesty, on_task, tokens)
             for path in kept:
-                mask = masks.of_kernel(index, path)
-                as_moments = form_of(settings, tokens, mask) == "moments"
-                result = solve_block_kernel(
-                    model, settings, index, path, mask, (old, new),
-                    on_honesty[as_moments], on_task.get(as_moments), tokens,
-                )  # fmt: skip
+                result = solve_block_kernel(model, case, (index, path), blocks=(old, new), statistics=read)
                 now = put_leaves(now, {path: model.from_solver(result.kernel, result.weights)})
                 yield result
         if index < last:
-            first_side.advance(model, old, now, index)
-            if second_side:
-                second_side.advance(model, new, now, index)
+            honesty.advance(old, now, index)
+            if task:
+                task.advance(new, now, index)
         on_block(index)

@@ -28,7 +28,7 @@ Store = MutableMapping[tuple[int, int], Any]
 
 
 def layerwise_losses(
-    model: BlockModel, params: Params, batches: Sequence[Batch], on_block: Callable[[int], None] = lambda index: None
+    model: BlockModel, params: Params, batches: Sequence[Batch], *, on_block: Callable[[int], None] = lambda index: None
 ) -> list[Float[Array, " b"]]:
     """The loss of every row, by microbatch: one forward sweep."""
     hidden = [embed(model, params, batch) for batch in batches]
@@ -44,6 +44,7 @@ def layerwise_scores(
     model: BlockModel,
     params: Params,
     batches: Sequence[Batch],
+    *,
     weights: Sequence[Float[Array, " b"]],
     granularity: Granularity,
     store: Store,

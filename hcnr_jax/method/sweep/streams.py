@@ -118,7 +118,7 @@ def _moments_on(mesh: Mesh | None, fan_in: int, propagated: bool, dtype: Any, di
     """On a mesh the matrices are split by columns over all its devices, where their number divides them."""
 
     def zeros() -> Moments:
-        return init_moments(fan_in, propagated, dtype, distances)
+        return init_moments(fan_in, propagated, dtype, distances=distances)
 
     where: Any = None
     if mesh is not None:
@@ -138,7 +138,3 @@ def _rows(inputs: Array, mask: np.ndarray) -> Array:
     """The real tokens of a microbatch (n, in); padding dropped on the host, where the mask is."""
     flat = inputs.reshape(-1, inputs.shape[-1])[np.flatnonzero(mask.reshape(-1))]
     return flat.astype(wide(inputs.dtype))
-
-
-Statistics = dict[bool, Any]
-"""What `Accumulator.result` gives."""

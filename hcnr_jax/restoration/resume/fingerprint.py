@@ -21,7 +21,7 @@ from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS, MergedCheckpoint
 from hcnr_jax.config import RestoreConfig, option_name, stage_of
 from hcnr_jax.data import Example
 from hcnr_jax.report.json import dependency_versions
-from hcnr_jax.restoration.inputs import Prepared
+from hcnr_jax.restoration.inputs import RunInputs
 
 Fingerprint = dict[str, str]
 
@@ -34,14 +34,14 @@ AFTER_CHOICE = ("selection", "kernels")
 TAKEN = "the setting that --choose took"
 
 
-def fingerprints(prepared: Prepared, dtype: str) -> dict[str, Fingerprint]:
+def fingerprints(inputs: RunInputs, dtype: str) -> dict[str, Fingerprint]:
     """Stage -> what its product depends on; each stage has all that those before it have."""
-    config, others = prepared.config, dependency_versions()
+    config, others = inputs.config, dependency_versions()
     found = {
-        "BASE": _identity(prepared.base),
-        "TUNED": _identity(prepared.tuned),
-        "honesty rows (of --honesty, --honesty-samples, --samples, --max-length, --seed)": _rows(prepared.honesty),
-        "task rows (of --task, --task-samples, --samples, --max-length, --seed)": _rows(prepared.task),
+        "BASE": _identity(inputs.base),
+        "TUNED": _identity(inputs.tuned),
+        "honesty rows (of --honesty, --honesty-samples, --samples, --max-length, --seed)": _rows(inputs.honesty),
+        "task rows (of --task, --task-samples, --samples, --max-length, --seed)": _rows(inputs.task),
         "--dtype": dtype,
         "64-bit mode": str(bool(jax.config.read("jax_enable_x64"))),
         "format of the work folder": str(FORMAT),

@@ -134,7 +134,7 @@ class Work:
         """The keys of the kept kernels."""
         return {path.name for path in self._kernels.glob("[!.]*")}
 
-    def keep_kernel(self, kernel: Kernel, form: str, rows: Any, info: Any) -> None:
+    def keep_kernel(self, kernel: Kernel, form: str, rows: Any, *, info: Any) -> None:
         """Save one kernel's rows and what its solve said; a thread writes while the next kernel is solved."""
         if not is_first():
             return

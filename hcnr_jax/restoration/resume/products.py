@@ -1,20 +1,32 @@
-"""Scores and the selection as trees of the work folder, and back."""
+"""Every stage's product as the work folder keeps it: scores, the selection, corrected kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.load import read_leaf
 from hcnr_jax.method.neurons import Kernel, get_leaves, order_kernels
+from hcnr_jax.method.objectives.compensate import Info
+from hcnr_jax.method.solve import SolveInfo
 from hcnr_jax.models import ModelSpec, abstract_params
-from hcnr_jax.restoration.resume.folder import Work
+from hcnr_jax.restoration.resume.folder import Work, key_of
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection
 
+# How the leaves of what a solve said are put together again.
+_INFO = jax.tree.structure(Info(SolveInfo(*[0] * 4), *[0] * 4))  # type: ignore[arg-type]
+
 
 def has_scores(work: Work, name: str) -> bool:
-    """Whether one set's scores are kept."""
+    """Return whether one set's scores are kept."""
     return work.has(f"scores-{name}")
 
 
@@ -26,7 +38,7 @@ def keep_scores(work: Work, name: str, scores: Scores) -> None:
 
 
 def recall_scores(work: Work, name: str, spec: ModelSpec) -> Scores | None:
-    """One set's scores as an interrupted run left them."""
+    """Read one set's scores as an interrupted run left them, None where it left none."""
     tree = work.tree(f"scores-{name}")
     if tree is None:
         return None
@@ -36,7 +48,7 @@ def recall_scores(work: Work, name: str, spec: ModelSpec) -> Scores | None:
 
 
 def keep_selection(work: Work, selection: Selection) -> None:
-    """Save masks and perturbations; the kept kernels are those with a restored neuron."""
+    """Save masks and perturbations; the kept kernels follow from them, as those with a restored neuron."""
     rows = {path: np.zeros(mask.shape[:1]) for path, mask in selection.masks.items()}
     for kernel, value in selection.perturbations.items():
         rows[kernel.path][kernel.index] = value
@@ -45,7 +57,7 @@ def keep_selection(work: Work, selection: Selection) -> None:
 
 
 def recall_selection(work: Work, spec: ModelSpec) -> Selection | None:
-    """The selection as an interrupted run left it."""
+    """Read the selection as an interrupted run left it, None where it left none."""
     tree = work.tree("selection")
     if tree is None:
         return None
@@ -57,3 +69,92 @@ def recall_selection(work: Work, spec: ModelSpec) -> Selection | None:
 
     kept = [kernel for kernel in order if masks[kernel.path][kernel.index].any()]
     return Selection({path: jnp.asarray(masks[path]) for path in spec.kernels}, {k: value(k) for k in order}, kept)
+
+
+@dataclass(frozen=True)
+class CorrectedKernel:
+    """Holds one kept kernel's new weights (in, out) in the leaf's dtype.
+
+    The weights lie on the device or in the work folder. info: what the solve reported, None for `none`.
+    """
+
+    weights: jax.Array | StoredKernel
+    form: str
+    info: Info | None
+
+
+@dataclass(frozen=True)
+class KernelStore:
+    """Keeps corrected kernels in the work folder: the restored rows, which are laid over TUNED's when a kernel is read.
+
+    release: whether kept kernels leave memory, as in a run that streams.
+    """
+
+    work: Work
+    tuned: Checkpoint
+    spec: ModelSpec
+    selection: Selection
+    granularity: str
+    release: bool
+
+    def keep(self, kernel: Kernel, item: CorrectedKernel) -> CorrectedKernel:
+        """Save a kernel, and return what the run goes on with: the same kernel, or a handle on the saved one."""
+        rows = self._rows(kernel)
+        changed = item.weights if rows is None else jnp.asarray(item.weights)[rows]
+        self.work.keep_kernel(kernel, item.form, changed, info=item.info)
+        return CorrectedKernel(StoredKernel(self, kernel), item.form, item.info) if self.release else item
+
+    def known(self) -> dict[Kernel, CorrectedKernel]:
+        """Return the kernels an interrupted run left, in data-flow order."""
+        found, items = self.work.kernels(), {}
+        for kernel in [kernel for kernel in self.selection.kept if key_of(kernel) in found]:
+            form, _, leaves = self.work.kernel(kernel)
+            info = jax.tree.unflatten(_INFO, leaves) if leaves else None
+            items[kernel] = CorrectedKernel(StoredKernel(self, kernel), form, info)
+        return items
+
+    def weights(self, kernel: Kernel) -> np.ndarray:
+        """Read a kept kernel, whole."""
+        self.work.settle()
+        rows, changed = self._rows(kernel), self.work.kernel(kernel)[1]
+        if rows is None:
+            return changed
+        whole = read_leaf(self.tuned, self.spec, kernel.path, *kernel.index)
+        whole[rows] = changed
+        return whole
+
+    def _rows(self, kernel: Kernel) -> np.ndarray | None:
+        """Return the restored rows of a kernel; None where other entries than whole rows are restored."""
+        mask = np.asarray(self.selection.masks[kernel.path][kernel.index])
+        return np.flatnonzero(mask) if self.granularity == "input" else None
+
+
+@dataclass(frozen=True)
+class StoredKernel:
+    """Stands for a kernel in the work folder: numpy reads the file when it asks for the values."""
+
+    store: KernelStore
+    kernel: Kernel
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.store.weights(self.kernel)
+        return array if dtype is None else array.astype(dtype)
+
+
+class KnownWeights(Mapping[Kernel, jax.Array]):
+    """Maps the kernels that are done to their weights, which are read when a sweep uses them."""
+
+    def __init__(self, items: Mapping[Kernel, CorrectedKernel]) -> None:
+        self._items = items
+
+    def __getitem__(self, kernel: Kernel) -> jax.Array:
+        return jnp.asarray(np.asarray(self._items[kernel].weights))
+
+    def __contains__(self, kernel: object) -> bool:
+        return kernel in self._items
+
+    def __iter__(self) -> Iterator[Kernel]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)

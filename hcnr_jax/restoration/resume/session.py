@@ -56,7 +56,7 @@ def clear_leftovers(config: RestoreConfig) -> None:
 
 @contextlib.contextmanager
 def session(
-    config: RestoreConfig, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...], reporter: Reporter
+    config: RestoreConfig, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...], *, reporter: Reporter
 ) -> Iterator[Work]:
     """Hold the output place and its work folder.
 

@@ -10,7 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from hcnr_jax.method.neurons import get_leaves, put_leaves
-from hcnr_jax.method.refine.gauss_newton import Side, _Objective, refine
+from hcnr_jax.method.refine.gauss_newton import refine
+from hcnr_jax.method.refine.problem import OutputDivergence, Side
 from tests.method import toys
 
 MODEL = toys.Scanned(2)
@@ -77,7 +78,7 @@ def oracle():
 def test_gradient_and_products_equal_the_dense_matrix(oracle):
     with jax.enable_x64(True):
         (start, masks, sides), (value, flat, mask, matrix) = oracle
-        held = _Objective(outputs, start, masks, sides, lambda: None)
+        held = OutputDivergence(outputs, start, masks, sides, lambda: None)
         leaves = get_leaves(start, PATHS)
         assert held.total(held.distances(leaves)) == pytest.approx(float(value(flat)), rel=1e-12)
         gradient = ravel_pytree(held.gradient(leaves))[0]
@@ -105,14 +106,14 @@ def test_a_full_solve_is_newtons_step(oracle):
         kept = mask > 0
         step = np.zeros_like(gradient)
         step[kept] = -np.linalg.solve(matrix[np.ix_(kept, kept)] + ridge * np.eye(int(kept.sum())), gradient[kept])
-        first, after = list(refine(outputs, start, masks, sides, 1, products=400, damping=0.05))
+        first, after = list(refine(outputs, start, masks, sides=sides, steps=1, products=400, damping=0.05))
         found = ravel_pytree(after.leaves)[0] - ravel_pytree(first.leaves)[0]
         np.testing.assert_allclose(found, after.length * step, rtol=1e-6, atol=1e-9)
 
 
 def test_steps_lower_the_distance_and_leave_the_rest_alone():
     start, masks, sides = make()
-    steps = list(refine(outputs, start, masks, sides, 4, products=20, damping=1e-3))
+    steps = list(refine(outputs, start, masks, sides=sides, steps=4, products=20, damping=1e-3))
     totals = [step.distances[0] + 2 * step.distances[1] for step in steps]
     assert len(steps) > 2 and all(after < before for before, after in pairwise(totals))
     assert totals[-1] < 0.5 * totals[0]
@@ -128,7 +129,7 @@ def test_microbatches_do_not_matter(oracle):
             side._replace(batches=[toys.Rows(*(np.concatenate(leaves) for leaves in zip(*side.batches, strict=True)))])
             for side in sides
         ]
-        (_, one), (_, other) = (list(refine(outputs, start, masks, some, 1)) for some in (sides, joined))
+        (_, one), (_, other) = (list(refine(outputs, start, masks, sides=some, steps=1)) for some in (sides, joined))
         for path in PATHS:
             np.testing.assert_allclose(one.leaves[path], other.leaves[path], rtol=1e-6, atol=1e-9)
 
@@ -136,4 +137,4 @@ def test_microbatches_do_not_matter(oracle):
 def test_at_the_references_nothing_moves():
     start, masks, sides = make()
     same = [side._replace(reference=start) for side in sides]
-    assert len(list(refine(outputs, start, masks, same, 3))) == 1
+    assert len(list(refine(outputs, start, masks, sides=same, steps=3))) == 1

@@ -13,7 +13,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Kernel, get_leaves
 from hcnr_jax.method.solve import Outcome
 from hcnr_jax.method.sweep.model import steps_of
-from hcnr_jax.method.sweep.run import Settings, Sweep, sweep_cases
+from hcnr_jax.method.sweep.run import Problem, Settings, Sweep, sweep_cases
 from hcnr_jax.models import spec_from_config
 from hcnr_jax.models.decoder import abstract_params
 from hcnr_jax.models.families.llama import GROUPS
@@ -68,7 +68,7 @@ def run(name, blocks, honesty=HONESTY, task=TASK, base=None, tuned=None, **setti
     model, old, new = models(name)
     base, tuned = base or old, tuned or new
     results = list(
-        Sweep(sweepable(name), Settings(**settings)).run(base, tuned, as_leaves(model, blocks), honesty, task)
+        Sweep(Settings(**settings)).run(Problem(sweepable(name), base, tuned, honesty, task), as_leaves(model, blocks))
     )
     for result in results:
         assert int(result.info.solve.outcome) == Outcome.OK, (result.kernel, result.info)
@@ -134,8 +134,8 @@ def test_with_fewer_tokens_than_rows_the_dual_is_the_oracles(inputs):
     settings = {"honesty": short[:1], "task": short[1:], "inputs": inputs}
     model, base, tuned = models("scanned")
     results = list(
-        Sweep(sweepable("scanned"), Settings(inputs=inputs)).run(
-            base, tuned, as_leaves(model, blocks), *([row] for row in short)
+        Sweep(Settings(inputs=inputs)).run(
+            Problem(sweepable("scanned"), base, tuned, *([row] for row in short)), as_leaves(model, blocks)
         )
     )
     assert {str(result.kernel): result.form for result in results} == {
@@ -175,11 +175,11 @@ def test_only_kept_kernels_come_out_and_unrestored_rows_keep_their_bits():
 
 def test_no_mask_no_result_and_kernels_without_a_mask_are_left():
     model, base, tuned = models("scanned")
-    sweep = Sweep(sweepable("scanned"), Settings())
+    sweep, problem = Sweep(Settings()), Problem(sweepable("scanned"), base, tuned, HONESTY, TASK)
     nothing = as_leaves(model, make_masks(model, dropped=[(i, path) for i in range(2) for path in toys.PATHS]))
-    assert list(sweep.run(base, tuned, nothing, HONESTY, TASK)) == []
+    assert list(sweep.run(problem, nothing)) == []
     first = {"blocks/first/kernel": as_leaves(model, make_masks(model, dropped=()))["blocks/first/kernel"]}
-    found = [result.kernel for result in sweep.run(base, tuned, first, HONESTY, TASK)]
+    found = [result.kernel for result in sweep.run(problem, first)]
     assert found == [Kernel("blocks/first/kernel", (0,)), Kernel("blocks/first/kernel", (1,))]
 
 
@@ -226,10 +226,11 @@ def test_compilations_do_not_grow_with_depth():
 
         jax.monitoring.register_event_duration_secs_listener(listen)
         try:
-            sweep = Sweep(toys.block_model(model, lambda: traces.append(1)), Settings(method="exact"))
-            assert len(list(sweep.run(params, tuned, masks, HONESTY, TASK))) == 3 * depth
+            counted = toys.block_model(model, lambda: traces.append(1))
+            sweep, problem = Sweep(Settings(method="exact")), Problem(counted, params, tuned, HONESTY, TASK)
+            assert len(list(sweep.run(problem, masks))) == 3 * depth
             first = len(traces), len(compiled)
-            list(sweep.run(params, tuned, masks, HONESTY, TASK))
+            list(sweep.run(problem, masks))
         finally:
             jax.monitoring.unregister_event_duration_listener(listen)
         assert (len(traces), len(compiled)) == first, "a second run compiles nothing"
@@ -247,7 +248,7 @@ def test_bfloat16_weights_are_solved_in_float32_and_rounded_once():
     computing = toys.block_model(toys.Scanned(2, jnp.float32))
     masks = {"blocks/last/kernel": as_leaves(model, make_masks(model))["blocks/last/kernel"]}
     found, want = (
-        list(Sweep(computing, Settings(method="exact", **LOCAL)).run(*params, masks, HONESTY, TASK))
+        list(Sweep(Settings(method="exact", **LOCAL)).run(Problem(computing, *params, HONESTY, TASK), masks))
         for params in (stored, wide)
     )
     for low, high in zip(found, want, strict=True):
@@ -260,23 +261,23 @@ def test_a_nan_weight_is_reported_where_it_matters():
     broken = jax.tree.map(lambda leaf: leaf, tuned)
     broken["blocks"]["first"]["kernel"] = broken["blocks"]["first"]["kernel"].at[0, 0, 0].set(jnp.nan)
     masks = as_leaves(model, make_masks(model))
-    result = next(Sweep(sweepable("scanned"), Settings()).run(base, broken, masks, HONESTY, TASK))
+    result = next(Sweep(Settings()).run(Problem(sweepable("scanned"), base, broken, HONESTY, TASK), masks))
     assert int(result.info.solve.outcome) == Outcome.NOT_FINITE
 
 
 def test_settings_without_a_sweep_are_refused():
     with pytest.raises(InputError, match="method 'none' has nothing to solve: call `restore`"):
-        Sweep(sweepable("scanned"), Settings(method="none"))
+        Sweep(Settings(method="none"))
     with pytest.raises(InputError, match="method 'paper' has no propagated form: use inputs 'local'"):
-        Sweep(sweepable("scanned"), Settings(method="paper", inputs="propagated"))
+        Sweep(Settings(method="paper", inputs="propagated"))
 
 
 def test_progress_is_told_block_by_block():
     model, base, tuned = models("scanned")
     seen = []
     list(
-        Sweep(sweepable("scanned"), Settings(), seen.append).run(
-            base, tuned, as_leaves(model, make_masks(model)), HONESTY, TASK
+        Sweep(Settings(), seen.append).run(
+            Problem(sweepable("scanned"), base, tuned, HONESTY, TASK), as_leaves(model, make_masks(model))
         )
     )
     assert seen == [0, 1]
@@ -327,7 +328,7 @@ def test_the_decoder_is_swept_as_the_oracle_says():
             block[path] = rng.permutation(mask) & ((index, path) in kept)
         blocks.append(block)
     masks = {f"blocks/{path}": jnp.stack([block[path] for block in blocks]) for path in paths}
-    found = list(Sweep(block_model(SPEC), Settings()).run(base, tuned, masks, honesty, task))
+    found = list(Sweep(Settings()).run(Problem(block_model(SPEC), base, tuned, honesty, task), masks))
     valid = np.concatenate([batch.attention_mask for batch in honesty])
     wanted = oracle.sweep(
         decoder_block(SPEC), GROUPS, layers(base), layers(tuned),
@@ -356,9 +357,9 @@ def test_many_cases_are_the_single_ones_for_one_walk():
             ("two_sided", "propagated", 0.01, 2.0, "base", 0.5),
         ])
     ]  # fmt: skip
-    together = list(sweep_cases(sweepable("scanned"), cases, base, tuned, HONESTY, TASK))
+    together = list(sweep_cases(Problem(sweepable("scanned"), base, tuned, HONESTY, TASK), cases))
     for place, (settings, masks) in enumerate(cases):
-        alone = list(Sweep(sweepable("scanned"), settings).run(base, tuned, masks, HONESTY, TASK))
+        alone = list(Sweep(settings).run(Problem(sweepable("scanned"), base, tuned, HONESTY, TASK), masks))
         found = [result for number, result in together if number == place]
         assert [r.kernel for r in found] == [r.kernel for r in alone]
         for one, other in zip(found, alone, strict=True):
@@ -373,7 +374,7 @@ def test_local_cases_share_one_forward_pass_of_each_block():
     counted = toys.block_model(model)
     counted = counted._replace(block_params=lambda p, i: walks.append(i) or toys.block_model(model).block_params(p, i))
     cases = [(Settings(method="exact", damping=10.0**-k, **LOCAL), masks) for k in range(1, 6)]
-    assert len(list(sweep_cases(counted, cases, params, tuned, HONESTY, TASK))) == 5 * 3 * len(toys.PATHS)
+    assert len(list(sweep_cases(Problem(counted, params, tuned, HONESTY, TASK), cases))) == 5 * 3 * len(toys.PATHS)
     assert walks == [0, 0, 1, 1, 2, 2], "base and tuned are asked for each block once, whatever the number of cases"
 
 
@@ -385,11 +386,11 @@ def test_cases_that_differ_in_kept_kernels_alone_share_their_solutions(monkeypat
         make_masks(model, dropped=dropped) for dropped in ((), ((0, "second/kernel"), (1, "last/kernel")))
     )
     settings, solved, solve = Settings(method="exact", **LOCAL), [], local.solve_block_kernel
-    monkeypatch.setattr(local, "solve_block_kernel", lambda *args: solved.append(1) or solve(*args))
+    monkeypatch.setattr(local, "solve_block_kernel", lambda *args, **named: solved.append(1) or solve(*args, **named))
     cases = [(settings, as_leaves(model, all_kept)), (settings, as_leaves(model, some))]
-    found = list(sweep_cases(sweepable("scanned"), cases, base, tuned, HONESTY, TASK))
+    found = list(sweep_cases(Problem(sweepable("scanned"), base, tuned, HONESTY, TASK), cases))
     assert len(found) == 6 + 4 and len(solved) == 6
-    alone = list(Sweep(sweepable("scanned"), settings).run(base, tuned, cases[1][1], HONESTY, TASK))
+    alone = list(Sweep(settings).run(Problem(sweepable("scanned"), base, tuned, HONESTY, TASK), cases[1][1]))
     for one, other in zip([result for number, result in found if number == 1], alone, strict=True):
         assert one.kernel == other.kernel
         np.testing.assert_array_equal(one.weights, other.weights)
@@ -399,8 +400,9 @@ def test_cases_that_differ_in_kept_kernels_alone_share_their_solutions(monkeypat
 def test_a_sweep_that_keeps_no_inputs_gives_the_same_bits(method):
     model, base, tuned = models("scanned")
     masks = as_leaves(model, make_masks(model, dropped=((0, "second/kernel"),)))
-    sweeps = [Sweep(sweepable("scanned"), Settings(method=method), keep_inputs=keep) for keep in (True, False)]
-    found = [list(sweep.run(base, tuned, masks, HONESTY, TASK)) for sweep in sweeps]
+    problem = Problem(sweepable("scanned"), base, tuned, HONESTY, TASK)
+    sweeps = [Sweep(Settings(method=method), keep_inputs=keep) for keep in (True, False)]
+    found = [list(sweep.run(problem, masks)) for sweep in sweeps]
     assert len(found[0]) == 5
     for one, other in zip(*found, strict=True):
         assert one.kernel == other.kernel

@@ -48,7 +48,7 @@ def test_scores_and_losses_are_the_whole_models(kind, granularity):
     model = kind(3)
     params, store, seen = toys.make_params(model, 1), {}, []
     found, losses = layerwise_scores(
-        toy_model(model), params, BATCHES, WEIGHTS, granularity, store, on_block=seen.append
+        toy_model(model), params, BATCHES, weights=WEIGHTS, granularity=granularity, store=store, on_block=seen.append
     )
     expected, expected_losses = whole(model, params, granularity)
     leaves = stack_scores(found, toys.paths_of(model))
@@ -73,7 +73,7 @@ def test_compilations_do_not_grow_with_depth():
     def traces(depth):
         model, seen = toys.Scanned(depth), []
         counted = toys.block_model(model, lambda: seen.append(1))._replace(loss=toy_model(model).loss)
-        layerwise_scores(counted, toys.make_params(model, 0), BATCHES, WEIGHTS, "input", {})
+        layerwise_scores(counted, toys.make_params(model, 0), BATCHES, weights=WEIGHTS, granularity="input", store={})
         return len(seen)
 
     assert traces(2) == traces(5)

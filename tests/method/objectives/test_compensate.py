@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.method.curvature import Inputs, Moments, init_moments, mean_moments, update_moments
-from hcnr_jax.method.objectives.ridge import Pair, choose_form, compensate
+from hcnr_jax.method.objectives.compensate import Pair, choose_form, compensate
 from hcnr_jax.method.solve import Outcome
 from tests.method import oracle
 
@@ -376,4 +376,4 @@ def test_one_trace_serves_all_weights_and_dampings():
     ],
 )
 def test_the_form_follows_from_tokens_rows_and_damping(method, solver, tokens, restored, damping, form):
-    assert choose_form(method, solver, tokens, restored, damping) == form
+    assert choose_form(method, solver, tokens, restored=restored, damping=damping) == form

@@ -1,0 +1,39 @@
+"""Loads both models of a run."""
+
+from __future__ import annotations
+
+from flax.traverse_util import unflatten_dict
+
+from hcnr_jax.checkpoints import StreamedParams, describe_params, load_params
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.restoration.inputs import RunInputs
+from hcnr_jax.restoration.plan import Plan
+from hcnr_jax.restoration.run_context import Models, Run
+from hcnr_jax.restoration.score import prepare_scoring
+from hcnr_jax.restoration.score_pair import scoring_of
+
+
+def load_run(inputs: RunInputs, plan: Plan, reporter: Reporter, *, scoring: bool = True) -> Run:
+    """Load both models' weights; the program of the scores compiles meanwhile.
+
+    Args:
+        inputs: the opened models.
+        plan: shapes of the microbatches.
+        reporter: prints progress.
+        scoring: False where no row will be scored, so that nothing compiles.
+    """
+    spec = inputs.spec
+    if inputs.config.stream:
+        return Run(
+            inputs, plan, Models(StreamedParams(inputs.base, spec), StreamedParams(inputs.tuned, spec)), reporter
+        )
+    scored = inputs.tuned if inputs.config.scores_at == "tuned" else inputs.base
+    if scoring:
+        prepare_scoring(scoring_of(inputs, plan), plan.shapes, describe_params(scored, spec))
+    shardings = unflatten_dict(inputs.layout.params(), sep="/") if inputs.layout else None
+    with reporter.stage("load", 2, "models") as stage:
+        loaded = []
+        for checkpoint in (inputs.base, inputs.tuned):
+            loaded.append(load_params(checkpoint, spec, shardings))
+            stage.advance()
+    return Run(inputs, plan, Models(*loaded), reporter)

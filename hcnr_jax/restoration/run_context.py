@@ -1,0 +1,55 @@
+"""A run of `hcnr restore` once both models are loaded: the value that every later stage takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hcnr_jax.checkpoints import StreamedParams
+from hcnr_jax.config import RestoreConfig
+from hcnr_jax.method.neurons import Params
+from hcnr_jax.models import ModelSpec
+from hcnr_jax.report.console import Reporter
+from hcnr_jax.restoration.inputs import RunInputs
+from hcnr_jax.restoration.plan import Plan
+
+Weights = Params | StreamedParams
+
+
+class Models(NamedTuple):
+    """Holds the params of BASE and of TUNED, in memory or read a block at a time."""
+
+    base: Weights
+    tuned: Weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """Holds what every stage after loading reads.
+
+    Args:
+        inputs: the configuration, the opened models and the encoded rows.
+        plan: microbatches, dtype and counts.
+        models: params of both models.
+        reporter: prints progress and collects warnings.
+    """
+
+    inputs: RunInputs
+    plan: Plan
+    models: Models
+    reporter: Reporter
+
+    @property
+    def config(self) -> RestoreConfig:
+        """Return the settings of this run."""
+        return self.inputs.config
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Return the description of either model."""
+        return self.inputs.spec
+
+    def with_config(self, config: RestoreConfig) -> Run:
+        """Return the same run with other settings, which must read the same rows and models."""
+        return dataclasses.replace(self, inputs=dataclasses.replace(self.inputs, config=config))

@@ -1,0 +1,77 @@
+"""Stage 1.1 of the method: Fisher scores of honesty and of task rows, and a check that the models are not swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hcnr_jax.restoration.inputs import RunInputs
+from hcnr_jax.restoration.plan import Plan
+from hcnr_jax.restoration.resume.folder import Work
+from hcnr_jax.restoration.resume.products import keep_scores, recall_scores
+from hcnr_jax.restoration.run_context import Run
+from hcnr_jax.restoration.score import Scores, Scoring, losses_of, score
+
+# The number of rows that tell whether BASE and TUNED were given in the wrong order: their losses then differ clearly.
+SWAP_ROWS = 32
+
+
+def scoring_of(inputs: RunInputs, plan: Plan) -> Scoring:
+    """Return how this run scores its rows."""
+    config = inputs.config
+    return Scoring(inputs.spec, config.loss, config.granularity, plan.dtype, inputs.layout, plan.window)
+
+
+def score_pair(run: Run, work: Work | None = None, spill: Path | None = None) -> dict[str, Scores]:
+    """Score both sets of rows, or read the scores that an interrupted run kept; warn where the models look swapped.
+
+    Args:
+        run: both models and their rows.
+        work: the work folder, for a run that can be resumed.
+        spill: where a streamed run keeps block inputs.
+    """
+    config, how = run.config, scoring_of(run.inputs, run.plan)
+    at = run.models.tuned if config.scores_at == "tuned" else run.models.base
+    scores: dict[str, Scores] = {}
+    for name, examples in {"honesty": run.inputs.honesty, "task": run.inputs.task}.items():
+        found = recall_scores(work, name, run.spec) if work else None
+        if found is None:
+            # Measured on one set alone: rounding depends on the program, and hardly on the rows.
+            measured = name == "honesty" and spill is None and work is not None
+            found = score(how, at, examples, run.plan.shapes, name, run.reporter, spill and spill / name, measured)
+            if work:
+                keep_scores(work, name, found)
+        scores[name] = found
+    known: dict[str, np.ndarray] = (
+        {config.scores_at: scores["honesty"].losses[:SWAP_ROWS]} if config.loss == "mean" else {}
+    )
+    _check_swap(run, known, work)
+    return scores
+
+
+def _check_swap(run: Run, known: Mapping[str, np.ndarray], work: Work | None) -> None:
+    """Warn where TUNED fits the honesty rows better than BASE.
+
+    known: losses of the first honesty rows that scoring gave. Other losses are kept in the work folder, so that a
+    resumed run prints the same numbers.
+    """
+    kept = dict(known)
+    rows, how = run.inputs.honesty[:SWAP_ROWS], scoring_of(run.inputs, run.plan)
+    models = {"base": run.models.base, "tuned": run.models.tuned}
+    for name in {"base", "tuned"} - set(known):
+        tree = work.tree(f"losses-{name}") if work else None
+        kept[name] = (
+            losses_of(how, models[name], rows, shapes=run.plan.shapes, name="honesty")
+            if tree is None
+            else tree["losses"]
+        )
+        if work and tree is None:
+            work.keep_tree(f"losses-{name}", {"losses": kept[name]})
+    before, after = (float(np.mean(kept[name])) for name in ("base", "tuned"))
+    if after < before:
+        run.reporter.warn(
+            f"TUNED fits the honesty rows better than BASE (loss {after:.3f} against {before:.3f} per token, "
+            f"{len(kept['base'])} rows): are BASE and TUNED swapped, or was TUNED trained on such rows?"
+        )
