@@ -9,7 +9,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.checkpoints.files import FLOATS
-from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD, tensor_names
+from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 
@@ -24,15 +24,15 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     Accepted beside the exact set: rotary `inv_freq` buffers, and under tied embeddings an `lm_head.weight` equal to
     the embedding (whose bytes are compared).
     """
-    names, tensors = tensor_names(spec), checkpoint.tensors
+    names, tensors, head = tensor_names(spec), checkpoint.tensors, spec.recipe.lm_head
     missing = [name for name in names if name not in tensors]
     unexpected = [name for name in tensors if name not in names and not name.endswith(_BUFFERS)]
-    if spec.tie_embeddings and LM_HEAD in unexpected and EMBEDDING in tensors:
-        unexpected.remove(LM_HEAD)
-        _check_tied_head(checkpoint)
-    if missing == [LM_HEAD]:
+    if spec.tie_embeddings and head in unexpected and spec.recipe.embedding in tensors:
+        unexpected.remove(head)
+        _check_tied_head(checkpoint, spec)
+    if missing == [head]:
         raise InputError(
-            f"{checkpoint.folder}: config.json says tie_word_embeddings is false, but there is no {LM_HEAD}; set it to "
+            f"{checkpoint.folder}: config.json says tie_word_embeddings is false, but there is no {head}; set it to "
             "true if the head shares the embedding"
         )
     if missing or unexpected:
@@ -88,7 +88,7 @@ def _check_shapes(checkpoint: Checkpoint, spec: ModelSpec) -> None:
         found = checkpoint.tensors[name].shape
         if found == placement.shape:
             continue
-        if name in (EMBEDDING, LM_HEAD) and found[1:] == placement.shape[1:]:
+        if name in (spec.recipe.embedding, spec.recipe.lm_head) and found[1:] == placement.shape[1:]:
             raise InputError(
                 f"{checkpoint.folder}: {name} has {found[0]:,} rows, config.json says vocab_size {spec.vocab_size:,} "
                 "(a padded or resized vocabulary); set vocab_size to the number of rows, which changes no weight"
@@ -98,16 +98,17 @@ def _check_shapes(checkpoint: Checkpoint, spec: ModelSpec) -> None:
         raise InputError(f"{checkpoint.folder}: shapes are not those config.json describes: {_few(wrong)}")
 
 
-def _check_tied_head(checkpoint: Checkpoint) -> None:
-    head, embedding = checkpoint.tensors[LM_HEAD], checkpoint.tensors[EMBEDDING]
+def _check_tied_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    names = spec.recipe.lm_head, spec.recipe.embedding
+    head, embedding = (checkpoint.tensors[name] for name in names)
     same = head.shape == embedding.shape and all(
         np.array_equal(a.astype(np.float32), b.astype(np.float32))
-        for a, b in zip(chunks(checkpoint.read(LM_HEAD)), chunks(checkpoint.read(EMBEDDING)), strict=True)
+        for a, b in zip(*(chunks(checkpoint.read(name)) for name in names), strict=True)
     )
     if not same:
         raise InputError(
-            f"{checkpoint.folder}: config.json says tie_word_embeddings is true, but {LM_HEAD} is stored and differs "
-            f"from {EMBEDDING}; set tie_word_embeddings to false if the head was trained apart, or delete the tensor"
+            f"{checkpoint.folder}: config.json says tie_word_embeddings is true, but {names[0]} is stored and differs "
+            f"from {names[1]}; set tie_word_embeddings to false if the head was trained apart, or delete the tensor"
         )
 
 

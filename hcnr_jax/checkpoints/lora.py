@@ -27,7 +27,6 @@ from hcnr_jax.checkpoints.checkpoint import (
     read_json,
 )
 from hcnr_jax.checkpoints.files import FLOATS, TensorInfo, read_header, read_tensor
-from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import spec_from_config
 
@@ -279,12 +278,14 @@ def _replacements(
     folder: Path, config: Mapping[str, Any], base: Checkpoint, whole: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
     """Tensors the adapter holds whole: modules_to_save, trained biases, and embeddings PEFT saved along."""
+    spec = spec_from_config(base.config, str(base.folder / "config.json"))
+    ends = {spec.recipe.embedding, spec.recipe.lm_head}
     saved = tuple(config.get("modules_to_save") or ())
     for name, info in whole.items():
         module = name.rpartition(".")[0]
         named = any(module == entry or module.endswith(f".{entry}") for entry in saved)
         bias = name.endswith(".bias") and config.get("bias", "none") != "none"
-        if not (named or bias or name in (EMBEDDING, LM_HEAD)):
+        if not (named or bias or name in ends):
             raise InputError(
                 f"{folder}: tensor {name} is none of a LoRA pair, a module of modules_to_save or a trained bias; merge "
                 "the adapter with PEFT first"
@@ -296,19 +297,15 @@ def _replacements(
                 f"{folder}: {name} is {list(info.shape)}, in {base.folder} {list(base.tensors[name].shape)}: was the "
                 f"vocabulary resized?{_made_for(config)}"
             )
-    whole = {name: info for name, info in whole.items() if not _is_base(name, info, base)}
-    tied = spec_from_config(base.config, str(base.folder / "config.json")).tie_embeddings
-    if tied and {EMBEDDING, LM_HEAD} & set(whole):
+    # PEFT saves an embedding or head along although it was not trained.
+    untrained = {name for name in ends & set(whole) if np.array_equal(read_tensor(whole[name]), base.read(name))}
+    whole = {name: info for name, info in whole.items() if name not in untrained}
+    if spec.tie_embeddings and ends & set(whole):
         raise InputError(
             f"{folder}: the adapter trains an embedding or head that {base.folder} ties to the other; merge it with "
             "PEFT into an untied model first"
         )
     return whole
-
-
-def _is_base(name: str, info: TensorInfo, base: Checkpoint) -> bool:
-    """True for an embedding or head that PEFT saved along although it was not trained."""
-    return name in (EMBEDDING, LM_HEAD) and np.array_equal(read_tensor(info), base.read(name))
 
 
 def _check_targets(folder: Path, config: Mapping[str, Any], base: Checkpoint, found: set[str]) -> None:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.families.family import Family
-from hcnr_jax.models.families.llama import LLAMA, OUTER_NAMES
+from hcnr_jax.models.families.llama import LLAMA
 from hcnr_jax.models.spec import ModelSpec
-
-EMBEDDING = OUTER_NAMES["embed/embedding"]
-LM_HEAD = OUTER_NAMES["lm_head/kernel"]
 
 
 @dataclass(frozen=True)

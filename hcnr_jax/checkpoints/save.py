@@ -160,7 +160,7 @@ class HFTensors(Mapping[str, np.ndarray]):
 
     def __init__(self, params: Mapping[str, Any], spec: ModelSpec, stored: Mapping[str, str]) -> None:
         self._leaves = _leaves_of(params, spec)
-        self._places = tensor_names(spec)
+        self._places, self._family = tensor_names(spec), spec.recipe
         self._stored = dict(stored)
 
     def __iter__(self) -> Iterator[str]:

@@ -23,6 +23,8 @@ from hcnr_jax.checkpoints.lora import ADAPTER_WEIGHTS
 from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.errors import InputError
 from hcnr_jax.method import taps
+from hcnr_jax.models.families.family import Family
+from hcnr_jax.models.families.llama import LLAMA
 from hcnr_jax.runtime.files import staged_folder
 from hcnr_jax.training.objectives import Logits, logits_of
 from hcnr_jax.training.trainer import Objective
@@ -113,14 +115,17 @@ def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
     return merged
 
 
-def adapter_tensors(adapters: Params) -> dict[str, np.ndarray]:
-    """PEFT's tensors, float32: `base_model.model.<module>.lora_A.weight` (r, in) and `lora_B.weight` (out, r)."""
+def adapter_tensors(adapters: Params, family: Family = LLAMA) -> dict[str, np.ndarray]:
+    """Convert adapters to PEFT's float32 tensors, named as the family names its modules.
+
+    The names are `base_model.model.<module>.lora_A.weight` (r, in) and `lora_B.weight` (out, r).
+    """
     tensors = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(adapters):
         *parents, name = [key.key for key in keys]
         part = {"lora_a": "lora_A", "lora_b": "lora_B"}[name]
         for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
-            module = hf_name_of("/".join([*parents, "kernel"]), layer).removesuffix(".weight")
+            module = hf_name_of("/".join([*parents, "kernel"]), layer, family).removesuffix(".weight")
             tensors[f"{_PEFT_PREFIX}{module}.{part}.weight"] = np.ascontiguousarray(matrix.T)
     return tensors
 
@@ -129,20 +134,25 @@ def save_adapter(
     out: str | Path,
     adapters: Params,
     alpha: float,
+    *,
     base_folder: str | Path,
+    family: Family = LLAMA,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a PEFT adapter folder: adapter_config.json and adapter_model.safetensors.
 
     Args:
+      out: the folder to write; must not exist, or be empty.
+      adapters: of `init_adapters`, trained.
       alpha: LoRA's alpha; the update is scaled by alpha / rank.
       base_folder: the model the adapter belongs to, written down in the configuration and never written to.
+      family: names the modules.
       extra_files: further files, name -> content.
 
     Raises:
       InputError: an unusable `out`, or a disk that failed; nothing is left behind.
     """
-    tensors = adapter_tensors(adapters)
+    tensors = adapter_tensors(adapters, family)
     rank = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight"))
     config = {
         "peft_type": "LORA",

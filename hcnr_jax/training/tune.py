@@ -14,7 +14,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
 from hcnr_jax.checkpoints.load import load_params
-from hcnr_jax.checkpoints.names import EMBEDDING, LM_HEAD, tensor_names
+from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.save import HFTensors, save_like
 from hcnr_jax.config import TuneConfig
 from hcnr_jax.data.encode import (
@@ -91,7 +91,14 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
         adapters = init_adapters(params, config.lora, jax.random.fold_in(key, settings.steps), spec.kernels)
         objective = lora_objective(make, model, params, alpha / config.lora)
         trained, log = train(objective, adapters, batches, settings=settings, key=key, on_step=report)
-        out = save_adapter(config.out, trained, alpha, checkpoint.folder, {RECORD: _record(config, settings, log)})
+        out = save_adapter(
+            config.out,
+            trained,
+            alpha,
+            base_folder=checkpoint.folder,
+            family=spec.recipe,
+            extra_files={RECORD: _record(config, settings, log)},
+        )
     return TuneResult(out, settings, log, tuple(warnings))
 
 
@@ -136,11 +143,12 @@ class _TunedTensors(HFTensors):
     """The trained tensors. A tied checkpoint that still stores its head gets the trained embedding there too."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return super().__getitem__(EMBEDDING if name == LM_HEAD and name not in self._places else name)
+        family = self._family
+        return super().__getitem__(family.embedding if name == family.lm_head and name not in self._places else name)
 
 
 def _tensors(checkpoint: Checkpoint, spec: ModelSpec, params: dict[str, Any]) -> _TunedTensors:
-    names = [name for name in checkpoint.tensors if name in tensor_names(spec) or name == LM_HEAD]
+    names = [name for name in checkpoint.tensors if name in tensor_names(spec) or name == spec.recipe.lm_head]
     return _TunedTensors(params, spec, {name: checkpoint.tensors[name].dtype for name in names})
 
 

@@ -129,5 +129,5 @@ def test_an_existing_folder_is_not_overwritten(base, tmp_path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
-        save_adapter(tmp_path / "taken", moved(params), 3.0, folder)
+        save_adapter(tmp_path / "taken", moved(params), 3.0, base_folder=folder)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes.txt"]

@@ -39,6 +39,16 @@ class Family:
         return tuple(f"blocks/{path}" for group in self.groups for path in group)
 
     @property
+    def embedding(self) -> str:
+        """Return the tensor name of the token embedding."""
+        return self.outer_names["embed/embedding"]
+
+    @property
+    def lm_head(self) -> str:
+        """Return the tensor name of the output head. A tied model need not store it."""
+        return self.outer_names["lm_head/kernel"]
+
+    @property
     def norms(self) -> tuple[str, ...]:
         """Paths of every norm's scale that a model of this family can have."""
         blocks = (f"blocks/{path}" for path in self.block_names)
