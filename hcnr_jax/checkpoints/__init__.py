@@ -1,14 +1,13 @@
 """Hugging Face and Orbax checkpoints: reading, checking, comparing, merging adapters, writing, patching."""
 
-from hcnr_jax.checkpoints.check import check_finite, check_tensors
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
-from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digest, tensor_digests
 from hcnr_jax.checkpoints.load import describe_params, load_params, read_leaf
 from hcnr_jax.checkpoints.lora import MergedCheckpoint, open_adapter, open_tuned
 from hcnr_jax.checkpoints.names import Placement, hf_name_of, leaf_shapes, tensor_names
 from hcnr_jax.checkpoints.orbax import load_params as load_orbax
 from hcnr_jax.checkpoints.orbax import save_params as save_orbax
+from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.patch import apply_patch, write_patch
 from hcnr_jax.checkpoints.save import (
     HFTensors,
@@ -21,6 +20,7 @@ from hcnr_jax.checkpoints.save import (
     write_shards,
 )
 from hcnr_jax.checkpoints.stream import StreamedParams
+from hcnr_jax.checkpoints.tensor_checks import check_finite, check_tensors
 from hcnr_jax.runtime.files import check_output, output_lock, staged_folder
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hcnr_jax.checkpoints.files import ShardInfo, TensorInfo, read_header, read_tensor
+from hcnr_jax.checkpoints.safetensors_file import ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.errors import InputError
 from hcnr_jax.runtime.hub import hub_failure, quiet_hub_log
 

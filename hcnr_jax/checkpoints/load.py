@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from hcnr_jax.checkpoints.check import check_tensors
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
+from hcnr_jax.checkpoints.tensor_checks import check_tensors
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from hcnr_jax.checkpoints.check import count_nonfinite
 from hcnr_jax.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     Checkpoint,
@@ -26,7 +25,8 @@ from hcnr_jax.checkpoints.checkpoint import (
     open_checkpoint,
     read_json,
 )
-from hcnr_jax.checkpoints.files import FLOATS, TensorInfo, read_header, read_tensor
+from hcnr_jax.checkpoints.safetensors_file import FLOATS, TensorInfo, read_header, read_tensor
+from hcnr_jax.checkpoints.tensor_checks import count_nonfinite
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import spec_from_config
 

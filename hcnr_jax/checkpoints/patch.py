@@ -17,7 +17,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import PATCH, Checkpoint, is_adapter, open_checkpoint
 from hcnr_jax.checkpoints.digest import model_digest, tensor_digest, tensor_digests
-from hcnr_jax.checkpoints.files import DTYPE_NAMES, ShardInfo, encode_header, read_header, read_tensor
+from hcnr_jax.checkpoints.safetensors_file import DTYPE_NAMES, ShardInfo, encode_header, read_header, read_tensor
 from hcnr_jax.checkpoints.save import save_like
 from hcnr_jax.errors import InputError, RunError
 

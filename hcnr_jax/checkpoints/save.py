@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, is_tokenizer_file
-from hcnr_jax.checkpoints.files import DTYPE_NAMES, ShardInfo, encode_header
 from hcnr_jax.checkpoints.load import transpose_into
 from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
+from hcnr_jax.checkpoints.safetensors_file import DTYPE_NAMES, ShardInfo, encode_header
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 from hcnr_jax.runtime.files import staged_folder

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from flax.traverse_util import unflatten_dict
 
-from hcnr_jax.checkpoints.check import check_tensors
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.checkpoints.load import leaf_paths, read_leaf
+from hcnr_jax.checkpoints.tensor_checks import check_tensors
 from hcnr_jax.models.spec import ModelSpec
 from hcnr_jax.runtime.memory import release_freed_memory
 

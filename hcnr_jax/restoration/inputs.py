@@ -8,11 +8,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from hcnr_jax.checkpoints.check import check_finite
 from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
-from hcnr_jax.checkpoints.compare import DeltaLoss, check_pair, delta_lost
 from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.checkpoints.names import hf_name_of
+from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, delta_lost
+from hcnr_jax.checkpoints.tensor_checks import check_finite
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import (
     Example,

@@ -75,7 +75,7 @@ def test_it_holds_only_the_restored_neurons(tmp_path):
     assert len(tensors) == 2 * sum(is_kernel(name) for name in tuned) / 2
     name = "model.layers.0.mlp.down_proj.weight"
     index = np.flatnonzero((tuned[name] != restored[name]).any(0))
-    from hcnr_jax.checkpoints.files import read_tensor
+    from hcnr_jax.checkpoints.safetensors_file import read_tensor
 
     np.testing.assert_array_equal(read_tensor(tensors[f"{name}.neurons"]), index)
     xor = (tuned[name].view(np.uint32) ^ restored[name].view(np.uint32))[:, index].T
@@ -83,7 +83,7 @@ def test_it_holds_only_the_restored_neurons(tmp_path):
 
 
 def open_as_shard(path):
-    from hcnr_jax.checkpoints.files import read_header
+    from hcnr_jax.checkpoints.safetensors_file import read_header
 
     return read_header(path)
 

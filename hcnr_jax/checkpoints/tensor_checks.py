@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
-from hcnr_jax.checkpoints.files import FLOATS
 from hcnr_jax.checkpoints.names import tensor_names
+from hcnr_jax.checkpoints.safetensors_file import FLOATS
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 

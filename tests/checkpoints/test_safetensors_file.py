@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hcnr_jax.checkpoints.files import DTYPES, encode_header, read_header, read_tensor
+from hcnr_jax.checkpoints.safetensors_file import DTYPES, encode_header, read_header, read_tensor
 from hcnr_jax.errors import InputError
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hcnr_jax.checkpoints.check import check_tensors, chunks
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.checkpoints.names import tensor_names
+from hcnr_jax.checkpoints.tensor_checks import check_tensors, chunks
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 
