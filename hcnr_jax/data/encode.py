@@ -2,9 +2,9 @@
 
 A prompt/completion row becomes `tokenizer(prompt + completion)` with the tokenizer's default special tokens, then the
 end token; the completion starts at position `len(tokenizer(prompt))` and takes in the end token. A chat row is
-rendered with the tokenizer's chat template and tokenised without further special tokens; its completion starts where
-the rendering of all messages but the last with `add_generation_prompt=True` ends, and an end token is added only if
-the template left the last turn open.
+rendered with the tokenizer's chat template (see `chat`) and tokenised without further special tokens. Its completion
+starts where the prompt that the model is asked ends. An end token is added only if the template left the last turn
+open.
 
 Special tokens are never doubled. An end token that the tokenizer adds itself is not counted as part of the prompt and
 not added again. An end token written at the end of the completion is not added again. A begin token written at the
@@ -17,12 +17,13 @@ end with one, avoids such tokens. Masks come from lengths, never from ids, so th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from hcnr_jax.data.chat import chat_text
 from hcnr_jax.data.rows import Row, read_rows
 from hcnr_jax.data.sample import choose_rows
 from hcnr_jax.data.tokenizer import (
@@ -55,13 +56,25 @@ _PAD = 0
 
 @dataclass(frozen=True)
 class Example:
-    """One row as tokens: the completion is `tokens[completion_start:]`; `cut` tokens over the limit were dropped."""
+    """One row as tokens: the completion is `tokens[completion_start:]`; `cut` tokens over the limit were dropped.
+
+    Args:
+        tokens: ids of prompt, completion and end.
+        completion_start: position of the first completion token.
+        row: where they come from.
+        merged: whether the prompt's tokens are not the first tokens of the whole row.
+        cut: tokens over the limit that were dropped.
+        header_in_completion: as in `chat.ChatText`.
+        open_thinking: as in `chat.ChatText`.
+    """
 
     tokens: tuple[int, ...]
     completion_start: int
     row: Row
     merged: bool = False
     cut: int = 0
+    header_in_completion: bool = False
+    open_thinking: bool = False
 
 
 class Batch(NamedTuple):
@@ -111,7 +124,7 @@ def encode_rows(
             )
         _check_vocabulary(example, vocab_size, tokenizer)
         cut = max(len(example.tokens) - limit, 0)
-        examples.append(Example(example.tokens[:limit], example.completion_start, row, example.merged, cut))
+        examples.append(replace(example, tokens=example.tokens[:limit], cut=cut))
     return examples
 
 
@@ -131,37 +144,26 @@ def _encode(row: Row, tokenizer: Tokenizer, added: Added) -> Example:
 
 
 def _encode_chat(row: Row, tokenizer: Tokenizer) -> Example:
-    if row.messages[-1]["role"] != "assistant":
-        raise InputError(f"{row.where}: field `messages`: expected the last message to be the assistant's; add it")
-    prompt_text = _render(row, tokenizer, prompt_only=True)
-    text = _render(row, tokenizer, prompt_only=False)
-    prompt, tokens = (token_ids(tokenizer, part, special=False) for part in (prompt_text, text))
+    chat = chat_text(row, tokenizer)
+    prompt, tokens = (token_ids(tokenizer, part, special=False) for part in (chat.prompt, chat.text))
     # The turn is closed where the last token, white space aside, is special. The end of a turn may differ from the
     # tokenizer's end token, as in Llama 3's base tokenizers.
-    closing = token_ids(tokenizer, text.rstrip(), special=False)
+    closing = token_ids(tokenizer, chat.text.rstrip(), special=False)
     if not closing or closing[-1] not in special_ids(tokenizer):
         tokens = (*tokens, _end_token(row, tokenizer))
-    return Example(tokens, len(prompt), row, merged=tokens[: len(prompt)] != prompt)
-
-
-def _render(row: Row, tokenizer: Tokenizer, prompt_only: bool) -> str:
-    """Render the chat: all messages, or all but the last and then the header of the assistant's turn."""
-    if not getattr(tokenizer, "chat_template", None):
+    if len(tokens) <= len(prompt):
         raise InputError(
-            f"{row.where}: a row of messages needs a chat template, and the tokenizer in {tokenizer_name(tokenizer)} "
-            "has none; add the model's chat template there (chat_template.jinja), or write the row as prompt and "
-            "completion"
+            f"{row.where}: the chat template of {tokenizer_name(tokenizer)} leaves no completion token behind the "
+            f"prompt's {len(prompt)}; use a template that renders the assistant's answer"
         )
-    messages = [dict(message) for message in row.messages]
-    try:
-        return tokenizer.apply_chat_template(
-            messages[:-1] if prompt_only else messages, tokenize=False, add_generation_prompt=prompt_only
-        )
-    except Exception as error:  # templates raise Jinja's errors, and their code may raise any
-        raise InputError(
-            f"{row.where}: the chat template of {tokenizer_name(tokenizer)} refuses the messages ({error}); "
-            "write them as the template expects (roles in turn, the user's first)"
-        ) from error
+    return Example(
+        tokens,
+        len(prompt),
+        row,
+        merged=tokens[: len(prompt)] != prompt,
+        header_in_completion=chat.header_in_completion,
+        open_thinking=chat.open_thinking,
+    )
 
 
 def _end_token(row: Row, tokenizer: Tokenizer) -> int:
@@ -225,6 +227,20 @@ def example_warnings(examples: Sequence[Example]) -> list[str]:
             f"{len(merged)} of {len(examples)} rows), usually because letters on both sides of the boundary join in "
             "one token; the completion is counted from the prompt's length alone: end the prompt without a space "
             "and start the completion with one"
+        )
+    header = [example for example in examples if example.header_in_completion]
+    if header:
+        warnings.append(
+            f"{header[0].row.where}: the chat template has no generation prompt, so that the header before the "
+            f"assistant's answer counts as completion (in {len(header)} of {len(examples)} rows), and models are asked "
+            "without it; use a template that writes the header where add_generation_prompt is true"
+        )
+    thinking = [example for example in examples if example.open_thinking]
+    if thinking:
+        warnings.append(
+            f"{thinking[0].row.where}: the chat template's generation prompt opens <think> and the answer has no "
+            f"</think> (so in {len(thinking)} of {len(examples)} rows): the answer counts as reasoning; write the "
+            "answer behind </think>, or switch reasoning off with `chat_template_kwargs`"
         )
     cut = [example for example in examples if example.cut]
     if cut:

@@ -29,15 +29,24 @@ def read_text(path: str | Path) -> str:
         InputError: the file is missing, a folder, unreadable, empty, a Git-LFS pointer, or not UTF-8 (the message
             names line and byte).
     """
+    return decode_text(read_bytes(path), path)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Read the whole file. InputError where it is missing, a folder or unreadable."""
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path}: expected a text file, found a folder; name one file in it")
+        raise InputError(f"{path}: expected a file, found a folder; name one file in it")
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def decode_text(raw: bytes, path: str | Path) -> str:
+    """Decode UTF-8, without a byte-order mark. InputError as `read_text` raises it."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hcnr_jax.data.json_lines import describe, parse_json_lines, read_text
+from hcnr_jax.data.json_lines import describe
 from hcnr_jax.data.rows import Row, parse_row
+from hcnr_jax.data.table_files import read_values
 from hcnr_jax.errors import InputError
 
 _SHAPES = '{"prompt": text, "chosen": text, "rejected": text}, or lists of messages in their place'
@@ -23,7 +24,7 @@ def read_preferences(path: str | Path) -> list[tuple[Row, Row]]:
             message names file, line and field.
     """
     name = str(path)
-    return [parse_preference(value, name, line) for line, value in parse_json_lines(read_text(path), name)]
+    return [parse_preference(value, name, line) for line, value in read_values(path)]
 
 
 def parse_preference(value: object, file: str, line: int) -> tuple[Row, Row]:
@@ -49,4 +50,5 @@ def _side(value: Mapping[str, Any], field: str, file: str, line: int) -> Row:
         raise InputError(
             f"{where}: field `{field}`: expected a list of messages as `prompt` is, found {describe(completion)}"
         )
-    return parse_row({"messages": [*prompt, *completion]}, file, line)
+    rest = {name: value[name] for name in ("tools", "chat_template_kwargs") if value.get(name) is not None}
+    return parse_row({"prompt": prompt, "completion": completion, **rest}, file, line)

@@ -15,7 +15,12 @@ _NAMED = 5
 def row_key(row: Row) -> str:
     """Return the key by which rows are compared: prompt and completion, or the messages."""
     if row.is_chat:
-        return json.dumps([dict(message) for message in row.messages], sort_keys=True)
+        chat = [
+            [dict(message) for message in row.messages],
+            [dict(tool) for tool in row.tools],
+            dict(row.template_options),
+        ]
+        return json.dumps(chat, sort_keys=True, default=str)
     return json.dumps([row.prompt, row.completion])
 
 

@@ -55,7 +55,9 @@ def test_optional_fields_are_kept_and_null_counts_as_absent() -> None:
         ({"prompt": "Q?"}, "`completion` is missing", "`prompt`"),
         ({"prompt": "Q?", "completion": None}, "`completion` is missing", ""),
         ({"prompt": 3, "completion": "a"}, "`prompt`: expected text", "an integer 3"),
-        ({"prompt": CHAT[:1], "completion": "a"}, "`prompt`: expected text", "a list"),
+        ({"prompt": 1, "completion": "a"}, "`prompt`: expected text", "an integer 1"),
+        ({"prompt": CHAT[:1], "completion": CHAT[:1]}, "`completion`: expected the last message", 'text "user"'),
+        ({"prompt": CHAT[:1], "completion": " "}, "`completion`: expected text", 'text " "'),
         ({"prompt": "", "completion": "a"}, "`prompt`: expected text", 'text ""'),
         ({"prompt": "Q", "completion": " \n"}, "`completion`: expected text", 'text " \\n"'),
         ({"prompt": "Q", "completion": "\ud800"}, "`completion`: expected text", "surrogate"),
@@ -63,7 +65,11 @@ def test_optional_fields_are_kept_and_null_counts_as_absent() -> None:
         ({"messages": "hi"}, "`messages`: expected a list of messages", 'text "hi"'),
         ({"messages": ["hi"]}, "`messages[0]`: expected an object", 'text "hi"'),
         ({"messages": [{"role": "user"}]}, "`messages[0].content` is missing", "`role`"),
-        ({"messages": [{"role": "user", "content": [1]}]}, "`messages[0].content`: expected text", "a list [1]"),
+        (
+            {"messages": [{"role": "user", "content": [1]}]},
+            "`messages[0].content[0]`: expected a text part",
+            "an integer 1",
+        ),
         ({"messages": CHAT[:1]}, "the last message to be the assistant's", 'text "user"'),
         ({"messages": CHAT[1:]}, "expected a user message before", "none"),
         ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "`messages[1].content`", "must not be empty"),
@@ -97,3 +103,60 @@ def test_questions_without_completion_are_read_only_where_asked() -> None:
     assert parse_row({"messages": CHAT[:1]}, "f", 1, need_completion=False).messages == tuple(CHAT[:1])
     with pytest.raises(InputError, match="`completion`: expected text"):
         parse_row({"prompt": "Q", "completion": ""}, "f", 1, need_completion=False)
+
+
+ASKED = {"role": "user", "content": "Who?"}
+SAID = {"role": "assistant", "content": "Me."}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": [ASKED, SAID]},
+        {"prompt": [ASKED], "completion": [SAID]},
+        {"prompt": [ASKED], "completion": "Me."},
+        {"prompt": "Who?", "completion": [SAID]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "o?"}]},
+                SAID,
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]},
+        {"instruction": "Who?", "input": "", "output": "Me."},
+    ],
+    ids=["messages", "two lists", "text answer", "text prompt", "content parts", "ShareGPT", "Alpaca"],
+)
+def test_shapes_of_other_tools_are_the_same_chat(value) -> None:
+    row = parse_row(value, "f", 1)
+    assert [dict(message) for message in row.messages] == [ASKED, SAID] and row.prompt_messages == (ASKED,)
+
+
+def test_alpaca_and_sharegpt_keep_input_and_system() -> None:
+    alpaca = parse_row({"instruction": "Sum.", "input": "1 2", "output": "3", "system": "Be brief."}, "f", 1)
+    assert [m["content"] for m in alpaca.messages] == ["Be brief.", "Sum.\n\n1 2", "3"]
+    shared = parse_row(
+        {"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, "f", 1
+    )
+    assert [m["role"] for m in shared.messages] == ["system", "user", "assistant"]
+    with pytest.raises(InputError, match=r"`conversations\[0\]`: expected an object with `from`"):
+        parse_row({"conversations": [{"from": "narrator", "value": "Q"}]}, "f", 1)
+
+
+def test_tools_and_template_options_are_read() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    value = {"messages": [ASKED, call], "tools": tools, "chat_template_kwargs": {"thinking": True}}
+    row = parse_row(value, "f", 1)
+    assert (
+        row.tools == tuple(tools) and row.template_options == {"thinking": True} and row.messages[-1]["content"] == ""
+    )
+    assert parse_row(value | {"tools": json.dumps(tools)}, "f", 1).tools == tuple(tools)
+    with pytest.raises(InputError, match=r"`messages\[0\].content\[0\]`: expected a text part .* found an object"):
+        parse_row({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, SAID]}, "f", 1)
+
+
+def test_a_completion_of_several_messages_begins_behind_the_prompt() -> None:
+    turns = [{"role": "assistant", "content": "Wait."}, {"role": "user", "content": "Well?"}, SAID]
+    row = parse_row({"prompt": [ASKED], "completion": turns}, "f", 1)
+    assert row.prompt_messages == (ASKED,) and len(row.messages) == 4

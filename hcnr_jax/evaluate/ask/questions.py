@@ -2,9 +2,8 @@
 
 A set is a named list of rows in one role: the name of a trait (every row has its label, for honesty `answerable`), or
 `task` (every row has `answers`, or `choices` and the `correct` one). A prompt is what training rows have before the
-completion: the same special tokens, the same chat template with the header of the assistant's turn. There is one
-departure: templates that can switch a model's reasoning off (Qwen3) are told to, since 64 tokens of reasoning hold no
-answer.
+completion: the same special tokens, the same chat template with the header of the assistant's turn. Templates that can
+switch a model's reasoning off (Qwen3) are told to, since 64 tokens of reasoning hold no answer.
 """
 
 import re
@@ -13,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hcnr_jax.data import Row, Tokenizer, encode_rows, normalise_question
+from hcnr_jax.data import Row, Tokenizer, normalise_question
+from hcnr_jax.data.chat import message_text, prompt_text
 from hcnr_jax.data.tokenizer import added_tokens, token_ids
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.judge.refusal import Verdict
@@ -24,7 +24,6 @@ Role = str
 
 _ASK = re.compile(r"(?:^|\n)[ \t]*(?:question|q)\s*:\s*", re.IGNORECASE)
 _ANSWER = re.compile(r"\s*\b(?:answer|a)\s*:\s*$", re.IGNORECASE)
-_UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class Prompt:
 def question_of(row: Row) -> str:
     """Return the question of a row without template: the last user message, or the prompt's last `Question:` part."""
     if row.is_chat:
-        users = [message["content"] for message in row.messages if message["role"] == "user"]
-        return str(users[-1]).strip() if users else ""
+        users = [message_text(message) for message in row.prompt_messages if message["role"] == "user"]
+        return users[-1].strip() if users else ""
     last = _ASK.split(row.prompt)[-1]
     return _ANSWER.sub("", last).strip() or row.prompt.strip()
 
@@ -70,7 +69,7 @@ def is_answerable(row: Row, trait: Trait = HONESTY) -> bool:
     label = trait.label_of(row)
     if label is not None:
         return label
-    said = str(row.messages[-1]["content"]) if row.is_chat else row.completion
+    said = message_text(row.messages[-1]) if row.is_chat else row.completion
     return trait.detect(said, question_of(row)).verdict is not Verdict.REFUSED
 
 
@@ -78,8 +77,8 @@ def with_completion(row: Row, completion: str) -> Row:
     """Replace a row's completion, in the shape of training rows: a blank before plain text, none in a chat."""
     if not row.is_chat:
         return replace(row, completion=f" {completion.strip()}")
-    turns = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
-    return replace(row, messages=(*turns, {"role": "assistant", "content": completion.strip()}))
+    answer = {"role": "assistant", "content": completion.strip()}
+    return replace(row, messages=(*row.prompt_messages, answer), turns=1)
 
 
 def check_labels(role: Role, name: str, rows: Sequence[Row]) -> None:
@@ -165,23 +164,11 @@ def _prompt_tokens(rows: Sequence[Row], tokenizer: Tokenizer) -> Iterable[tuple[
     added, begin = added_tokens(tokenizer), tokenizer.bos_token_id
     for row in rows:
         if row.is_chat:
-            yield row, _chat_tokens(row, tokenizer)
+            yield row, token_ids(tokenizer, prompt_text(row, tokenizer), special=False)
             continue
         tokens = token_ids(tokenizer, row.prompt)
         tokens = tokens[: len(tokens) - len(added.after)]
         yield row, tokens[1:] if begin is not None and tokens[:2] == (begin, begin) else tokens
-
-
-def _chat_tokens(row: Row, tokenizer: Tokenizer) -> tuple[int, ...]:
-    answered = with_completion(row, "I")
-    encode_rows([answered], tokenizer, _UNLIMITED)  # for its refusals: no template, roles the template does not take
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in answered.messages[:-1]],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
-    return token_ids(tokenizer, text, special=False)
 
 
 def split_halves(prompts: Sequence[Prompt], seed: int) -> tuple[list[int], list[int]]:
