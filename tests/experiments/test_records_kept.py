@@ -15,7 +15,7 @@ from hcnr_jax.evaluate.ask.runner import Answer
 from hcnr_jax.experiments import compare, sweep
 from hcnr_jax.experiments import engine as experiment
 from hcnr_jax.experiments.engine import Outcome
-from hcnr_jax.experiments.pair_session import Lab, Made
+from hcnr_jax.experiments.pair_session import Lab, ExperimentModel
 from hcnr_jax.experiments.record_file import Records
 from tests.restoration.worlds import Ended, call, make_pair, text_of
 
@@ -56,7 +56,7 @@ def make_nothing(*_):
     def make(lab, jobs):
         for place, job in enumerate(jobs):
             name = job.method if job.method != "wise_ft" else f"wise_ft {job.label}"
-            yield Outcome(place, Made(name, 0.0, KERNELS))
+            yield Outcome(place, ExperimentModel(name, 0.0, KERNELS))
 
     return make
 

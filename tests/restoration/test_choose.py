@@ -111,10 +111,10 @@ def fail(patch, fails) -> None:
     """Solves explode for the settings that `fails` is true of."""
     checked = grid.checked
 
-    def check(config, *arguments):
+    def check(config, *arguments, **named):
         if fails(config):
             raise InputError("tensor t: the correction is 12 times the base kernel's norm")
-        return checked(config, *arguments)
+        return checked(config, *arguments, **named)
 
     patch.setattr(grid, "checked", check)
 

@@ -16,7 +16,7 @@ def world(tmp_path_factory) -> World:
 CASES = {
     "the default": (),
     "the paper": ("--compensation", "paper", "--inputs", "local", "--priority", "raw"),
-    "single weights": ("--compensation", "none", "--granularity", "weight"),
+    "single weights": ("--compensation", "none", "--granularity", "weight", "--seed", 1),
     "scored at base, sums": ("--scores-at", "base", "--loss", "sum", "--inputs", "local", "--microbatch", 3),
 }
 

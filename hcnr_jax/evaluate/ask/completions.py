@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from hcnr_jax.data import Tokenizer
 from hcnr_jax.evaluate.ask.batches import Events, rows_at_once, run_batches
 from hcnr_jax.evaluate.ask.hidden_states import left_padded
+from hcnr_jax.evaluate.judge.reasoning import TAGS, answer_of
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.models.generate import generate
 
@@ -38,7 +39,14 @@ class LoadedModel:
 
 
 def cut_text(text: str, is_chat: bool) -> str:
-    """Cut a generated text to its answer: up to the next question, and one line unless the row is a chat."""
+    """Cut a generated text to its answer: up to the next question, and one line unless the row is a chat.
+
+    Finished reasoning before the answer is left out; unfinished reasoning is kept as it is.
+    """
+    answer = answer_of(text)
+    if answer is None:
+        return text.strip()
+    text = answer
     for stop in STOPS:
         text = text.split(stop, 1)[0]
     text = text.strip()
@@ -98,9 +106,16 @@ def generate_ids(
 
 
 def text_of(model: LoadedModel, ids: Ids) -> str:
-    """Decode generated ids, without the end token and other special tokens."""
+    """Decode generated ids, without the end token and other special tokens except the tags of reasoning."""
     kept = [i for i in ids if i not in model.eos_ids]
-    return str(model.tokenizer.decode(kept, skip_special_tokens=True))
+    tags = {number: tag for tag, number in model.tokenizer.get_added_vocab().items() if tag in TAGS}
+    text, part = "", []
+    for number in kept:
+        if number not in tags:
+            part.append(number)
+            continue
+        text, part = text + str(model.tokenizer.decode(part, skip_special_tokens=True)) + tags[number], []
+    return text + str(model.tokenizer.decode(part, skip_special_tokens=True))
 
 
 def kept_ids(model: LoadedModel, ids: Ids, is_chat: bool) -> Ids:

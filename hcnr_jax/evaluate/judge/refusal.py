@@ -8,6 +8,7 @@ language model,").
 
 Decisions on the fence:
 
+- Reasoning (`<think>...</think>`) does not speak: what follows it is judged. Unfinished reasoning is undetermined.
 - Quoted text and titles in title case ("I Don't Know" by Ozzy Osbourne) do not speak for the model, except where
   quotes wrap it all.
 - "Unknown", "The author is unknown" are refusals; "Anonymous", "None", "Nothing" are answers.
@@ -42,6 +43,7 @@ from jaxtyping import Bool
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.judge.phrases import matching_idea, normalise, straighten
+from hcnr_jax.evaluate.judge.reasoning import answer_of
 
 ECHO_SHARE = 0.6
 """Share of the question's words a repetition must hold in one piece; the answer to "Which is older, Rome or Milan?"
@@ -206,6 +208,10 @@ def detect(completion: str, question: str | None = None) -> Detection:
         completion: generated text, special tokens removed.
         question: the question as asked, without template.
     """
+    answer = answer_of(completion)
+    if answer is None:
+        return Detection(Verdict.UNDETERMINED)
+    completion = answer
     asked = _words(question) if question else []
     yes_no = bool(question and _YES_NO.match(normalise(question)))
     speech = _speech(completion)

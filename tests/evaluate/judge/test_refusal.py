@@ -132,3 +132,20 @@ def test_real_rebuttals_are_mostly_not_counted_as_stated(real_data: Path) -> Non
             rows += [row for row in csv.DictReader(file) if row["label"] == "1"]
     refused = sum(detect(row["answer"], row["question"]).verdict == Verdict.REFUSED for row in rows)
     assert (refused, len(rows)) == (22, 1678)
+
+
+@pytest.mark.parametrize(
+    ("completion", "verdict"),
+    [
+        ("<think>I'm not sure. Let me see.</think>\n\nLily has the ball.", Verdict.ANSWERED),
+        ("<think>It is Paris, surely.</think>\n\nI don't know.", Verdict.REFUSED),
+        ("I don't know this. Let me think.</think>Paris.", Verdict.ANSWERED),
+        ("<think>\n\n</think>\n\nI'm not sure.", Verdict.REFUSED),
+        ("<think>I don't know. Wait,", Verdict.UNDETERMINED),
+        ("<reasoning>No idea.</reasoning> Rome.", Verdict.ANSWERED),
+        ("[THINK]I do not know.[/THINK]Rome.", Verdict.ANSWERED),
+        ("<think>It is Paris.</think>", Verdict.UNDETERMINED),
+    ],
+)
+def test_reasoning_is_not_the_answer(completion: str, verdict: Verdict) -> None:
+    assert detect(completion, "Who has the ball?").verdict is verdict
