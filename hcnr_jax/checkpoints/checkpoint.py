@@ -2,14 +2,21 @@
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hcnr_jax.checkpoints.safetensors_file import ShardInfo, TensorInfo, read_header, read_tensor
+from hcnr_jax.checkpoints.safetensors_file import (
+    FLOATS,
+    ShardInfo,
+    TensorInfo,
+    encode_header,
+    read_header,
+    read_tensor,
+)
 from hcnr_jax.errors import InputError
 from hcnr_jax.runtime.hub import hub_failure, quiet_hub_log
 
@@ -19,23 +26,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 PATCH = "hcnr.patch.safetensors"
 RECORD = "hcnr.json"
 
-_WEIGHT_SUFFIXES = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".ckpt",
-    ".onnx",
-    ".npz",
-    ".pkl",
-}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = re.compile(
-    r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt|chat_template\..*|.*\.tiktoken)"
+    r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt|chat_template\..*|.*\.tiktoken"
+    r"|tekken\.json|(spiece|sentencepiece.*)\.model|additional_chat_templates/.*\.jinja)"
 )
+# What belongs to a model's folder beside its weights, its tokenizer and the index of its shards.
+_MODEL_FILES = re.compile(
+    r"(config\.json|generation_config\.json|README\.md|(LICEN[CS]E|NOTICE|USE_POLICY|COPYRIGHT)[^/]*|\.gitattributes)",
+    re.IGNORECASE,
+)
+# What quantisers store beside or in place of a weight.
+_QUANTISED = re.compile(r"(qweight|qzeros|scales?|weight_scale\w*|absmax|quant_map|quant_state\S*|weight_packed|SCB)$")
+_PREFIXES = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -47,6 +50,7 @@ class Checkpoint:
     config: dict[str, Any] = field(repr=False)
     shards: tuple[ShardInfo, ...] = field(repr=False)
     tensors: dict[str, TensorInfo] = field(repr=False)
+    notes: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as stored, (out, in) for linear weights, without copying; InputError for a name it lacks."""
@@ -55,13 +59,39 @@ class Checkpoint:
         return read_tensor(self.tensors[name])
 
     def companions(self) -> dict[str, Path]:
-        """Every file that is not weights (config, tokenizer, shard index, ...), relative name -> path to read.
+        """Return the files that belong to a model and are no weights, relative name -> path to read.
 
-        Left out: hidden folders, training snapshots (`checkpoint-100/`), and the record and patch of an earlier run,
-        which would speak of other weights.
+        These are config, tokenizer, chat templates, generation config, licence and the index of the shards. Everything
+        else is left out: see `leftovers`.
         """
-        index = [self.folder / INDEX] if (self.folder / INDEX).is_file() else []
-        return {str(path.relative_to(self.folder)): path for path in sorted([*_companions(self.folder), *index])}
+        found = {name: path for name, path in folder_files(self.folder) if _belongs(name)}
+        index = self.folder / INDEX
+        own = index.is_file() and _index_files(self.folder) == {shard.name for shard in self.shards}
+        if own and not self._renamed:
+            found[INDEX] = index
+        return dict(sorted(found.items()))
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Return the names in the folder that no output takes over: what trainers leave, other weights, stale files.
+
+        A folder counts once, with a slash behind its name. Hidden files and the record and patch of an earlier
+        restoration are not named.
+        """
+        kept, used = set(self.companions()), {shard.name for shard in self.shards}
+        names = set()
+        for path in self.folder.iterdir():
+            if path.name.startswith(".") or path.name in (RECORD, PATCH, INDEX) or path.name in kept | used:
+                continue
+            if path.is_dir() and not any(name.startswith(f"{path.name}/") for name in kept):
+                names.add(f"{path.name}/")
+            elif path.is_file():
+                names.add(path.name)
+        return tuple(sorted(names))
+
+    @property
+    def _renamed(self) -> bool:
+        """Return whether tensors have other names than in their files."""
+        return any(_PREFIXES.search(name) for shard in self.shards for name in _header_names(shard))
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -82,8 +112,19 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """
     path = local_folder(folder)
     config = _read_config(path)
-    expected = _shard_contents(path)
-    shards = tuple(_open_shard(path, name) for name in expected)
+    notes: list[str] = []
+    expected = _shard_contents(path, notes)
+    opened = tuple(_open_shard(path, name) for name in expected)
+    shards = tuple(_without_prefixes(shard) for shard in opened)
+    if shards != opened:
+        notes.append(
+            f"{path}: the prefixes `module.` and `_orig_mod.` of training wrappers are left out of tensor names"
+        )
+    if (path / ADAPTER_CONFIG).is_file():
+        notes.append(
+            f"{path}: {ADAPTER_CONFIG} beside whole weights is left over from a merge; the whole weights are used, and "
+            "the file is not copied (transformers would load the adapter's base instead: delete the file)"
+        )
     tensors: dict[str, TensorInfo] = {}
     for info in (info for shard in shards for info in shard.tensors):
         if info.name in tensors:
@@ -92,11 +133,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
                 f"{path}: tensor {info.name} is in two shards, {first} and {info.file.name}; keep one of them"
             )
         tensors[info.name] = info
-    for shard in shards:
+    for shard in opened:
         _check_contents(path, shard, expected[shard.name])
     if not tensors:
         raise InputError(f"{path}: its safetensors files hold no tensor")
-    return Checkpoint(path, config, shards, tensors)
+    _check_quantised(path, config, tensors)
+    return Checkpoint(path, config, shards, tensors, notes=tuple(notes))
 
 
 def local_folder(folder: str | Path) -> Path:
@@ -137,19 +179,44 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _companions(folder: Path) -> Iterator[Path]:
+def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of a folder and of its chat templates, by relative name."""
     for path in folder.iterdir():
-        name = path.name
-        if path.is_dir():
-            if not name.startswith(".") and not re.fullmatch(r"checkpoint-\d+", name):
-                yield from _companions(path)
-        elif path.is_file() and name != RECORD and not _is_weights(name):
-            yield path
+        if path.is_file():
+            yield path.name, path
+    templates = folder / "additional_chat_templates"
+    if templates.is_dir():
+        yield from ((f"{templates.name}/{path.name}", path) for path in templates.iterdir() if path.is_file())
 
 
-def _is_weights(name: str) -> bool:
-    """True for weight files of any framework and for their indices."""
-    return Path(name.removesuffix(".index.json")).suffix.lower() in _WEIGHT_SUFFIXES
+def _belongs(name: str) -> bool:
+    return is_tokenizer_file(name) or _MODEL_FILES.fullmatch(name) is not None
+
+
+def _header_names(shard: ShardInfo) -> list[str]:
+    return [info.file_name or info.name for info in shard.tensors]
+
+
+def _without_prefixes(shard: ShardInfo) -> ShardInfo:
+    """Strip from tensor names what torch.compile (`_orig_mod.`) and DistributedDataParallel (`module.`) add."""
+    if not any(_PREFIXES.search(info.name) for info in shard.tensors):
+        return shard
+    tensors = tuple(replace(info, name=_PREFIXES.sub("", info.name), file_name=info.name) for info in shard.tensors)
+    layout = {info.name: (info.dtype, info.shape) for info in tensors}
+    return replace(shard, tensors=tensors, header=encode_header(layout, shard.metadata))
+
+
+def _check_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    """Tell a `quantization_config` that was left over plain weights from that of a quantised model."""
+    if config.get("quantization_config") is None:
+        return
+    odd = [name for name, info in tensors.items() if info.dtype not in FLOATS or _QUANTISED.search(name)]
+    if not odd:
+        kinds = " and ".join(sorted({info.dtype for info in tensors.values()}))
+        raise InputError(
+            f"{folder / 'config.json'}: quantization_config is left over: all {len(tensors)} tensors are plain "
+            f"{kinds}; remove the key `quantization_config` (transformers would quantise the weights again)"
+        )
 
 
 def _download(name: str) -> Path:
@@ -174,8 +241,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
     raise InputError(f"{folder}: no config.json; expected a model folder as save_pretrained writes it")
 
 
-def _shard_contents(folder: Path) -> dict[str, set[str] | None]:
-    """File name -> the tensors the index says it holds (None where there is no index), in the index's order."""
+def _shard_contents(folder: Path, notes: list[str]) -> dict[str, set[str] | None]:
+    """Return file name -> the tensors the index says it holds (None where there is no index), in the index's order.
+
+    notes: what is said of an index that is left over beside one whole file, which transformers reads.
+    """
+    if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        files = _index_files(folder)
+        if files == {WEIGHTS}:
+            return _read_index(folder)
+        _check_left_index(folder, files)
+        notes.append(
+            f"{folder}: {INDEX} is stale: {WEIGHTS} is whole and is used, as transformers does; delete the index"
+            + (f" and {', '.join(sorted(files)[:3])}" if any((folder / name).exists() for name in files) else "")
+        )
+        return {WEIGHTS: None}
     if (folder / INDEX).is_file():
         return _read_index(folder)
     if (folder / WEIGHTS).is_file():
@@ -193,6 +273,31 @@ def _shard_contents(folder: Path) -> dict[str, set[str] | None]:
             f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')\""
         )
     raise InputError(f"{folder}: no weights; expected {WEIGHTS} or {INDEX}")
+
+
+def _index_files(folder: Path) -> set[str]:
+    """Return the names of the shards in the index, as far as it can be read."""
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    return {name for name in weight_map.values() if isinstance(name, str)} if isinstance(weight_map, dict) else set()
+
+
+def _check_left_index(folder: Path, files: set[str]) -> None:
+    """Refuse a folder with two sets of weights that differ: one whole file, and the shards of an index."""
+    there = [name for name in sorted(files) if "/" not in name and (folder / name).is_file()]
+    if len(there) < len(files):
+        return  # the shards are gone, or some of them
+    whole = {info.name: info for info in read_header(folder / WEIGHTS).tensors}
+    for info in (info for name in there for info in read_header(folder / name).tensors):
+        other = whole.get(info.name)
+        if (
+            other is None
+            or other.shape != info.shape
+            or not np.array_equal(read_tensor(other).view(np.uint8), read_tensor(info).view(np.uint8))
+        ):
+            raise InputError(
+                f"{folder} holds two models: {WEIGHTS} and the shards of {INDEX} differ at {info.name}; transformers "
+                f"reads {WEIGHTS}: delete the one that is not wanted"
+            )
 
 
 def _read_index(folder: Path) -> dict[str, set[str] | None]:
@@ -213,8 +318,8 @@ def _read_index(folder: Path) -> dict[str, set[str] | None]:
     missing = [file for file in contents if not (folder / file).exists()]
     if missing:
         raise InputError(
-            f"{index} names {len(contents)} shards, {len(missing)} of them absent: {', '.join(missing[:5])}; "
-            "download the folder again"
+            f"{index} names {len(contents)} shards, {len(missing)} of them absent: {', '.join(missing[:5])}; copy them "
+            "from where the model was saved or downloaded, or save the model again"
         )
     return contents
 

@@ -19,6 +19,7 @@ import numpy as np
 from hcnr_jax.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     Checkpoint,
+    folder_files,
     is_adapter,
     is_tokenizer_file,
     local_folder,
@@ -108,9 +109,13 @@ class MergedCheckpoint(Checkpoint):
         files = self.base.companions()
         if self.tokenizer_folder == self.base.tokenizer_folder:
             return files
-        own = {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file()}
         kept = {name: path for name, path in files.items() if not is_tokenizer_file(name)}
-        return kept | {name: path for name, path in own.items() if is_tokenizer_file(name)}
+        own = sorted(folder_files(self.folder))
+        return kept | {name: path for name, path in own if is_tokenizer_file(name)}
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Return BASE's files that no output takes over; the adapter's own files are not copied in any case."""
+        return self.base.leftovers()
 
     @property
     def sources(self) -> tuple[Path, ...]:

@@ -44,7 +44,10 @@ FLOATS = ("F32", "BF16", "F16")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: file, safetensors dtype name, shape, and its byte span [start, end) within the file."""
+    """Holds where one tensor lies: file, safetensors dtype name, shape, and its byte span [start, end) within the file.
+
+    file_name: the tensor's name in the file, where a wrapper's prefix is left out of `name`.
+    """
 
     name: str
     file: Path
@@ -52,6 +55,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     end: int
+    file_name: str | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype:

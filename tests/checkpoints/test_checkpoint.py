@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-from hcnr_jax.checkpoints import is_adapter, open_checkpoint
+from hcnr_jax.checkpoints import is_adapter, open_checkpoint, save_like
 from hcnr_jax.errors import InputError
 from tests.tiny import read_weights, write_tiny_model, write_weights
 
@@ -195,8 +195,27 @@ def test_hub_name_is_downloaded_without_pickles(monkeypatch, tmp_path):
 
 
 def test_companions_leave_weights_and_earlier_runs_behind(sharded):
-    keep = ["notes.md", "sub/params.json", "custom_code.py", ".gitattributes", "tokenizer.model"]
+    keep = [
+        "README.md",
+        "LICENSE",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "tokenizer.model",
+    ]
     drop = [
+        "notes.md",
+        "sub/params.json",
+        "custom_code.py",
+        "adapter_config.json",
+        "training_args.bin",
+        "trainer_state.json",
+        "rng_state_0.pth",
+        "scheduler.pt",
+        "pytorch_model_fsdp_0/__0_0.distcp",
+        "optimizer_0/__0_0.distcp",
+        "global_step10/mp_rank_00_model_states.pt",
+        "runs/Nov27/events.out",
+        "wandb/run.log",
         "pytorch_model.bin",
         "pytorch_model.bin.index.json",
         "optimizer.pt",
@@ -213,6 +232,65 @@ def test_companions_leave_weights_and_earlier_runs_behind(sharded):
     for name in keep + drop:
         (sharded / name).parent.mkdir(parents=True, exist_ok=True)
         (sharded / name).write_text("x")
-    found = set(open_checkpoint(sharded).companions())
+    checkpoint = open_checkpoint(sharded)
+    found = set(checkpoint.companions())
     base = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX}
     assert found == base | set(keep)
+    named = {name.split("/")[0] + "/" * ("/" in name) for name in drop if not name.startswith((".", "hcnr"))}
+    assert set(checkpoint.leftovers()) == named
+
+
+def test_whole_weights_win_over_an_adapter_config_left_by_a_merge(tmp_path):
+    folder = write_tiny_model(tmp_path / "m")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    checkpoint = open_checkpoint(folder)
+    assert not is_adapter(folder) and "adapter_config.json" not in checkpoint.companions()
+    assert [note for note in checkpoint.notes if "adapter_config.json beside whole weights" in note]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["shards gone", "equal shards there"])
+def test_a_stale_index_beside_whole_weights(tmp_path, there):
+    folder = write_tiny_model(tmp_path / "m")
+    weights = read_weights(folder)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = {name: shards[i % 2] for i, name in enumerate(weights)}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    if there:
+        for shard in shards:
+            part = {name: weights[name] for name, file in names.items() if file == shard}
+            write_weights(tmp_path / "part", part)
+            (tmp_path / "part" / "model.safetensors").rename(folder / shard)
+    checkpoint = open_checkpoint(folder)
+    assert [shard.name for shard in checkpoint.shards] == ["model.safetensors"] and INDEX not in checkpoint.companions()
+    (note,) = checkpoint.notes
+    assert f"{INDEX} is stale: model.safetensors is whole and is used, as transformers does; delete the index" in note
+    out = save_like(checkpoint, tmp_path / "out", {})
+    assert json.loads((out / INDEX).read_text())["weight_map"].keys() == weights.keys()
+
+
+def test_two_models_in_one_folder_are_refused(tmp_path):
+    folder = write_tiny_model(tmp_path / "m")
+    weights = {name: value + 1 for name, value in read_weights(folder).items()}
+    write_weights(tmp_path / "part", weights)
+    (tmp_path / "part" / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}))
+    with pytest.raises(InputError, match=r"holds two models: model.safetensors and the shards .* differ at .*: delete"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_training_wrappers_are_stripped(tmp_path, prefix):
+    folder = write_tiny_model(tmp_path / "m")
+    weights = read_weights(folder)
+    write_weights(folder, {prefix + name: value for name, value in weights.items()})
+    checkpoint = open_checkpoint(folder)
+    assert set(checkpoint.tensors) == set(weights) and "prefixes `module.`" in checkpoint.notes[0]
+    out = save_like(checkpoint, tmp_path / "out", {})
+    written = read_weights(out)
+    assert all(np.array_equal(written[name], weights[name]) for name in weights) and written.keys() == weights.keys()
+
+
+def test_a_quantization_config_over_plain_tensors_may_go(tmp_path):
+    folder = write_tiny_model(tmp_path / "m", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(InputError, match=r"all 21 tensors are plain F32; remove the key `quantization_config`"):
+        open_checkpoint(folder)

@@ -114,7 +114,7 @@ def test_merged_in_float32_then_cast(tmp_path, dtype):
 
 def test_saved_as_a_whole_model(tmp_path):
     base = write_tiny_model(tmp_path / "base", shards=2)
-    (base / "notes.md").write_text("base")
+    (base / "LICENSE").write_text("base")
     expected = write_adapter(base, tmp_path / "adapter", target_modules=ALL)
     merged = open_tuned(tmp_path / "adapter", open_checkpoint(base))
     out = save_like(merged, tmp_path / "out", {})

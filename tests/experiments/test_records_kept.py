@@ -15,7 +15,7 @@ from hcnr_jax.evaluate.ask.runner import Answer
 from hcnr_jax.experiments import compare, sweep
 from hcnr_jax.experiments import engine as experiment
 from hcnr_jax.experiments.engine import Outcome
-from hcnr_jax.experiments.pair_session import Lab, ExperimentModel
+from hcnr_jax.experiments.pair_session import ExperimentModel, Lab
 from hcnr_jax.experiments.record_file import Records
 from tests.restoration.worlds import Ended, call, make_pair, text_of
 

@@ -49,8 +49,8 @@ def open_model(folder: str, base: Checkpoint | None = None) -> OpenedModel:
 def end_ids(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Collect every id that ends a completion, from config.json, generation_config.json and the tokenizer."""
     ids = set(spec.eos_token_ids)
-    path = checkpoint.folder / "generation_config.json"
-    if path.is_file():
+    path = checkpoint.companions().get("generation_config.json")
+    if path is not None:
         found: Any = read_json(path).get("eos_token_id")
         listed = found if isinstance(found, list) else [found]
         ids |= {token for token in listed if isinstance(token, int) and not isinstance(token, bool)}
