@@ -7,7 +7,7 @@ from hcnr_jax.checkpoints.lora import MergedCheckpoint, open_adapter, open_tuned
 from hcnr_jax.checkpoints.names import Placement, hf_name_of, leaf_shapes, tensor_names
 from hcnr_jax.checkpoints.orbax import load_params as load_orbax
 from hcnr_jax.checkpoints.orbax import save_params as save_orbax
-from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, delta_lost
+from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, check_windows, delta_lost
 from hcnr_jax.checkpoints.patch import apply_patch, write_patch
 from hcnr_jax.checkpoints.save import (
     HFTensors,
@@ -35,6 +35,7 @@ __all__ = [
     "check_output",
     "check_pair",
     "check_tensors",
+    "check_windows",
     "delta_lost",
     "describe_params",
     "divide_shards",

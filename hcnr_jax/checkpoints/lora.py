@@ -9,7 +9,7 @@ Merging in 16 bits instead loses a third of the entries of a small delta to roun
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,14 @@ from hcnr_jax.checkpoints.checkpoint import (
 from hcnr_jax.checkpoints.safetensors_file import FLOATS, TensorInfo, read_header, read_tensor
 from hcnr_jax.checkpoints.tensor_checks import count_nonfinite
 from hcnr_jax.errors import InputError
+from hcnr_jax.models.families.family import Family
 from hcnr_jax.models.spec import spec_from_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+# What DistributedDataParallel and torch.compile put before names.
+_WRAPPERS = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _PARTS = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?P<kind>weight|bias))?")
 _USED = {
     "peft_type",
@@ -139,7 +142,7 @@ class MergedCheckpoint(Checkpoint):
     def _merged(self, name: str) -> np.ndarray:
         """The merged tensor in float32."""
         if name in self.replaced:
-            return read_tensor(self.replaced[name]).astype(np.float32)
+            return self._replaced(name)
         weight = self.base.read(name).astype(np.float32)
         if name in self.biases:
             info, scale = self.biases[name]
@@ -151,6 +154,16 @@ class MergedCheckpoint(Checkpoint):
             magnitude = read_tensor(update.magnitude).astype(np.float32).reshape(-1)
             weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
         return weight
+
+    def _replaced(self, name: str) -> np.ndarray:
+        """A tensor the adapter holds whole; of a resized embedding the rows that BASE has."""
+        found, own = read_tensor(self.replaced[name]).astype(np.float32), self.base.tensors[name].shape
+        if found.shape == own:
+            return found
+        rows = self.base.read(name).astype(np.float32)
+        shared = min(len(rows), len(found))
+        rows[:shared] = found[:shared]
+        return rows
 
 
 def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
@@ -181,7 +194,9 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
             biases[f"{module}.bias"] = (parts["lora_B.bias"], scale)
     replaced = _replacements(path, config, base, whole)
     _check_targets(path, config, base, set(modules))
-    return MergedCheckpoint(path, base.config, base.shards, base.tensors, base, updates, biases, replaced)
+    ends = {_family_of(base).embedding, _family_of(base).lm_head}
+    notes = (*base.notes, *_base_note(path, config, base), *_resize_notes(path, base, whole, ends))
+    return MergedCheckpoint(path, base.config, base.shards, base.tensors, base, updates, biases, replaced, notes=notes)
 
 
 def open_tuned(folder: str | Path, base: Checkpoint) -> Checkpoint:
@@ -192,7 +207,8 @@ def open_tuned(folder: str | Path, base: Checkpoint) -> Checkpoint:
 
 def _plain_name(name: str) -> str:
     """PEFT's name of a tensor without what its wrappers add to the model's own."""
-    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    plain = _WRAPPERS.sub("", name)
+    return _WRAPPERS.sub("", plain.removeprefix(_PREFIX)).replace(".base_layer.", ".")
 
 
 def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -219,6 +235,12 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _check_values(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
+        if 0 in info.shape:
+            raise InputError(
+                f"{path}: tensor {name} is empty (shape {list(info.shape)}): it was saved from one process of "
+                "DeepSpeed ZeRO-3 or FSDP, which holds none of it; gather the weights before saving (accelerate's "
+                "get_state_dict, or stage3_gather_16bit_weights_on_model_save), and save the adapter again"
+            )
         if info.dtype not in FLOATS:
             raise InputError(f"{path}: tensor {name} is stored as {info.dtype}; expected one of {', '.join(FLOATS)}")
         if count := count_nonfinite(read_tensor(info)):
@@ -244,6 +266,13 @@ def _check_module(
 ) -> float:
     """Hold one module's tensors against BASE's weight and the config; returns the scale s."""
     target = base.tensors.get(f"{module}.weight")
+    ends = _family_of(base)
+    if target is None and module == ends.lm_head.removesuffix(".weight"):
+        raise InputError(
+            f"{folder}: the adapter targets {module}, and {base.folder} ties its head to the embedding, so that there "
+            "is no head of its own to adapt; merge the adapter with PEFT into a model saved with "
+            "tie_word_embeddings false"
+        )
     if target is None:
         raise InputError(f"{folder}: the adapter targets {module}, which {base.folder} has not{_made_for(config)}")
     if odd := set(parts) - {"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"}:
@@ -297,13 +326,13 @@ def _replacements(
             )
         if name not in base.tensors:
             raise InputError(f"{folder}: the adapter holds {name}, which {base.folder} has not{_made_for(config)}")
-        if info.shape != base.tensors[name].shape:
-            raise InputError(
-                f"{folder}: {name} is {list(info.shape)}, in {base.folder} {list(base.tensors[name].shape)}: was the "
-                f"vocabulary resized?{_made_for(config)}"
-            )
+        rows, own = info.shape, base.tensors[name].shape
+        if rows != own and name in ends and rows[1:] == own[1:]:
+            continue  # resized: see `resize_note`
+        if rows != own:
+            raise InputError(f"{folder}: {name} is {list(rows)}, in {base.folder} {list(own)}{_made_for(config)}")
     # PEFT saves an embedding or head along although it was not trained.
-    untrained = {name for name in ends & set(whole) if np.array_equal(read_tensor(whole[name]), base.read(name))}
+    untrained = {name for name in ends & set(whole) if _is_untrained(whole[name], base.read(name))}
     whole = {name: info for name, info in whole.items() if name not in untrained}
     if spec.tie_embeddings and ends & set(whole):
         raise InputError(
@@ -311,6 +340,49 @@ def _replacements(
             "PEFT into an untied model first"
         )
     return whole
+
+
+def _is_untrained(info: TensorInfo, own: np.ndarray) -> bool:
+    """Return whether a whole tensor equals BASE's on the rows that both have."""
+    shared = min(len(own), info.shape[0])
+    return np.array_equal(read_tensor(info)[:shared], own[:shared])
+
+
+def _resize_notes(folder: Path, base: Checkpoint, whole: Mapping[str, TensorInfo], ends: Collection[str]) -> list[str]:
+    """Say where the adapter was trained over an embedding of another size than BASE's, and how to resize BASE."""
+    for name in sorted(set(ends) & set(whole)):
+        rows, own = whole[name].shape[0], base.tensors[name].shape[0] if name in base.tensors else 0
+        if own and rows != own:
+            use = f"the first {min(rows, own)} rows are used, and rows of data with other ids are refused"
+            return [
+                f"{folder}: the adapter was trained over an embedding of {rows} rows ({name}), and {base.folder} has "
+                f"{own}: the vocabulary was resized; {use}. To keep all of them resize BASE first: "
+                f"model.resize_token_embeddings({rows}); model.save_pretrained(NEW_BASE)"
+            ]
+    return []
+
+
+def _base_note(folder: Path, config: Mapping[str, Any], base: Checkpoint) -> list[str]:
+    """Say where the adapter names another model than BASE as the one it was trained on."""
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip():
+        return []
+    last = Path(name.rstrip("/")).name.lower()
+    own = {part.lower() for part in (base.folder.name, base.folder.resolve().name)}
+    hub = f"models--{name.strip('/').replace('/', '--')}".lower() in str(base.folder.resolve()).lower()
+    listed = str(base.config.get("_name_or_path") or "").rstrip("/").lower()
+    if last in own or hub or (listed and listed == name.rstrip("/").lower()):
+        return []
+    if Path(name).is_dir() and Path(name).resolve() == base.folder.resolve():
+        return []
+    return [
+        f"{folder}: the adapter was trained on {name}, and BASE is {base.folder}: if these are two models, the result "
+        "is of no use; give the one the adapter was trained on"
+    ]
+
+
+def _family_of(base: Checkpoint) -> Family:
+    return spec_from_config(base.config, str(base.folder / "config.json")).recipe
 
 
 def _check_targets(folder: Path, config: Mapping[str, Any], base: Checkpoint, found: set[str]) -> None:

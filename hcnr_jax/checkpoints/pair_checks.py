@@ -13,7 +13,8 @@ from hcnr_jax.checkpoints.tensor_checks import check_tensors, chunks
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 
-_MAY_DIFFER = {"max_positions", "bos_token_id", "eos_token_ids"}
+# Windows matter for rows that are longer: see `check_windows`.
+_MAY_DIFFER = {"max_positions", "bos_token_id", "eos_token_ids", "layer_windows"}
 _CONFIG_NAMES = {
     "family": "model_type",
     "num_layers": "num_hidden_layers",
@@ -53,6 +54,34 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> ModelSpec:
         _check_dtypes(base, tuned, name)
     _check_differs(base, tuned, base_spec)
     return tuned_spec
+
+
+def check_windows(base: Checkpoint, tuned: Checkpoint, longest: int) -> list[str]:
+    """Accept attention windows that differ where no row reaches them; return a warning that says so.
+
+    Args:
+        base: BASE.
+        tuned: TUNED, whose windows are used for both.
+        longest: tokens of the longest row.
+
+    Raises:
+        InputError: a row is longer than a window that one of the two models has and the other has not.
+    """
+    specs = [spec_from_config(model.config, str(model.folder / "config.json")) for model in (base, tuned)]
+    pairs = zip(*(spec.layer_windows for spec in specs), strict=True)
+    windows = [window for pair in pairs if pair[0] != pair[1] for window in pair if window is not None]
+    if not windows:
+        return []
+    described = " and ".join(f"{model.config.get('sliding_window')} in {model.folder}" for model in (base, tuned))
+    if longest > min(windows):
+        raise InputError(
+            f"BASE and TUNED are not a pair: sliding_window (with use_sliding_window and layer_types) is {described}, "
+            f"and a row has {longest} tokens, more than {min(windows)}; make them equal in config.json, or shorten "
+            "--max-length"
+        )
+    return [
+        f"sliding_window differs ({described}); no row is longer than {min(windows)} tokens, so that it has no effect"
+    ]
 
 
 class DeltaLoss(NamedTuple):

@@ -179,7 +179,8 @@ def _refuse_unhandled(config: Mapping[str, Any], family: Family, source: str) ->
     only = {**ONLY, **family.only}
     complaints = []
     for name, value in config.items():
-        if name in family.defaults or name in IGNORED or value is None:
+        bookkeeping = name in IGNORED or name.endswith("_token_id") or name.startswith("_")
+        if name in family.defaults or bookkeeping or value is None:
             continue
         if name not in only:
             complaints.append(f"{name} = {value!r} is not an attribute this decoder handles; expected it to be absent")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.checkpoints.names import hf_name_of
-from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, delta_lost
+from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, check_windows, delta_lost
 from hcnr_jax.checkpoints.tensor_checks import check_finite
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import (
@@ -75,7 +75,13 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
         encode_rows(rows, tokenizer, config.max_length, max_positions=spec.max_positions, vocab_size=spec.vocab_size)
         for rows in (honesty_rows, task_rows)
     )
-    for warning in [*example_warnings(honesty), *example_warnings(task)]:
+    longest = max(len(example.tokens) for example in [*honesty, *task])
+    for warning in [
+        *dict.fromkeys([*base.notes, *tuned.notes]),
+        *check_windows(base, tuned, longest),
+        *example_warnings(honesty),
+        *example_warnings(task),
+    ]:
         reporter.warn(warning)
     with reporter.stage("check weights", 2, "models") as stage:
         for checkpoint in (base, tuned):

@@ -227,8 +227,12 @@ KEY = "base_model.model.model.layers.1.self_attn.q_proj."
         (lambda w: w.update({KEY + "lora_A.weight": np.ones((4, 32), "i4")}), "is stored as I32; expected one of"),
         (lambda w: w.clear(), "holds no tensor"),
         (
-            lambda w: w.update({"base_model.model.lm_head.weight": np.ones((70, 32), "f4")}),
-            r"lm_head.weight is \[70, 32\], in .* \[64, 32\]: was the vocabulary resized",
+            lambda w: w.update({"base_model.model.lm_head.weight": np.ones((64, 30), "f4")}),
+            r"lm_head.weight is \[64, 30\], in .* \[64, 32\]; wrong base",
+        ),
+        (
+            lambda w: w.update({KEY + "lora_A.weight": np.ones((0,), "f4")}),
+            r"q_proj.lora_A.weight is empty \(shape \[0\]\): .* ZeRO-3 or FSDP.* gather the weights before saving",
         ),
         (
             lambda w: w.update({"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": np.ones((4, 32), "f4")}),
@@ -305,3 +309,61 @@ def test_folders_without_weights(tmp_path):
     with pytest.raises(InputError, match=r"adapter_config.json: cannot be read"):
         open_adapter(base.folder, base)
     assert open_tuned(base.folder, base).folder == base.folder
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("outside", [True, False], ids=["around PEFT", "inside PEFT"])
+def test_prefixes_of_training_wrappers_are_stripped(tmp_path, prefix, outside):
+    base = write_tiny_model(tmp_path / "base")
+    expected = write_adapter(base, tmp_path / "adapter", target_modules=ALL)
+    inner = "base_model.model."
+
+    def change(weights):
+        for name in list(weights):
+            new = prefix + name if outside else inner + prefix + name.removeprefix(inner)
+            weights[new] = weights.pop(name)
+
+    edit_weights(tmp_path / "adapter", change)
+    merged = open_adapter(tmp_path / "adapter", open_checkpoint(base))
+    for name in expected:
+        np.testing.assert_allclose(merged.read(name), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [70, 60])
+def test_an_adapter_over_a_resized_embedding_goes_on_and_says_how_to_resize(tmp_path, rows):
+    base = write_tiny_model(tmp_path / "base")
+    write_adapter(base, tmp_path / "adapter")
+    own = read_weights(base)["lm_head.weight"]
+    resized = np.resize(own, (rows, 32)) + 1
+
+    def change(weights):
+        weights["base_model.model.lm_head.weight"] = resized.astype("f4")
+
+    edit_weights(tmp_path / "adapter", change)
+    merged = open_adapter(tmp_path / "adapter", open_checkpoint(base))
+    (note,) = [note for note in merged.notes if "resized" in note]
+    assert f"embedding of {rows} rows (lm_head.weight)" in note and f"model.resize_token_embeddings({rows})" in note
+    shared = min(rows, 64)
+    np.testing.assert_array_equal(merged.read("lm_head.weight")[:shared], resized[:shared].astype("f4"))
+    np.testing.assert_array_equal(merged.read("lm_head.weight")[shared:], own[shared:])
+
+
+def test_a_tied_base_has_no_head_to_adapt(tmp_path):
+    untied = write_tiny_model(tmp_path / "untied")
+    write_adapter(untied, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
+    tied = write_tiny_model(tmp_path / "base", tie_word_embeddings=True)
+    with pytest.raises(
+        InputError, match=r"targets lm_head, and .*base ties its head to the embedding.* merge"
+    ) as error:
+        open_adapter(tmp_path / "adapter", open_checkpoint(tied))
+    assert "wrong base" not in str(error.value)
+
+
+def test_an_adapter_made_for_another_model_is_told(tmp_path):
+    base = write_tiny_model(tmp_path / "base")
+    write_adapter(base, tmp_path / "adapter")
+    assert open_adapter(tmp_path / "adapter", open_checkpoint(base)).notes == ()
+    for name, told in (("org/base", False), ("org/other-7B", True), (None, False)):
+        edit_config(tmp_path / "adapter", base_model_name_or_path=name)
+        notes = open_adapter(tmp_path / "adapter", open_checkpoint(base)).notes
+        assert [f"the adapter was trained on {name}" in note for note in notes] == [True] * told

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hcnr_jax.checkpoints import check_pair, delta_lost, open_checkpoint
+from hcnr_jax.checkpoints import check_pair, check_windows, delta_lost, open_checkpoint
 from hcnr_jax.errors import InputError
 from tests.tiny import is_kernel, read_weights, write_tiny_model, write_weights
 
@@ -105,3 +105,17 @@ def test_nothing_lost_in_float32_or_where_nothing_moved(tmp_path):
     names = [name for name in base.tensors if is_kernel(name)]
     assert delta_lost(base, tuned, names) == (0.0, 0, 0, "")
     assert delta_lost(base, base, names) == (0.0, 0, 0, "")
+
+
+def test_windows_that_differ_matter_to_longer_rows_alone(tmp_path):
+    models = (
+        open_checkpoint(write_tiny_model(tmp_path / name, "mistral", seed, sliding_window=window))
+        for name, seed, window in (("base", 0, 6), ("tuned", 1, None))
+    )
+    base, tuned = models
+    assert check_pair(base, tuned).layer_windows == (None, None)
+    (warning,) = check_windows(base, tuned, 6)
+    assert "sliding_window differs (6 in" in warning and "no row is longer than 6 tokens" in warning
+    with pytest.raises(InputError, match=r"sliding_window .* is 6 in .*base and None in .*, and a row has 7 tokens"):
+        check_windows(base, tuned, 7)
+    assert check_windows(base, base, 100) == []

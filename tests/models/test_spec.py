@@ -243,3 +243,8 @@ def test_no_attribute_has_two_answers():
 def test_spec_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec_from_config(tiny(), "c").hidden_size = 1
+
+
+@pytest.mark.parametrize("name", ["unk_token_id", "image_token_id", "_model_name_or_path", "_note"])
+def test_bookkeeping_of_converters_is_ignored(name):
+    assert spec_from_config(tiny() | {name: 0}, "config.json") == spec_from_config(tiny(), "config.json")
