@@ -45,7 +45,7 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
     if avoid:
         reporter.say(f"{config.name}: left out {len(dataset.questions) - len(questions)} questions of --avoid")
     outputs: list[tuple[Path, Rows]] = []
-    scored = choose_scored(config, questions) if config.out else []
+    scored = choose_scored(config, questions, reporter) if config.out else []
     if config.out:
         rows = to_rows(scored, config.template, seed=config.seed, system=config.system)
         _check_tokens(config, rows, config.out, reporter)
@@ -72,7 +72,7 @@ def _check_only(config: DataConfig) -> None:
         )
 
 
-def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Question]:
+def choose_scored(config: DataConfig, questions: Sequence[Question], reporter: Reporter) -> list[Question]:
     """Choose the questions of --out: those with a gold answer and unanswerable ones, of the labels that --only
     names.
     """
@@ -81,9 +81,14 @@ def choose_scored(config: DataConfig, questions: Sequence[Question]) -> list[Que
         teachable = [item for item in teachable if item.answerable == (config.only == "answerable")]
     both = BENCHMARKS[config.name].is_honesty and config.only == "both"
     if both and not any(item.answerable for item in teachable):
-        raise InputError(
-            f"{config.path}: no answerable question of {config.name} has a gold answer to teach; pass --only "
-            "unanswerable, and take answerable rows from another benchmark (kuq, refunq, nq_open)"
+        if not teachable:
+            raise InputError(
+                f"{config.path}: {config.name} has no question to teach: no gold answer, none unanswerable"
+            )
+        both = False
+        reporter.warn(
+            f"{config.path}: no answerable question of {config.name} has a gold answer to teach, so that --out has "
+            "unanswerable ones alone; take answerable rows from another benchmark (kuq, refunq, nq_open)"
         )
     return split_questions(teachable, config.samples, 0, seed=config.seed, balanced=both).scored
 

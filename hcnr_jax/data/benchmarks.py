@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hcnr_jax.data.honesty_benchmarks import HONESTY
 from hcnr_jax.data.questions import Dataset, Question, collect
-from hcnr_jax.data.records import Record, read_records
+from hcnr_jax.data.records import EmptyFieldError, Record, read_records
 from hcnr_jax.data.task_benchmarks import TASKS
 from hcnr_jax.errors import InputError
 
@@ -37,20 +37,32 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def read_dataset(name: str, path: str | Path) -> Dataset:
-    """Read the questions of benchmark `name` at `path`; repeats and contradictions are left out and reported.
+    """Read the questions of benchmark `name` at `path`; repeats, contradictions and records with an empty field are
+    left out and reported.
 
     `path` is a file, a folder (all its .csv, .json and .jsonl files), or a hub name as `records.read_records` takes it.
     A question without an id gets `NAME/FILE:NUMBER` (line or item), which is the same in every run.
 
     Raises:
-        InputError: the name is unknown, or a file is not in the official format. The message names the place.
+        InputError: the name is unknown, a file is not in the official format, or every record has an empty field. The
+            message names the place.
     """
     benchmark = BENCHMARKS.get(name)
     if benchmark is None:
         raise InputError(f"{name}: expected one of the data sets {', '.join(BENCHMARKS)}; spell it so")
     files, records = read_records(str(path), benchmark.container)
-    questions = (_with_id(benchmark.read(record), name) for record in records)
-    return collect(name, files, questions, notes=[benchmark.note] if benchmark.note else [])
+    questions, empty = [], []
+    for record in records:
+        try:
+            questions.append(_with_id(benchmark.read(record), name))
+        except EmptyFieldError as error:
+            empty.append(error)
+    if empty and not questions:
+        raise empty[0]
+    notes = [benchmark.note] if benchmark.note else []
+    if empty:
+        notes.append(f"left out {len(empty)} records with an empty field (the first: {empty[0]})")
+    return collect(name, files, questions, notes=notes)
 
 
 def _with_id(question: Question, name: str) -> Question:

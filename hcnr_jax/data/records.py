@@ -19,6 +19,10 @@ from hcnr_jax.runtime.hub import hub_failure, quiet_hub_log
 _SUFFIXES = (".csv", ".json", ".jsonl")
 
 
+class EmptyFieldError(InputError):
+    """A record with an empty field where text belongs: a fault of one record, not of the file's format."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One record and its place. `from_hub` marks a record read through `datasets`, whose labels may differ."""
@@ -28,8 +32,10 @@ class Record:
     from_hub: bool = False
 
     def text(self, name: str) -> str:
-        """Return the text of a field that must exist and not be blank."""
+        """Return the text of a field that must exist. EmptyFieldError where it is blank or null."""
         value = self.value(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise EmptyFieldError(str(self.wrong(name, "text", value)))
         if not isinstance(value, str) or not value.strip():
             raise self.wrong(name, "text", value)
         return value.strip()

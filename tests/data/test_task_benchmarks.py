@@ -145,3 +145,26 @@ def test_real_medmcqa_and_bioasq_labels(real_data: Path) -> None:
     assert Counter(question.kind for question in bioasq) == {"factoid": 9, "yesno": 6, "summary": 5, "list": 4}
     listed = next(question for question in bioasq if question.question.startswith("Where does REGN5458"))
     assert listed.answers == ("B-cell maturation antigen, CD3",)
+
+
+def test_a_record_with_an_empty_option_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {
+            "question": f"Q{i}?",
+            "opa": "a",
+            "opb": "b",
+            "opc": "" if i == 1 else "c",
+            "opd": None if i == 2 else "d",
+            "cop": 1,
+        }
+        for i in range(4)
+    ]
+    path = tmp_path / "dev.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = read_dataset("medmcqa", path)
+    assert [question.question for question in dataset.questions] == ["Q0?", "Q3?"]
+    (line,) = [line for line in dataset.report.lines() if "empty field" in line]
+    assert "left out 2 records with an empty field (the first: " in line and "line 2: field `opc`" in line
+    path.write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(InputError, match="field `opc`: expected text"):
+        read_dataset("medmcqa", path)

@@ -218,15 +218,20 @@ def _answer(prompt: Prompt, outputs: Outputs, match: Match, refusal_probability:
 def _choice_scores(
     right: int | None, choices: tuple[str, ...], completion: str, found: Sequence[Likelihood]
 ) -> dict[str, Any]:
+    # Some files repeat a choice. Its copies are equally right, and count as the first of them.
+    keys = [" ".join(choice.split()).casefold() for choice in choices]
+    first = [keys.index(key) for key in keys]
     values, tokens = [item.log_likelihood for item in found], [item.tokens for item in found]
-    chosen = int(choose_by_likelihood([values])[0])
+    chosen = first[int(choose_by_likelihood([values])[0])]
+    named = choice_from_text(completion, [text if first[i] == i else "" for i, text in enumerate(choices)])
+    right = None if right is None else first[right]
     return {
         "choices": choices,
         "right_choice": right,
         "choice_log_likelihoods": tuple(values),
         "chosen": chosen,
-        "chosen_per_token": int(choose_by_likelihood([values], [tokens])[0]),
-        "chosen_by_text": choice_from_text(completion, choices),
+        "chosen_per_token": first[int(choose_by_likelihood([values], [tokens])[0])],
+        "chosen_by_text": None if named is None else first[named],
         "correct": chosen == right,
     }
 

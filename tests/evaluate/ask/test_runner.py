@@ -179,3 +179,11 @@ def test_qwen_and_bfloat16_can_be_asked(tmp_path):
     asked = prompts_of(model, honesty=2, task=0, choices=2)
     found = answer(model, asked, AnswerSettings(max_new_tokens=3))
     assert len(found) == 4 and all(np.isfinite(item.choice_log_likelihoods).all() for item in found[2:])
+
+
+@pytest.mark.parametrize("right", [1, 2])
+def test_either_copy_of_a_repeated_choice_counts(right) -> None:
+    likely = [Likelihood(value, 1) for value in (-3.0, -1.0, -2.0)]
+    scores = runner._choice_scores(right, ("Yes", "No", "no "), "No", likely)
+    assert scores["correct"] and scores["chosen"] == scores["right_choice"] == scores["chosen_by_text"] == 1
+    assert not runner._choice_scores(0, ("Yes", "No", "no "), "No", likely)["correct"]
