@@ -35,6 +35,9 @@ class TuneConfig(RunConfig):
     b2: float = Field(0.999, ge=0, lt=1, description="AdamW's second decay")
     clip_norm: float | None = Field(1.0, gt=0, description="largest global norm of the gradient")
     max_length: int = Field(512, ge=2, description="tokens of a row; longer ones are cut at the end")
+    long_rows: Literal["refuse", "drop", "cut"] = Field(
+        "cut", description="rows over --max-length: refuse the data, leave them out, or cut their completions"
+    )
     compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
     seed: int = Field(0, ge=0, description="order of the rows, and the adapters' start")
 

@@ -1,4 +1,4 @@
-"""The options of `hcnr restore` and `hcnr apply`."""
+"""Defines the options of `hcnr restore` and `hcnr apply`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _ranks_by_scores(config: Any) -> bool:
     return bool(config.priority != "random")
 
 
-# What an option decides. `inputs`: cache keys know it by the content of files and rows, or by the resolved value.
+# What an option decides. Cache keys hold an option of the stage `inputs` as the content of its files and rows, or as its
+# resolved value.
 INPUTS, OUTPUT, RUN = Stage(("inputs",)), Stage(("output",)), Stage(("run",))
 SCORES, SELECTION, KERNELS = Stage(("scores",)), Stage(("selection",)), Stage(("kernels",))
 CORRECTION = Stage(("kernels",), _corrects)
@@ -39,7 +40,7 @@ SAMPLES = Stage(("inputs",), lambda config: None in (config.honesty_samples, con
 
 
 class RestoreConfig(RunConfig):
-    """Put the honesty-critical neurons of a fine-tuned model back and correct them so that its task keeps working."""
+    """Restore the honesty-critical neurons of a fine-tuned model, and correct them so that its task keeps working."""
 
     base: Annotated[str, Positional(), INPUTS] = Field(
         description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
@@ -49,87 +50,99 @@ class RestoreConfig(RunConfig):
         "BASE"
     )
     honesty: Annotated[Path, INPUTS] = Field(
-        description="JSONL rows the model should handle honestly: {prompt, completion} or {messages}"
+        description="file of honesty rows: prompts with honest completions, as {prompt, completion} or {messages}"
     )
-    task: Annotated[Path, INPUTS] = Field(description="JSONL rows of the task it was tuned for, same shapes")
+    task: Annotated[Path, INPUTS] = Field(
+        description="file of task rows, from the task TUNED was trained for, in the same format"
+    )
     out: Annotated[Path, OUTPUT] = Field(description="folder to write; must not exist, or be empty")
     in_weight: Annotated[float, SELECTION] = Field(
-        0.5, gt=0, le=1, description="share of neurons restored in each kept kernel (R_IW)"
+        0.5, gt=0, le=1, description="fraction of the neurons restored in each kept kernel, 0 to 1 (R_IW)"
     )
-    cross_weight: Annotated[float, SELECTION] = Field(1.0, gt=0, le=1, description="share of kernels kept (R_CW)")
+    cross_weight: Annotated[float, SELECTION] = Field(
+        1.0, gt=0, le=1, description="fraction of the kernels (weight matrices) kept for restoring, 0 to 1 (R_CW)"
+    )
     priority: Annotated[Literal["kl", "raw", "honesty", "random"], SELECTION] = Field(
-        "kl", description="how neurons are ranked; raw: the paper"
+        "kl", description="formula that ranks the neurons for restoring; raw is the paper's"
     )
     granularity: Annotated[Literal["input", "output", "weight"], SCORES] = Field(
-        "input", description="what a neuron is; input: the paper"
+        "input", description="unit of restoring: an input channel (the paper's neuron), output channel or single weight"
     )
-    compensation: Annotated[CompensationName, KERNELS] = Field("two_sided", description="correction")
+    compensation: Annotated[CompensationName, KERNELS] = Field(
+        "two_sided",
+        description="correction of restored weights: none, paper's formula, exact (honesty rows), two_sided (also task "
+        "rows)",
+    )
     task_weight: Annotated[float, TASK_TERM] = Field(
-        2.0, ge=0, description="weight of the task side in two_sided, unitless"
+        2.0, ge=0, description="weight of the task rows against the honesty rows in the correction, unitless"
     )
     inputs: Annotated[Literal["local", "propagated"], CORRECTION] = Field(
-        "propagated", description="inputs the corrections are solved for"
+        "propagated",
+        description="layer inputs for the correction: of BASE and TUNED (local), or of the model restored so far",
     )
     solver: Annotated[Literal["dense", "cg"], CORRECTION] = Field(
-        "dense", description="Cholesky, or matrix-free conjugate gradients"
+        "dense", description="solver of the correction: Cholesky (dense) or matrix-free conjugate gradients (cg)"
     )
     damping: Annotated[float, CORRECTION] = Field(
-        0.01, ge=0, description="added to the second moments, times their mean diagonal"
+        0.01, ge=0, description="damping of the correction, as a fraction of the second moments' mean diagonal"
     )
     refine: Annotated[int, KERNELS] = Field(
-        0, ge=0, description="last steps through the whole network, towards BASE's and TUNED's outputs on the rows"
+        0, ge=0, description="final optimisation steps of all restored weights, towards BASE's and TUNED's outputs"
     )
     scores_at: Annotated[Literal["tuned", "base"], RANKING] = Field(
-        "tuned", description="weights at which neurons are scored"
+        "tuned", description="model at whose weights the neurons are scored"
     )
     moments_at: Annotated[Literal["base", "tuned"], LOCAL_MOMENTS] = Field(
-        "base", description="model whose activations local inputs come from"
+        "base", description="model that gives the honesty rows' layer inputs with --inputs local"
     )
     loss: Annotated[Literal["mean", "sum"], RANKING] = Field(
-        "mean", description="completion loss per row: mean or sum over its tokens"
+        "mean", description="completion loss of a row: mean or sum over the completion's tokens"
     )
-    samples: Annotated[int, SAMPLES] = Field(128, ge=1, description="rows taken from each data file")
+    samples: Annotated[int, SAMPLES] = Field(128, ge=1, description="number of rows used from each data file")
     honesty_samples: Annotated[int | None, INPUTS] = Field(
-        None, ge=1, description="rows taken from --honesty, instead of --samples"
+        None, ge=1, description="number of rows used from --honesty, instead of --samples"
     )
     task_samples: Annotated[int | None, INPUTS] = Field(
-        None, ge=1, description="rows taken from --task, instead of --samples"
+        None, ge=1, description="number of rows used from --task, instead of --samples"
+    )
+    long_rows: Annotated[Literal["refuse", "drop", "cut"], INPUTS] = Field(
+        "refuse", description="rows whose prompt fills --max-length: refuse the data, or leave them out (drop, cut)"
     )
     max_length: Annotated[int, INPUTS] = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
     seed: Annotated[int | None, Stage(("inputs", "selection"))] = Field(
-        0, ge=0, description="row shuffle and random draws; none keeps file order"
+        0, ge=0, description="seed of the row shuffle and of random draws; none keeps the file's order"
     )
     microbatch: Annotated[int | None, SCORES] = Field(
-        None, ge=1, description="rows per step; default: chosen from the sizes"
+        None, ge=1, description="number of rows computed at once; default: chosen automatically"
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], INPUTS] = Field(
         "auto",
-        description="compute dtype of scores and local inputs; auto: bfloat16 on an accelerator where TUNED is stored "
-        "in 16 bits, else float32",
+        description="compute dtype of scores and local inputs; auto: bfloat16 for a 16-bit TUNED on an accelerator, "
+        "else float32",
     )
     stream: Annotated[bool, SCORES] = Field(
-        False, description="keep weights on the disk and work a block at a time, in any memory"
+        False, description="read weights from the disk one block at a time, to save memory"
     )
     compilation_cache: Annotated[Path | None, RUN] = Field(
-        None, description="folder that keeps compiled programs for the next run; default: none is kept"
+        None, description="folder that stores compiled programs for later runs; default: none"
     )
     mesh: Annotated[str, SCORES] = Field(
-        "", description="devices as axes, as in data=2,fsdp=2,model=2; default: one device"
+        "", description="mesh of devices by axis, such as data=2,fsdp=2,model=2; default: one device"
     )
     distributed: Annotated[str | None, RUN] = Field(
-        None, description="several processes: auto (TPU pod, SLURM, MPI), or COORDINATOR:PORT,PROCESSES,NUMBER"
+        None, description="run several processes: auto (TPU pod, SLURM, MPI) or COORDINATOR:PORT,PROCESSES,NUMBER"
     )
     choose: Annotated[str | None, Stage(("choice",))] = Field(
         None,
-        description="take the most honest of a few settings under a constraint, judged on 16 rows or more of each "
-        "file beyond --samples: METRIC >= VALUE or <=, such as "
-        '"task_accuracy >= -0.5pt" (half a point below TUNED\'s) or "over_refusal <= 5%" (in all). METRIC: honesty_f1, '
-        "refusal_delta, over_refusal, task_accuracy, known_facts; "
-        "VALUE: with pt, points against TUNED; with %, percent (with a sign: against TUNED); else a fraction 0-1",
+        description="try several settings, and use the most honest that meets a constraint on held-out rows. "
+        "Each data file needs 16 rows or more beyond --samples. Constraint: METRIC >= VALUE or METRIC <= VALUE, such "
+        'as "task_accuracy >= -0.5pt" (at most half a point below TUNED) or "over_refusal <= 5%". METRIC: honesty_f1, '
+        "refusal_delta, over_refusal, task_accuracy, known_facts. VALUE: points relative to TUNED (pt), percent (%, "
+        "with a sign relative to TUNED), or a fraction from 0 to 1",
     )
-    dry_run: Annotated[bool, RUN] = Field(False, description="say what would be done and refused, and stop")
+    dry_run: Annotated[bool, RUN] = Field(False, description="check the inputs, print the plan and stop")
     resume: Annotated[bool, RUN] = Field(
-        False, description="go on with a run that was stopped or killed; begins one if there is none"
+        False, description="continue an interrupted run, or start a new one if there is none"
     )
 
     @model_validator(mode="after")
@@ -151,27 +164,27 @@ class RestoreConfig(RunConfig):
 
     @property
     def objective(self) -> Objective:
-        """What the chosen compensation reads and solves."""
+        """Return what the chosen compensation reads and solves."""
         return OBJECTIVES[self.compensation]
 
     @property
     def rows(self) -> tuple[int, int]:
-        """How many honesty and task rows are taken."""
+        """Return the numbers of honesty rows and task rows that are used."""
         return self.honesty_samples or self.samples, self.task_samples or self.samples
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Options the chosen method does not read: accepted, and recorded as unused."""
+        """Return the options that the chosen method does not read. They are accepted, and recorded as unused."""
         fields = type(self).model_fields
         return tuple(name for name in fields if not stage_of(type(self), name).read(self))
 
 
 class ApplyConfig(RunConfig):
-    """Apply the patch of a restoration to the tuned model it was made from, or revert it."""
+    """Apply the patch of a restoration to the tuned model, or revert the patch on the restored model."""
 
-    patch: Annotated[Path, Positional()] = Field(description="hcnr.patch.safetensors, or the folder that holds it")
+    patch: Annotated[Path, Positional()] = Field(description="hcnr.patch.safetensors, or the folder that contains it")
     model: Annotated[str, Positional()] = Field(
-        description="the tuned model's folder or hub name (with --revert: the restored one's)"
+        description="folder or hub name of the tuned model (with --revert: of the restored model)"
     )
     out: Path = Field(description="folder to write; must not exist, or be empty")
-    revert: bool = Field(False, description="take the patch off again")
+    revert: bool = Field(False, description="undo the patch: turn the restored model back into the tuned model")

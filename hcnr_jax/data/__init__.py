@@ -1,7 +1,16 @@
 """Rows of honesty and task data, their tokens, and the official benchmark files as questions."""
 
 from hcnr_jax.data.benchmarks import BENCHMARKS, read_dataset
-from hcnr_jax.data.encode import Batch, Example, check_tokenizers, encode_rows, example_warnings, pad_examples
+from hcnr_jax.data.encode import (
+    Batch,
+    Example,
+    LongRows,
+    check_tokenizers,
+    encode_rows,
+    example_warnings,
+    fit_rows,
+    pad_examples,
+)
 from hcnr_jax.data.preferences import parse_preference, read_preferences
 from hcnr_jax.data.prompts import REFUSALS, plain_prompt, question_text, to_rows, write_rows
 from hcnr_jax.data.questions import Dataset, Question, Report, normalise_question
@@ -17,6 +26,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "Example",
+    "LongRows",
     "Question",
     "Report",
     "Row",
@@ -27,6 +37,7 @@ __all__ = [
     "duplicate_warnings",
     "encode_rows",
     "example_warnings",
+    "fit_rows",
     "load_tokenizer",
     "normalise_question",
     "overlap_warnings",

@@ -16,9 +16,9 @@ marked `merged`, and `example_warnings` reports it. A completion that starts wit
 end with one, avoids such tokens. Masks come from lengths, never from ids, so that a pad token may equal the end token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -49,6 +49,9 @@ __all__ = [
     "pad_examples",
     "read_rows",
 ]
+
+LongRows = Literal["refuse", "drop", "cut"]
+"""What happens to rows over the limit of tokens, see `fit_rows`."""
 
 # Padded positions are masked. 0 is an id of every vocabulary; a tokenizer's pad id may lie outside the model's.
 _PAD = 0
@@ -111,21 +114,79 @@ def encode_rows(
             template or an end token that the tokenizer lacks. The message names the row.
     """
     limit = max_length if max_positions is None else min(max_length, max_positions)
+    source = "--max-length" if limit == max_length else "the model's positions"
     added = added_tokens(tokenizer)
-    examples = []
-    for row in rows:
-        example = _encode(row, tokenizer, added)
-        if example.completion_start >= limit:
-            source = "--max-length" if limit == max_length else "the model's positions"
-            raise InputError(
-                f"{row.where}: the prompt takes {example.completion_start} tokens and the limit is {limit} "
-                f"({source}), so no completion token is left; shorten the prompt, raise --max-length where the model "
-                "has the positions, or remove the row"
-            )
-        _check_vocabulary(example, vocab_size, tokenizer)
-        cut = max(len(example.tokens) - limit, 0)
-        examples.append(replace(example, tokens=example.tokens[:limit], cut=cut))
-    return examples
+    return [_within(_encode(row, tokenizer, added), limit, source, vocab_size, tokenizer) for row in rows]
+
+
+def _within(example: Example, limit: int, source: str, vocab_size: int | None, tokenizer: Tokenizer) -> Example:
+    """Cut an example to the limit; InputError where no completion token is left, or an id has no embedding."""
+    if example.completion_start >= limit:
+        raise InputError(
+            f"{example.row.where}: the prompt takes {example.completion_start} tokens and the limit is {limit} "
+            f"({source}), so no completion token is left; shorten the prompt, raise --max-length where the model "
+            "has the positions, remove the row, or give --long-rows drop"
+        )
+    _check_vocabulary(example, vocab_size, tokenizer)
+    return _cut(example, limit)
+
+
+def fit_rows(
+    groups: Iterable[Sequence[Row]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    long_rows: LongRows = "refuse",
+    count: int | None = None,
+    max_positions: int | None = None,
+    vocab_size: int | None = None,
+) -> tuple[list[tuple[Example, ...]], list[str]]:
+    """Encode rows as `encode_rows` does, and decide about rows that are longer than the limit.
+
+    Args:
+        groups: rows in order; those of one group, such as the two sides of a preference, stay or go together.
+        tokenizer: the tokenizer, whose chat template renders chat rows.
+        max_length: largest number of tokens of a row, from `--max-length`.
+        long_rows: `refuse` cuts completions and refuses a row whose prompt fills the limit; `drop` leaves out every row
+            over the limit; `cut` cuts completions and leaves out rows whose prompt fills the limit.
+        count: stop at this number of groups; None encodes all.
+        max_positions: largest number of positions of the model; None is no limit.
+        vocab_size: number of ids that the model embeds; None skips the check.
+
+    Returns:
+        The examples of each kept group, and warnings that count what was left out.
+
+    Raises:
+        InputError: as `encode_rows`, or no group is left.
+    """
+    limit = max_length if max_positions is None else min(max_length, max_positions)
+    source = "--max-length" if limit == max_length else "the model's positions"
+    added = added_tokens(tokenizer)
+    kept: list[tuple[Example, ...]] = []
+    left_out: list[Row] = []
+    for group in groups:
+        if count is not None and len(kept) == count:
+            break
+        found = [_encode(row, tokenizer, added) for row in group]
+        sizes = [len(example.tokens) if long_rows == "drop" else example.completion_start + 1 for example in found]
+        if max(sizes) > limit and long_rows != "refuse":
+            left_out.append(group[sizes.index(max(sizes))])
+            continue
+        kept.append(tuple(_within(example, limit, source, vocab_size, tokenizer) for example in found))
+    if not left_out:
+        return kept, []
+    what = "are longer than" if long_rows == "drop" else "have a prompt that fills"
+    counted = (
+        f"{left_out[0].where}: {len(left_out)} of {len(kept) + len(left_out)} rows {what} the limit of {limit} tokens "
+        f"and are left out (--long-rows {long_rows}; this is the first)"
+    )
+    if not kept:
+        raise InputError(f"{counted}; no row is left: raise --max-length, where the model has the positions")
+    return kept, [counted]
+
+
+def _cut(example: Example, limit: int) -> Example:
+    return replace(example, tokens=example.tokens[:limit], cut=max(len(example.tokens) - limit, 0))
 
 
 def _encode(row: Row, tokenizer: Tokenizer, added: Added) -> Example:

@@ -1,8 +1,9 @@
-"""Llama-shaped causal language models in Flax Linen: configuration, decoder, likelihood, greedy generation.
+"""Provides Llama-shaped causal language models in Flax Linen: configuration, decoder, likelihood, greedy generation.
 
-`spec_from_config` reads a Hugging Face config (Llama, Mistral, Qwen2, Qwen3) or refuses it by name; `Decoder` runs the
-model on a plain param tree whose layers are stacked; `apply_block` and its neighbours run it a block at a time.
-Greedy generation is `hcnr_jax.models.generate.generate`, not re-exported since it shares its module's name.
+`spec_from_config` reads a Hugging Face config (Llama, Mistral, Qwen2, Qwen3), or refuses the config and says why.
+`Decoder` runs the model on a plain parameter tree whose layers are stacked. `embed_tokens`, `apply_block` and
+`apply_head` run the model one block at a time. Greedy generation is `hcnr_jax.models.generate.generate`. This package
+does not re-export that function, because the function has the name of its module.
 """
 
 from hcnr_jax.models.decoder import (

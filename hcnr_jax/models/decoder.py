@@ -1,4 +1,7 @@
-"""The decoder as one Linen module over stacked layers, its blocks as pure functions, and its logical axes."""
+"""Defines the decoder as one Linen module over stacked layers, its blocks as pure functions, and its logical axes.
+
+Axis letters in shapes are those of `hcnr_jax.models.layers`.
+"""
 
 from functools import partial
 from typing import Any, cast
@@ -26,16 +29,27 @@ Params = dict[str, Any]
 
 
 class Decoder(nn.Module):
-    """Causal language model: `Decoder(spec).apply({"params": params}, tokens, attention_mask)` -> logits.
+    """Computes the logits of a causal language model: `Decoder(spec).apply({"params": params}, tokens, mask)`.
 
-    Layers are stacked by nn.scan, so that it compiles once whatever the depth, and rematerialised, so that a backward
-    pass holds one layer's activations. Every linear is an nn.Dense and can be tapped by nn.intercept_methods.
-    Parameters may be stored in any float dtype.
+    nn.scan stacks the layers, so that one block is compiled whatever the depth. nn.remat recomputes each layer in the
+    backward pass, which therefore holds the activations of one layer only. Every linear layer is an nn.Dense, so that
+    nn.intercept_methods can read and change its inputs. Parameters may be stored in any float dtype.
 
     Attributes:
-        spec: shapes and arithmetic.
-        dtype: compute dtype of the linears and the residual stream.
-        remat: False keeps every activation for the backward pass.
+        spec: the shapes and the arithmetic of the model.
+        dtype: compute dtype of the linear layers and the residual stream.
+        remat: False keeps every activation for the backward pass, which is faster and takes more memory.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from hcnr_jax.models import Decoder, init_params, spec_from_config
+        >>> sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+        >>> config = {"model_type": "llama", "num_attention_heads": 2, **sizes}
+        >>> spec = spec_from_config(config, source="config.json")
+        >>> params = init_params(spec, jax.random.key(0))
+        >>> Decoder(spec).apply({"params": params}, jnp.array([[1, 5, 7]])).shape
+        (1, 3, 16)
     """
 
     spec: ModelSpec
@@ -62,42 +76,68 @@ class Decoder(nn.Module):
     def __call__(
         self, tokens: Int[Array, "b t"], attention_mask: Bool[Array, "b t"] | None = None
     ) -> Float[Array, "b t v"]:
-        """Logits [b t v] in at least float32; rows at padding mean nothing. Padding may be on either side."""
+        """Return the logits of the token after each position.
+
+        Args:
+            tokens: token ids, (batch, tokens).
+            attention_mask: True at real tokens, (batch, tokens); None where no token is padding. Padding may be on
+                either side.
+
+        Returns:
+            Logits (batch, tokens, vocabulary) in at least float32. Logits at padding have no meaning.
+        """
         return self.head(self.hidden(tokens, attention_mask))
 
     def hidden(
         self, tokens: Int[Array, "b t"], attention_mask: Bool[Array, "b t"] | None = None
     ) -> Float[Array, "b t d"]:
-        """The residual stream after the last block, which `head` reads."""
+        """Return the residual stream after the last block, which is the input of `head`."""
         mask = _real_tokens(tokens, attention_mask)
         return self.run_blocks(self.embed_tokens(tokens), geometry_of(self.spec, mask, self.dtype), None)[0]
 
     def embed_tokens(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """The residual stream before the first block."""
+        """Return the residual stream before the first block."""
         return self.embed(tokens)
 
     def run_blocks(
         self, hidden: Float[Array, "b t d"], geometry: Geometry, cache: LayerCache | None
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
-        """All blocks; `cache` (leading layer axis) comes back with the queries' keys and values written at `slot`."""
+        """Run all blocks on the residual stream.
+
+        Args:
+            hidden: the residual stream before the first block, (batch, tokens, hidden).
+            geometry: positions and masks of the tokens, see `Geometry`.
+            cache: keys and values of earlier tokens with a leading layer axis; None to run without a cache.
+
+        Returns:
+            The residual stream after the last block, and the cache. The cache has the keys and values of these tokens
+            from slot `geometry.slot` on.
+        """
         return self.blocks(hidden, block_windows(self.spec), geometry, cache)
 
     def head(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Final norm and logits."""
+        """Apply the final norm and compute the logits, in at least float32."""
         normed = self.final_norm(hidden)
         logits = self.embed.attend(normed) if self.spec.tie_embeddings else self.lm_head(normed)
         return logits.astype(wide(self.dtype))
 
 
 def block_windows(spec: ModelSpec) -> Int[Array, " l"]:
-    """The window of each layer as scan data; FULL_WINDOW where a layer sees everything."""
+    """Return the attention window of each layer in tokens, (layers,); FULL_WINDOW where a layer has no window."""
     return jnp.asarray([FULL_WINDOW if window is None else window for window in spec.layer_windows], jnp.int32)
 
 
 def embed_tokens(
     spec: ModelSpec, params: Params, tokens: Int[Array, "b t"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "b t d"]:
-    """The residual stream before the first block. Of `params` only `embed` is read."""
+    """Return the residual stream before the first block.
+
+    Args:
+        spec: the model.
+        params: the parameter tree, of which only `embed` is read.
+        tokens: token ids, (batch, tokens).
+        dtype: compute dtype.
+    """
     return cast(Array, Decoder(spec, dtype).apply({"params": params}, tokens, method="embed_tokens"))
 
 
@@ -109,13 +149,21 @@ def apply_block(
     window: Int[Array, ""],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b t d"]:
-    """One block, without scan or remat, so that an interceptor around it sees plain nn.Dense calls.
+    """Run one block without scan or remat, so that an interceptor around this call sees plain nn.Dense calls.
+
+    `embed_tokens`, then `apply_block` for every layer in order, then `apply_head` compute the same as `Decoder`.
 
     Args:
-        block_params: the `blocks` subtree sliced at one layer.
-        window: the layer's entry of `block_windows(spec)`; data, so that one compilation serves all layers.
+        spec: the model.
+        block_params: the `blocks` subtree sliced at one layer, without the layer axis.
+        hidden: the residual stream before the block, (batch, tokens, hidden).
+        attention_mask: True at real tokens, (batch, tokens); None where no token is padding.
+        window: the layer's entry of `block_windows(spec)`. The window is an array, so that one compilation serves all
+            layers.
+        dtype: compute dtype.
 
-    Embedding, the blocks in order and the head equal `Decoder`.
+    Returns:
+        The residual stream after the block, (batch, tokens, hidden).
     """
     mask = _real_tokens(hidden[:, :, 0], attention_mask)
     geometry = geometry_of(spec, mask, dtype)
@@ -125,19 +173,26 @@ def apply_block(
 def apply_head(
     spec: ModelSpec, params: Params, hidden: Float[Array, "b t d"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "b t v"]:
-    """Final norm and logits. Of `params` only `final_norm` and `lm_head` (`embed` where tied) are read."""
+    """Apply the final norm and compute the logits (batch, tokens, vocabulary), in at least float32.
+
+    Args:
+        spec: the model.
+        params: the parameter tree, of which only `final_norm` and `lm_head` are read (`embed` where the head is tied).
+        hidden: the residual stream after the last block, (batch, tokens, hidden).
+        dtype: compute dtype.
+    """
     return cast(Array, Decoder(spec, dtype).apply({"params": params}, hidden, method="head"))
 
 
 @partial(jax.jit, static_argnames=("spec", "dtype"))
 def init_params(spec: ModelSpec, key: Key[Array, ""] | Int[Array, "2"], dtype: DTypeLike = jnp.float32) -> Params:
-    """Random parameters as the families initialise them: normal(0.02) matrices, zero biases, unit norms."""
+    """Draw random parameters as the families initialise theirs: normal(0.02) matrices, zero biases, unit norms."""
     params = Decoder(spec, remat=False).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def abstract_params(spec: ModelSpec, dtype: DTypeLike = jnp.float32) -> Params:
-    """The param tree as jax.ShapeDtypeStruct leaves: every shape of the model without an array of it."""
+    """Return the parameter tree with jax.ShapeDtypeStruct leaves, without allocating any array."""
     return jax.eval_shape(lambda: init_params(spec, jax.random.key(0), dtype))
 
 
@@ -157,13 +212,13 @@ _AXES: dict[str, tuple[str, ...]] = {
 }
 
 LOGICAL_AXES = ("layers", "vocab", "embed", "heads", "head_dim", "mlp")
-"""Every name that `logical_axes` uses. `heads` counts channels, heads times head width."""
+"""Lists every name that `logical_axes` uses. The size of `heads` is in channels: heads times head width."""
 
 
 def logical_axes(spec: ModelSpec) -> Params:
-    """A tree like the params whose leaves are tuples, one logical axis name per dimension.
+    """Return a tree like the parameters whose leaves are tuples: one logical axis name per dimension.
 
-    The leaves are tuples, so map over it with `is_leaf=lambda x: isinstance(x, tuple)`.
+    JAX takes a tuple for a subtree, so map over this tree with `is_leaf=lambda x: isinstance(x, tuple)`.
     """
 
     def axes(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> tuple[str, ...]:

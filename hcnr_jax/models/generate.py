@@ -1,4 +1,7 @@
-"""Greedy generation: a prefill of left-padded prompts, then one token a step from a key/value cache, in one program."""
+"""Generates text greedily: a prefill of left-padded prompts, then one token per step from a key/value cache.
+
+Prefill and steps are one compiled program.
+"""
 
 from functools import partial
 from typing import NamedTuple, cast
@@ -24,19 +27,41 @@ def generate(
     pad_id: int,
     dtype: DTypeLike = jnp.float32,
 ) -> Int[Array, "b n"]:
-    """The most likely continuation of each prompt, token by token (ties: the lower id).
+    """Continue each prompt with the most likely token at every step; the lower id wins a tie.
+
+    The program is compiled once for each spec, shape of `tokens` and `max_new_tokens`. Generation stops early when
+    every row has ended.
 
     Args:
-        tokens: prompts, padded on the LEFT; the value at padding is free.
-        attention_mask: True at real tokens.
-        max_new_tokens: n, columns of the result.
-        eos_ids: a row ends with the first of these it produces (kept); what follows is `pad_id`. Empty: never.
-        dtype: compute dtype, also the cache's.
+        spec: the model.
+        params: the parameter tree of `spec`.
+        tokens: token ids of the prompts (batch, prompt tokens), padded on the left. Any id may stand at padding.
+        attention_mask: True at real tokens, (batch, prompt tokens).
+        max_new_tokens: tokens to generate per row, the number of columns of the result.
+        eos_ids: ids that end a row. The row keeps its first such id and has `pad_id` after it. With an empty tuple no
+            row ends early.
+        pad_id: the id after the end of a row.
+        dtype: compute dtype, and the dtype of the cache.
 
-    Compiled once for each spec, shape of `tokens`, and n; stops early when every row has ended.
+    Returns:
+        Token ids of the continuations, (batch, max_new_tokens).
 
     Raises:
-        ValueError: max_new_tokens under 1, or a prompt whose last position is padding.
+        ValueError: `max_new_tokens` is under 1, or a prompt is not padded on the left.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from hcnr_jax.models import init_params, spec_from_config
+        >>> from hcnr_jax.models.generate import generate
+        >>> sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+        >>> config = {"model_type": "llama", "num_attention_heads": 2, **sizes}
+        >>> spec = spec_from_config(config, source="config.json")
+        >>> params = init_params(spec, jax.random.key(0))
+        >>> prompts = jnp.array([[0, 1, 5], [1, 5, 7]])
+        >>> mask = jnp.array([[False, True, True], [True, True, True]])
+        >>> generate(spec, params, prompts, mask, max_new_tokens=4, eos_ids=(2,), pad_id=0).shape
+        (2, 4)
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}; expected at least 1")
@@ -46,13 +71,23 @@ def generate(
 
 
 def init_cache(spec: ModelSpec, batch: int, slots: int, dtype: DTypeLike) -> LayerCache:
-    """An empty cache for `slots` tokens a row, [l b s k h]; nothing reads a slot before it is written."""
+    """Return a cache of zeros; no query reads a slot before a key is written to the slot.
+
+    Args:
+        spec: the model.
+        batch: rows.
+        slots: tokens per row.
+        dtype: dtype of the cached keys and values.
+
+    Returns:
+        Keys and values, each (layers, batch, slots, key/value heads, head width).
+    """
     shape = (spec.num_layers, batch, slots, spec.num_kv_heads, spec.head_dim)
     return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class _State(NamedTuple):
-    """Between two steps: `step` tokens are out, the last of them is `current` and not yet in the cache."""
+    """Holds the state between two steps: `out` has `step` tokens, and the last, `current`, is not yet in the cache."""
 
     step: Int[Array, ""]
     out: Int[Array, "b n"]
@@ -95,7 +130,7 @@ def _generate(
 def _next_token(
     spec: ModelSpec, params: Params, tokens: Int[Array, "b t"], geometry: Geometry, cache: LayerCache, dtype: DTypeLike
 ) -> tuple[Int[Array, " b"], LayerCache]:
-    """Runs `tokens` at the geometry's slot; the greedy token after the last of them, and the cache with them in it."""
+    """Run `tokens` from the geometry's slot on; return the greedy next token, and the cache with `tokens` in it."""
 
     def run(decoder: Decoder) -> tuple[Float[Array, "b v"], LayerCache | None]:
         hidden, after = decoder.run_blocks(decoder.embed_tokens(tokens), geometry, cache)
@@ -106,7 +141,7 @@ def _next_token(
 
 
 def _geometry_at(spec: ModelSpec, prompt: Geometry, slot: Int[Array, ""], dtype: DTypeLike) -> Geometry:
-    """The geometry of one new token a row, to be written at `slot`."""
+    """Return the geometry of one new token per row, whose key and value go to `slot`."""
     positions = jax.lax.dynamic_slice_in_dim(prompt.key_positions, slot, 1, axis=1)
     cos, sin = rotations(spec, positions, dtype)
     return prompt._replace(cos=cos, sin=sin, query_positions=positions, slot=slot)

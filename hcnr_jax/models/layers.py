@@ -1,4 +1,4 @@
-"""The parts of a Llama-shaped block: RMSNorm, rotary positions, grouped-query attention, gated MLP.
+"""Defines the parts of a Llama-shaped block: RMSNorm, rotary positions, grouped-query attention, gated MLP.
 
 Axis letters: b batch, t query token, s key token (or cache slot), d hidden, k key/value head, g query heads per
 key/value head, n heads of either kind, h head width, v vocabulary, l layers.
@@ -17,19 +17,26 @@ from jaxtyping import Array, Bool, Float, Int
 from hcnr_jax.models.spec import ModelSpec
 
 FULL_WINDOW = int(np.iinfo(np.int32).max)
-"""The window of a layer that sees everything; windows are data, so that layers which differ share one compiled body."""
+"""Is the window, in tokens, of a layer that sees everything.
+
+Windows are arrays, not constants of the program, so that layers with different windows share one compiled body.
+"""
 
 KERNEL_INIT = nn.initializers.normal(0.02)  # the initializer_range of every supported family
 
 
 class Geometry(NamedTuple):
-    """Where the queries and keys of a batch stand; the same for all layers.
+    """Holds the positions of the queries and keys of a batch; all layers share one.
+
+    Positions count real tokens only, so padding on either side does no harm.
 
     Attributes:
-        cos, sin: [b t h/2] rotations of the queries' tokens.
-        query_positions: [b t]; key_positions: [b s]; counted over real tokens, so padding on either side is harmless.
-        key_mask: [b s] True where a key belongs to a real token.
-        slot: [] the cache slot of the first query; 0 without a cache.
+        cos: cosines of the rotary angles at the queries' positions, (batch, queries, head width / 2).
+        sin: sines of the same angles.
+        query_positions: position of each query, (batch, queries).
+        key_positions: position of each key, (batch, keys).
+        key_mask: True where a key belongs to a real token, (batch, keys).
+        slot: the cache slot of the first query, a scalar; 0 without a cache.
     """
 
     cos: Float[Array, "b t half"]
@@ -41,30 +48,44 @@ class Geometry(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of the tokens seen so far, [b s k h]; stacked over layers on a leading axis."""
+    """Holds the rotated keys and the values of the tokens seen so far, (batch, slots, key/value heads, head width).
+
+    The cache of a whole model has a leading layer axis.
+    """
 
     key: Float[Array, "*l b s k h"]
     value: Float[Array, "*l b s k h"]
 
 
 def wide(dtype: DTypeLike) -> DTypeLike:
-    """The dtype of norms, angles, softmax and logits: float32, or float64 where that is the compute dtype."""
+    """Return the dtype of norms, angles, softmax and logits: float64 if the compute dtype is, else float32."""
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
 def positions_of(attention_mask: Bool[Array, "b t"]) -> Int[Array, "b t"]:
-    """Position of each token among the real tokens of its row; padding before the first counts as position 0."""
+    """Return the position of each token among the real tokens of its row; padding before the first has position 0."""
     return jnp.maximum(jnp.cumsum(attention_mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def rotary_frequencies(spec: ModelSpec) -> np.ndarray:
-    """Angle per position of each pair of channels, float32 [h/2]: theta^(-2i/h), then the spec's scaling.
+    """Compute the rotary frequencies f_i = theta^(-2i/h), then apply the spec's scaling.
 
-    Rounded to float32 where PyTorch rounds, since checkpoints are trained so: frequencies exact to the end differ by up
-    to 4 units in the last place, which moved the logits of a tiny random model by 3e-4 from position 137 on.
+    A frequency is an angle in radians per position, one for each pair of channels. The result is rounded to float32
+    where PyTorch rounds, because checkpoints are trained with those values. Frequencies without that rounding differ by
+    up to 4 units in the last place. The difference moved the logits of a tiny random model by 3e-4 from position 137 on.
 
-    `llama3` is the piecewise rule of Llama 3.1: with wavelength l and original context n, f stays where l < n / high,
-    becomes f / factor where l > n / low, and is blended in between with weight (n / l - low) / (high - low).
+    `llama3` is the piecewise rule of Llama 3.1, with wavelength l = 2 pi / f and original context n. Where
+    l < n / high, f stays. Where l > n / low, f becomes f / factor. In between, the two are blended, and f has weight
+    (n / l - low) / (high - low).
+
+    Args:
+        spec: gives theta (`rope_theta`), h (`head_dim`) and the scaling.
+
+    Returns:
+        Frequencies, float32 (head width / 2,).
+
+    Raises:
+        ValueError: a llama3 scaling lacks one of its numbers.
     """
     exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
     frequency = 1 / (spec.rope_theta ** exponents.astype(np.float64)).astype(np.float32)
@@ -84,10 +105,16 @@ def rotary_frequencies(spec: ModelSpec) -> np.ndarray:
 def geometry_of(
     spec: ModelSpec, attention_mask: Bool[Array, "b t"], dtype: DTypeLike, slots: int | None = None
 ) -> Geometry:
-    """Geometry of a batch whose queries are its keys; with `slots` > t, of a prompt before a cache of that many slots.
+    """Return the geometry of a batch whose tokens are both the queries and the keys.
 
-    Slots after the prompt stand for tokens to come, one position each; a query never sees a later position, so
-    they need no mask of their own.
+    With `slots`, the keys are the slots of a cache that begins with the tokens. A slot after them stands for a token to
+    come and has the position of that token. No query sees a later position, so such slots need no mask.
+
+    Args:
+        spec: the model.
+        attention_mask: True at real tokens, (batch, tokens).
+        dtype: compute dtype.
+        slots: cache slots per row, at least the number of tokens; None without a cache.
     """
     positions = positions_of(attention_mask)
     key_positions, key_mask = positions, attention_mask
@@ -102,7 +129,10 @@ def geometry_of(
 def rotations(
     spec: ModelSpec, positions: Int[Array, "b t"], dtype: DTypeLike
 ) -> tuple[Float[Array, "b t half"], Float[Array, "b t half"]]:
-    """cos and sin of position x frequency, in at least float32: bfloat16 cannot tell positions over 256 apart."""
+    """Return cosine and sine of position times frequency, each (batch, tokens, head width / 2).
+
+    Both have at least float32, because bfloat16 cannot tell positions over 256 apart.
+    """
     frequency = jnp.asarray(rotary_frequencies(spec), wide(dtype))
     angles = positions.astype(frequency.dtype)[:, :, None] * frequency[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
@@ -111,14 +141,14 @@ def rotations(
 def rotate(
     x: Float[Array, "b t n h"], cos: Float[Array, "b t half"], sin: Float[Array, "b t half"]
 ) -> Float[Array, "b t n h"]:
-    """Turns channel pairs (i, i + h/2), Hugging Face's layout of rotary embedding, by each token's angles."""
+    """Rotate the channel pairs (i, i + h/2) of every head by the token's angles, in Hugging Face's channel order."""
     first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def visible(geometry: Geometry, window: Int[Array, ""]) -> Bool[Array, "b t s"]:
-    """True where a query sees a key: a real token, not after it, fewer than `window` tokens back."""
+    """Return True where a query sees a key: a real token, not after the query, fewer than `window` tokens back."""
     distance = geometry.query_positions[:, :, None] - geometry.key_positions[:, None, :]
     return (distance >= 0) & (distance < window) & geometry.key_mask[:, None, :]
 
@@ -129,7 +159,19 @@ def attend(
     value: Float[Array, "b s k h"],
     seen: Bool[Array, "b t s"],
 ) -> Float[Array, "b t k g h"]:
-    """softmax(q k^T / sqrt(h)) v over the keys seen. A row that sees none gets the mean of all values, never NaN."""
+    """Compute softmax(q k^T / sqrt(h)) v over the keys that each query sees.
+
+    A query that sees no key gets the mean of all values, never NaN.
+
+    Args:
+        query: q, (batch, queries, key/value heads, query heads per key/value head, head width).
+        key: k, (batch, keys, key/value heads, head width).
+        value: v, shaped like `key`.
+        seen: True where a query sees a key, (batch, queries, keys).
+
+    Returns:
+        The weighted means of the values, shaped like `query`.
+    """
     scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=wide(query.dtype))
     scores = scores * query.shape[-1] ** -0.5
     scores = jnp.where(seen[:, None, None, :, :], scores, jnp.finfo(scores.dtype).min)
@@ -138,9 +180,9 @@ def attend(
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis.
+    """Computes x / sqrt(mean(x^2) + eps) * scale over the last axis.
 
-    Ours, since Flax's own fails in bfloat16 under strict promotion.
+    Flax's own RMSNorm fails in bfloat16 under strict dtype promotion.
     """
 
     epsilon: float
@@ -156,7 +198,10 @@ class RMSNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding, and the tied head's product with it. Rows are taken before the cast: the table may be large."""
+    """Embeds tokens, and computes the logits of a tied head from the same table.
+
+    Rows are taken before the cast to the compute dtype, because a cast of the whole table would take much memory.
+    """
 
     spec: ModelSpec
     dtype: DTypeLike = jnp.float32
@@ -173,7 +218,7 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, optional biases, q/k norms, window and cache."""
+    """Computes grouped-query self-attention with rotary positions; biases, q/k norms, window and cache are optional."""
 
     spec: ModelSpec
     dtype: DTypeLike = jnp.float32
@@ -205,7 +250,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """Computes down(silu(gate(x)) * up(x))."""
 
     spec: ModelSpec
     dtype: DTypeLike = jnp.float32
@@ -221,7 +266,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, shaped for a scan over layers: hidden is the carry, window and cache the data."""
+    """Computes one pre-norm transformer block.
+
+    Its signature suits nn.scan over layers: `hidden` is the carry, and `window` and `cache` have one entry per layer.
+    """
 
     spec: ModelSpec
     dtype: DTypeLike = jnp.float32

@@ -1,4 +1,7 @@
-"""`config.json` of a Hugging Face checkpoint -> ModelSpec: the numbers the decoder needs, or a refusal by name."""
+"""Reads the `config.json` of a Hugging Face checkpoint into a ModelSpec, the numbers that the decoder needs.
+
+A config that the decoder cannot run exactly is refused, and the message names the attribute.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +15,11 @@ from hcnr_jax.models.families.table import FAMILIES
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How the rotary frequencies f are changed for longer contexts.
+    """Says how the rotary frequencies f are changed for longer contexts.
 
-    `linear` divides every f by `factor`. `llama3` keeps wavelengths under `original_max_positions / high_freq_factor`,
-    divides those over `original_max_positions / low_freq_factor` by `factor`, and blends in between.
+    `linear` divides every f by `factor`. `llama3` keeps f where the wavelength 2 pi / f is under
+    `original_max_positions / high_freq_factor` tokens. Where the wavelength is over
+    `original_max_positions / low_freq_factor`, f is divided by `factor`; in between, the two are blended.
     """
 
     kind: Literal["linear", "llama3"]
@@ -27,9 +31,20 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides the decoder's parameters and arithmetic. Hashable, so that it can be a static argument.
+    """Holds everything that decides the decoder's parameters and arithmetic.
 
-    `layer_windows[i]` is the number of tokens (itself included) that a token of layer i sees, None for all.
+    A spec is hashable, so that jax.jit can take it as a static argument. The fields not listed here have the meaning of
+    the attribute of `config.json` with the same or a longer name, such as `num_hidden_layers` for `num_layers`.
+
+    Attributes:
+        family: the value of `model_type`.
+        intermediate_size: width of the MLP's hidden layer.
+        max_positions: longest context in tokens.
+        rope_theta: base of the rotary frequencies.
+        tie_embeddings: whether the output head is the token embedding.
+        qkv_bias: whether q, k and v have biases; `o_bias` and `mlp_bias` say the same of o and of the MLP.
+        qk_norm: whether queries and keys of each head pass through an RMSNorm.
+        layer_windows: per layer, the number of tokens that a token sees, counting itself; None for all.
     """
 
     family: str
@@ -55,30 +70,37 @@ class ModelSpec:
 
     @property
     def recipe(self) -> Family:
-        """The family of the model: its tensor names, kernels and groups."""
+        """Return the family of the model, which holds tensor names, kernels and groups."""
         return FAMILIES[self.family]
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Paths of the linear kernels of every block, in canonical order; each leaf is [layers, in, out]."""
+        """Return the paths of the blocks' linear kernels in canonical order; each leaf is (layers, in, out)."""
         return self.recipe.kernels
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Kernels of one block that read the same input, in data-flow order; paths are relative to the block."""
+        """Return the groups of kernels that read the same input, in data-flow order, as paths within the block."""
         return self.recipe.groups
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:
-    """Reads the raw `config.json` of a Llama, Mistral, Qwen2 or Qwen3 model, as transformers 4 or 5 writes it.
+    """Read the raw `config.json` of a Llama, Mistral, Qwen2 or Qwen3 model, as transformers 4 or 5 writes it.
 
     Args:
         config: the parsed JSON object. Absent attributes take the defaults of transformers' config classes.
-        source: the file as the user typed it, for messages.
+        source: the file as the user typed its name, for messages.
 
     Raises:
         InputError: an unknown model type or architecture, a quantised model, an attribute that is not handled, or a
-            value out of range; the message names the file, the attribute, the value and what is supported.
+            value out of range. The message names the file, the attribute, the value and what is supported.
+
+    Example:
+        >>> from hcnr_jax.models import spec_from_config
+        >>> config = {"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+        >>> spec = spec_from_config(config, source="config.json")
+        >>> spec.head_dim, spec.qkv_bias
+        (16, True)
     """
     family_name, family = _family(config, source)
     _refuse_unhandled(config, family, source)
@@ -116,7 +138,7 @@ def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Typed access to a config with its family's defaults; every refusal names file, attribute and value."""
+    """Reads typed values of a config with its family's defaults; every refusal names file, attribute and value."""
 
     config: Mapping[str, Any]
     defaults: Mapping[str, Any]
@@ -209,7 +231,7 @@ _ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def _rope(read: _Reader, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
+    """Read rotary base and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
     found = {}
     for name in ("rope_parameters", "rope_scaling"):
         table = read.value(name)
@@ -260,7 +282,9 @@ def _rope_table(
 
 
 def _layer_windows(read: _Reader, layers: int) -> tuple[int | None, ...]:
-    """Window of each layer. Qwen chooses by layer (`use_sliding_window`), Mistral has one for all, Llama none."""
+    """Return the window of each layer. Qwen chooses by layer (`use_sliding_window`), Mistral has one for all layers,
+    and Llama has none.
+    """
     chooses = "use_sliding_window" in read.defaults
     sliding = read.boolean("use_sliding_window") if chooses else "sliding_window" in read.defaults
     window = read.positive_int("sliding_window") if sliding and read.value("sliding_window") is not None else None

@@ -21,8 +21,8 @@ from hcnr_jax.data import (
     check_tokenizers,
     choose_rows,
     duplicate_warnings,
-    encode_rows,
     example_warnings,
+    fit_rows,
     load_tokenizer,
     overlap_warnings,
     read_rows,
@@ -67,14 +67,11 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     if not (config.resume and (config.out / RECORD).is_file()):
         check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
     spec = check_pair(base, tuned)
-    honesty_rows, task_rows = _rows(config, reporter)
+    tokenizer = load_tokenizer(tuned.tokenizer_folder)
+    honesty, task = _examples(config, tokenizer, spec, reporter)
     if config.choose is not None:
         _tell_constraint(config.choose, config.honesty, reporter)
-    tokenizer = _tokenizer(base, tuned, [*honesty_rows, *task_rows])
-    honesty, task = (
-        encode_rows(rows, tokenizer, config.max_length, max_positions=spec.max_positions, vocab_size=spec.vocab_size)
-        for rows in (honesty_rows, task_rows)
-    )
+    _check_same_tokenizer(base, tuned, tokenizer, [example.row for example in [*honesty, *task]])
     longest = max(len(example.tokens) for example in [*honesty, *task])
     for warning in [
         *dict.fromkeys([*base.notes, *tuned.notes]),
@@ -115,19 +112,44 @@ def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
     }
 
 
-def _rows(config: RestoreConfig, reporter: Reporter) -> tuple[list[Row], list[Row]]:
-    counts = config.rows
+def _examples(
+    config: RestoreConfig, tokenizer: Tokenizer, spec: ModelSpec, reporter: Reporter
+) -> tuple[list[Example], list[Example]]:
+    """Choose and encode the rows of both files; warn about repeated and shared rows and about those left out.
+
+    Rows that --long-rows leaves out make place for the next ones in the order of the shuffle.
+    """
     options = (
         "--honesty-samples" if config.honesty_samples else "--samples",
         "--task-samples" if config.task_samples else "--samples",
     )
-    honesty, task = (
-        choose_rows(read_rows(path), count, config.seed, option=option)
-        for path, count, option in zip((config.honesty, config.task), counts, options, strict=True)
-    )
+    sets: list[list[Example]] = []
+    for path, count, option in zip((config.honesty, config.task), config.rows, options, strict=True):
+        every = read_rows(path)
+        rows = choose_rows(every, count, config.seed, option=option)
+        if config.long_rows != "refuse":
+            rows = choose_rows(every, None, config.seed)
+        kept, warnings = fit_rows(
+            [(row,) for row in rows],
+            tokenizer,
+            config.max_length,
+            long_rows=config.long_rows,
+            count=count,
+            max_positions=spec.max_positions,
+            vocab_size=spec.vocab_size,
+        )
+        for warning in warnings:
+            reporter.warn(warning)
+        if count is not None and len(kept) < count:
+            raise InputError(
+                f"{path}: {option} asks for {count} rows, and {len(kept)} of {len(every)} fit --max-length "
+                f"{config.max_length} (--long-rows {config.long_rows}); pass {option} {len(kept)}"
+            )
+        sets.append([example for (example,) in kept])
+    honesty, task = ([example.row for example in examples] for examples in sets)
     for warning in [*duplicate_warnings(honesty), *duplicate_warnings(task), *overlap_warnings(honesty, task)]:
         reporter.warn(warning)
-    return honesty, task
+    return sets[0], sets[1]
 
 
 def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
@@ -144,17 +166,15 @@ def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
     reporter.warn(f"--choose: {blind}: a setting that refuses everything would look best; {remedy}")
 
 
-def _tokenizer(base: Checkpoint, tuned: Checkpoint, rows: Sequence[Row]) -> Tokenizer:
-    """TUNED's tokenizer, or BASE's for an adapter without one; refused where the two read the rows differently."""
-    tokenizer = load_tokenizer(tuned.tokenizer_folder)
+def _check_same_tokenizer(base: Checkpoint, tuned: Checkpoint, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
+    """Refuse (InputError) a BASE whose tokenizer or chat template reads the rows otherwise than TUNED's."""
     if tuned.tokenizer_folder == base.tokenizer_folder:
-        return tokenizer
+        return
     try:
         other = load_tokenizer(base.folder)
     except InputError:
-        return tokenizer
+        return
     check_tokenizers(tokenizer, other, rows)
-    return tokenizer
 
 
 def _warn_lost(loss: DeltaLoss, reporter: Reporter) -> None:

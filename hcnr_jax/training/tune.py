@@ -21,8 +21,8 @@ from hcnr_jax.data.encode import (
     Batch,
     Example,
     Row,
-    encode_rows,
     example_warnings,
+    fit_rows,
     load_tokenizer,
     pad_examples,
     read_rows,
@@ -127,16 +127,23 @@ def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tup
     """Encode and pad all rows, or all pairs for a preference objective; return them with warnings."""
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
 
-    def encoded(rows: Sequence[Row]) -> list[Example]:
-        return encode_rows(
-            rows, tokenizer, config.max_length, max_positions=spec.max_positions, vocab_size=spec.vocab_size
+    def fitted(groups: Sequence[Sequence[Row]]) -> tuple[list[tuple[Example, ...]], list[str]]:
+        return fit_rows(
+            groups,
+            tokenizer,
+            config.max_length,
+            long_rows=config.long_rows,
+            max_positions=spec.max_positions,
+            vocab_size=spec.vocab_size,
         )
 
     if config.objective == "sft":
-        examples = encoded(read_rows(config.data))
-        return pad_examples(examples), example_warnings(examples)
-    chosen, rejected = (encoded(side) for side in zip(*read_preferences(config.data), strict=True))
-    return pad_pairs(chosen, rejected), example_warnings([*chosen, *rejected])
+        kept, warnings = fitted([(row,) for row in read_rows(config.data)])
+        examples = [example for (example,) in kept]
+        return pad_examples(examples), [*checkpoint.notes, *warnings, *example_warnings(examples)]
+    kept, warnings = fitted(read_preferences(config.data))
+    chosen, rejected = ([pair[side] for pair in kept] for side in (0, 1))
+    return pad_pairs(chosen, rejected), [*checkpoint.notes, *warnings, *example_warnings([*chosen, *rejected])]
 
 
 class _TunedTensors(HFTensors):

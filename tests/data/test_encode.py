@@ -16,6 +16,7 @@ from hcnr_jax.data import (
     check_tokenizers,
     encode_rows,
     example_warnings,
+    fit_rows,
     load_tokenizer,
     pad_examples,
 )
@@ -255,3 +256,27 @@ def test_real_tokenizer_gives_the_ids_transformers_gives(real_data: Path) -> Non
     assert example.tokens[0] == tokenizer.bos_token_id and not example.merged
     assert example.completion_start == len(tokenizer(prompt)["input_ids"])
     assert tokenizer.decode(example.tokens[example.completion_start :]).strip() == "I don't know.</s>"
+
+
+def long_row(line: int, prompt: int, completion: int) -> Row:
+    return Row("rows.jsonl", line, " ".join(["sky"] * prompt), " blue" * completion)
+
+
+def test_long_rows_are_refused_dropped_or_cut_with_counts(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    rows = [long_row(1, 2, 2), long_row(2, 9, 2), long_row(3, 2, 9), long_row(4, 3, 2)]
+    groups = [(row,) for row in rows]
+    with pytest.raises(InputError, match=r"line 2: the prompt takes 10 tokens and the limit is 8 .* --long-rows drop"):
+        fit_rows(groups, tokenizer, 8)
+    kept, (warning,) = fit_rows(groups, tokenizer, 8, long_rows="drop")
+    assert [example.row.line for (example,) in kept] == [1, 4]
+    assert warning.startswith("rows.jsonl, line 2: 2 of 4 rows are longer than the limit of 8 tokens and are left out")
+    kept, (warning,) = fit_rows(groups, tokenizer, 8, long_rows="cut")
+    assert [(example.row.line, example.cut) for (example,) in kept] == [(1, 0), (3, 5), (4, 0)]
+    assert "1 of 4 rows have a prompt that fills the limit" in warning
+    kept, _ = fit_rows(groups, tokenizer, 8, long_rows="drop", count=2)
+    assert [example.row.line for (example,) in kept] == [1, 4]
+    pairs, _ = fit_rows([(rows[0], rows[2]), (rows[0], rows[3])], tokenizer, 8, long_rows="drop")
+    assert [[example.row.line for example in pair] for pair in pairs] == [[1, 4]]
+    with pytest.raises(InputError, match=r"no row is left: raise --max-length"):
+        fit_rows(groups[1:2], tokenizer, 8, long_rows="drop")

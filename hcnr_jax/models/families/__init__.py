@@ -1,1 +1,1 @@
-"""Model families: which `config.json` attributes each handles, its block recipe and its tensor names."""
+"""Describes the model families: the attributes of `config.json` each handles, its block recipe and tensor names."""

@@ -1,7 +1,7 @@
-"""Rules for attributes of `config.json` that hold in every family: allowed at one value, or ignored.
+"""Lists the attributes of `config.json` that every family accepts at certain values only, or ignores.
 
-An attribute that neither these tables nor its family knows is refused by name. It may change what the model computes,
-and then scores and corrections would be wrong without a visible sign.
+An attribute that neither these tables nor the model's family lists is refused by name. Such an attribute may change
+what the model computes, and then scores and corrections would be wrong without a visible sign.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "tie_encoder_decoder": (False,),
     "use_mrope": (False,),
 }
-"""Attributes accepted at these values alone (null counts as absent), whatever the family."""
+"""Maps an attribute to the only values accepted, whatever the family. Null counts as absent."""
 
 _BOOKKEEPING = """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path
@@ -31,7 +31,7 @@ _BOOKKEEPING = """
     pretraining_tp problem_type return_dict sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype
     torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
-# Left in config.json by older writers; they say how to sample, never what the model computes.
+# Older versions of transformers left these in config.json. They say how to sample, never what the model computes.
 _GENERATION = """
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty
@@ -40,5 +40,8 @@ _GENERATION = """
     top_k top_p typical_p
 """
 IGNORED: frozenset[str] = frozenset((_BOOKKEEPING + _GENERATION).split())
-"""Attributes without influence on the logits. `dtype` is here because every tensor carries its own, `pretraining_tp`
-because it only splits a product into slices that are added again."""
+"""Lists the attributes without influence on the logits.
+
+`dtype` is here because every tensor in a file has its own dtype. `pretraining_tp` is here because it only splits a
+product into slices and adds them again.
+"""

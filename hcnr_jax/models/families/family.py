@@ -13,11 +13,12 @@ class Family:
         model_type: the value of `model_type` in `config.json`.
         architecture: the only class name accepted in `architectures`.
         defaults: handled attributes, with the values that transformers gives to absent ones.
-        only: attributes that the family's transformers class ignores, with the values that agree with what it does.
+        only: attributes that the family's transformers class ignores, with the values that agree with what the class
+            computes.
         groups: kernels of one block that read the same input, in data-flow order; paths are relative to the block.
-        block_names: leaf path under `blocks/` -> tensor name within a layer.
-        outer_names: path of a leaf outside the blocks -> tensor name.
-        layer_prefix: what stands before the number of a layer in a tensor name.
+        block_names: maps the path of a leaf under `blocks/` to its tensor name within a layer.
+        outer_names: maps the path of a leaf outside the blocks to its tensor name.
+        layer_prefix: the part of a tensor name before the layer's number.
         qk_norm: whether queries and keys of each head pass through an RMSNorm.
         qkv_bias: whether q, k and v have biases; None where the attribute `attention_bias` decides.
     """
@@ -35,7 +36,7 @@ class Family:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Paths of the linear kernels of every block, in canonical order; each leaf is [layers, in, out]."""
+        """Return the paths of the blocks' linear kernels in canonical order; each leaf is (layers, in, out)."""
         return tuple(f"blocks/{path}" for group in self.groups for path in group)
 
     @property
@@ -50,6 +51,6 @@ class Family:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Paths of every norm's scale that a model of this family can have."""
+        """Return the path of every norm's scale that a model of this family can have."""
         blocks = (f"blocks/{path}" for path in self.block_names)
         return tuple(path for path in (*blocks, *self.outer_names) if path.endswith("norm/scale"))

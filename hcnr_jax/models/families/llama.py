@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 and 3.2. Its names, groups and sizes also serve the families that share its shape."""
+"""Describes Llama 2, 3, 3.1 and 3.2. The other families share Llama's names, groups and sizes."""
 
 from hcnr_jax.models.families.family import Family
 
@@ -8,7 +8,7 @@ GROUPS = (
     ("mlp/gate/kernel", "mlp/up/kernel"),
     ("mlp/down/kernel",),
 )
-"""Kernels of a Llama-shaped block that read the same input."""
+"""Lists the groups of kernels in a Llama-shaped block; the kernels of a group read the same input."""
 
 BLOCK_NAMES = {
     "attention_norm/scale": "input_layernorm.weight",
@@ -30,14 +30,14 @@ BLOCK_NAMES = {
     "mlp/down/kernel": "mlp.down_proj.weight",
     "mlp/down/bias": "mlp.down_proj.bias",
 }
-"""Leaf of a block -> tensor name within its layer, in the order of the forward pass."""
+"""Maps a leaf of a block to the tensor name within its layer, in the order of the forward pass."""
 
 OUTER_NAMES = {
     "embed/embedding": "model.embed_tokens.weight",
     "final_norm/scale": "model.norm.weight",
     "lm_head/kernel": "lm_head.weight",
 }
-"""Leaf outside the blocks -> tensor name."""
+"""Maps a leaf outside the blocks to its tensor name."""
 
 SIZES = {
     "hidden_size": 4096,
@@ -51,7 +51,7 @@ SIZES = {
     "layer_types": None,
     "head_dim": None,
 }
-"""Attributes, with transformers' defaults, that every Llama-shaped family reads."""
+"""Holds the attributes that every Llama-shaped family reads, with transformers' defaults."""
 
 LLAMA = Family(
     model_type="llama",

@@ -1,4 +1,4 @@
-"""Mistral: Llama's shape with a sliding window in every layer and no biases."""
+"""Describes Mistral, which has Llama's shape with a sliding window in every layer and no biases."""
 
 from dataclasses import replace
 

@@ -1,4 +1,7 @@
-"""Qwen2 and Qwen2.5: Llama's shape with biases on q, k and v, and sliding windows in the upper layers where asked."""
+"""Describes Qwen2 and Qwen2.5, which have Llama's shape with biases on q, k and v.
+
+Their upper layers have sliding windows if the config sets `use_sliding_window`.
+"""
 
 from dataclasses import replace
 
@@ -16,7 +19,7 @@ QWEN_SIZES = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-"""Attributes, with transformers' defaults, that both Qwen families read."""
+"""Holds the attributes that both Qwen families read, with transformers' defaults."""
 
 QWEN2 = replace(
     LLAMA,

@@ -1,4 +1,7 @@
-"""Qwen3: Qwen2 with a norm on each head's queries and keys, and biases only where `attention_bias` says so."""
+"""Describes Qwen3, which is Qwen2 with a norm on each head's queries and keys.
+
+Its q, k, v and o have biases only if `attention_bias` is true.
+"""
 
 from dataclasses import replace
 

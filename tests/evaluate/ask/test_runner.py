@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hcnr_jax.evaluate import AnswerSettings, Events, answer
+from hcnr_jax.evaluate.ask import runner
 from hcnr_jax.evaluate.ask.completions import cut_text, generate_ids, kept_ids, text_of
 from hcnr_jax.evaluate.ask.likelihoods import Branch, Likelihood, Refusing
 from hcnr_jax.evaluate.ask.runner import Outputs, counts, judge, run_part
@@ -71,6 +72,9 @@ def test_the_answer_ends_at_the_line_or_the_next_question(text, plain, chat):
 class Letters:
     """A tokenizer of code points, to write texts by hand."""
 
+    def get_added_vocab(self):
+        return {"<think>": 1, "</think>": 2}
+
     def decode(self, ids, skip_special_tokens):
         return "".join(chr(i) for i in ids)
 
@@ -87,6 +91,9 @@ def test_kept_ids_are_the_shortest_that_close_the_answer(tiny):
     assert kept("Ajax\nQ: more", is_chat=True) == "Ajax\nQ:"
     assert kept("never closed") == "never closed"
     assert kept_ids(model, (*map(ord, "yes"), 0), False) == (*map(ord, "yes"), 0)
+    reasoned = (1, *map(ord, "Bob\nor Al"), 2, *map(ord, "Ajax\nmore"))
+    assert text_of(model, reasoned) == "<think>Bob\nor Al</think>Ajax\nmore"
+    assert kept_ids(model, reasoned, False) == reasoned[:-4] and cut_text(text_of(model, reasoned), False) == "Ajax"
 
 
 def outputs_of(prompts, texts):
