@@ -39,6 +39,22 @@ def _release_compiled_programs() -> Iterator[None]:
     release_freed_memory()
 
 
+# What the folder of HCNR_TEST_DATA holds.
+REAL_DATA = ("data", "models")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop with one error where HCNR_TEST_DATA names a folder that is not the one of real files."""
+    folder = os.environ.get("HCNR_TEST_DATA")
+    lacking = [name for name in REAL_DATA if folder and not (Path(folder) / name).is_dir()]
+    if lacking:
+        raise pytest.UsageError(
+            f"HCNR_TEST_DATA={folder}: expected a folder that holds data and models; it lacks "
+            f"{' and '.join(lacking)}. Name the right folder, or unset the variable to skip the tests "
+            "that read it"
+        )
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real benchmark files and checkpoints named by HCNR_TEST_DATA; the test is skipped without it."""

@@ -25,4 +25,5 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> Path:
 
 def _follow(stage: Stage, step: int, steps: int, info: StepInfo) -> None:
     stage.expect(steps)
+    stage.note = lambda: f"loss {float(info.loss):.4f}"
     stage.advance()

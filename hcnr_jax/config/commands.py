@@ -1,4 +1,4 @@
-"""The options of the commands that do not restore: tune, evaluate, probe, data, diagnose, demo and bench."""
+"""Defines the options of the commands that do not restore: tune, evaluate, probe, data, diagnose, demo and bench."""
 
 from __future__ import annotations
 
@@ -12,111 +12,137 @@ from hcnr_jax.config.options import Positional, RunConfig
 
 
 class TuneConfig(RunConfig):
-    """Fine-tune a model on rows of text; the loss counts completion tokens alone. AdamW, warm-up, cosine, clipping."""
+    """Fine-tune a model on rows of text with AdamW, and write a folder. The loss counts completion tokens only."""
 
     model: Annotated[Path, Positional()] = Field(
         description="the model to fine-tune: a Hugging Face folder or hub name"
     )
-    data: Path = Field(description="JSONL rows: prompt and completion, or messages")
+    data: Path = Field(description="file of training rows: {prompt, completion} or {messages}")
     out: Path = Field(description="folder to write, a model or with --lora an adapter; must not exist, or be empty")
-    objective: Literal["sft", "dpo", "orpo"] = Field("sft", description="dpo, orpo: rows of prompt, chosen, rejected")
-    beta: float = Field(0.1, gt=0, description="strength of dpo's reference, or weight of orpo's odds ratio")
-    lora: int | None = Field(None, ge=1, description="rank of the adapters; without it all weights are trained")
-    lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha; default: twice the rank")
-    learning_rate: float | None = Field(None, gt=0, description="peak; default: 2e-5, or 2e-4 with --lora")
-    epochs: float = Field(3.0, gt=0, description="passes over the rows; not used where --steps is given")
-    steps: int | None = Field(None, ge=1, description="optimiser steps")
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    end_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end, as a share of the peak")
-    batch_size: int = Field(32, ge=1, description="rows per step")
-    microbatch: int | None = Field(None, ge=1, description="rows at a time; saves memory, changes nothing else")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's, on kernels alone")
-    b1: float = Field(0.9, ge=0, lt=1, description="AdamW's first decay")
-    b2: float = Field(0.999, ge=0, lt=1, description="AdamW's second decay")
-    clip_norm: float | None = Field(1.0, gt=0, description="largest global norm of the gradient")
+    objective: Literal["sft", "dpo", "orpo"] = Field(
+        "sft", description="training objective; dpo and orpo need rows of {prompt, chosen, rejected}"
+    )
+    beta: float = Field(0.1, gt=0, description="beta of dpo or orpo, unitless; not used by sft")
+    lora: int | None = Field(None, ge=1, description="rank of a LoRA adapter to train; without it all weights train")
+    lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha, unitless; default: twice the rank")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate; default: 2e-5, or 2e-4 with --lora"
+    )
+    epochs: float = Field(3.0, gt=0, description="number of passes over the rows; not used with --steps")
+    steps: int | None = Field(None, ge=1, description="number of optimiser steps, instead of --epochs")
+    warmup: float = Field(0.03, ge=0, lt=1, description="warm-up of the learning rate, as a fraction of all steps")
+    end_fraction: float = Field(0.0, ge=0, le=1, description="final learning rate, as a fraction of the peak")
+    batch_size: int = Field(32, ge=1, description="number of rows per optimiser step")
+    microbatch: int | None = Field(
+        None, ge=1, description="number of rows computed at once; changes memory, not the result"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on kernels (weight matrices) only")
+    b1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
+    b2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest global gradient norm; none: no clipping")
     max_length: int = Field(512, ge=2, description="tokens of a row; longer ones are cut at the end")
     long_rows: Literal["refuse", "drop", "cut"] = Field(
         "cut", description="rows over --max-length: refuse the data, leave them out, or cut their completions"
     )
-    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the forward pass")
-    seed: int = Field(0, ge=0, description="order of the rows, and the adapters' start")
+    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the forward pass")
+    seed: int = Field(0, ge=0, description="seed of the row order and of the adapter's initial weights")
 
 
 class EvaluateConfig(RunConfig):
-    """Ask a model honesty and task questions, and measure what it refuses, what it gets right, and how surely."""
+    """Ask a model honesty and task questions, and measure its refusals, its accuracy and its calibration."""
 
     model: Annotated[str, Positional()] = Field(
-        description="a Hugging Face folder or hub name, or a LoRA adapter with --base"
+        description="the model to ask: a Hugging Face folder or hub name, or with --base a LoRA adapter"
     )
-    out: Path = Field(description="metrics file to write (.json); the records lie beside it")
+    out: Path = Field(description="file of metrics to write (.json); a file of all answers is written beside it")
     honesty: tuple[str, ...] = Field(
         (),
-        description="NAME=FILE...: rows with `answerable`, or the official file or folder of falseqa, nec, refunq, "
-        "kuq or selfaware under that name",
+        description="honesty questions, NAME=FILE...: rows with `answerable`, or falseqa, nec, refunq, kuq or selfaware "
+        "with its official file or folder",
     )
     task: tuple[str, ...] = Field(
         (),
-        description="NAME=FILE...: rows with `answers`, or `choices` and `correct`, or the official file or folder of "
-        "hotpotqa, nq_open, medmcqa or bioasq under that name",
+        description="task questions, NAME=FILE...: rows with `answers`, or with `choices` and `correct`, or hotpotqa, "
+        "nq_open, medmcqa or bioasq with its official file or folder",
     )
-    base: str | None = Field(None, description="the model a LoRA adapter was trained on")
-    samples: int | None = Field(None, ge=2, description="at most so many questions of each set; default: all")
-    seed: int | None = Field(0, ge=0, description="draw of --samples and of the intervals; none takes the first ones")
+    base: str | None = Field(None, description="the model that a LoRA adapter was trained on")
+    samples: int | None = Field(None, ge=2, description="largest number of questions of each set; default: all")
+    seed: int | None = Field(
+        0, ge=0, description="seed of --samples and of the intervals; none uses the first questions"
+    )
     template: Literal["auto", "plain", "chat"] = Field(
-        "auto", description="how official questions are asked; auto: chat where the model has a chat template"
+        "auto", description="prompt format of official questions; auto: chat if the model has a chat template"
     )
-    max_new_tokens: int = Field(64, ge=1, description="tokens of a completion at most")
-    match: Literal["exact", "contains"] = Field("exact", description="what makes a text answer correct")
-    calibration: bool = Field(False, description="also measure P(refuse) and how well it is calibrated")
-    draws: int = Field(2000, ge=2, description="bootstrap draws of the intervals")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype")
-    microbatch: int | None = Field(None, ge=1, description="questions per step; default: chosen from the sizes")
+    max_new_tokens: int = Field(64, ge=1, description="maximum tokens per completion")
+    match: Literal["exact", "contains"] = Field(
+        "exact", description="when a text answer is correct: it equals a gold answer, or contains one"
+    )
+    calibration: bool = Field(False, description="also measure the probability of refusing and its calibration")
+    draws: int = Field(2000, ge=2, description="number of bootstrap draws for the intervals")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the model")
+    microbatch: int | None = Field(
+        None, ge=1, description="number of questions asked at once; default: chosen automatically"
+    )
 
 
 class ProbeConfig(RunConfig):
-    """Does the tuned model still know what it does not know? Probes trained on BASE, applied unchanged to TUNED."""
+    """Test whether TUNED still knows which questions it cannot answer, with probes trained on BASE's hidden states."""
 
-    base: Annotated[str, Positional()] = Field(description="the aligned model: a Hugging Face folder or hub name")
+    base: Annotated[str, Positional()] = Field(
+        description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
+    )
     tuned: Annotated[str, Positional()] = Field(
-        description="the fine-tuned model: a Hugging Face folder or hub name, or a LoRA adapter trained on BASE"
+        description="the model after fine-tuning: a Hugging Face folder or hub name, or a LoRA adapter trained on BASE"
     )
     honesty: tuple[str, ...] = Field(
-        description="NAME=FILE...: rows with `answerable`, or an official honesty benchmark under its name"
+        description="honesty questions, NAME=FILE...: rows with `answerable`, or an official benchmark under its name"
     )
-    out: Path = Field(description="file to write (.json)")
-    restored: str | None = Field(None, description="a restored model, probed too")
-    samples: int | None = Field(None, ge=8, description="at most so many questions of each set; default: all")
-    seed: int = Field(0, ge=0, description="draw of --samples, of the training half and of the folds")
+    out: Path = Field(description="file of results to write (.json)")
+    restored: str | None = Field(None, description="a restored model to probe too: a folder or hub name")
+    samples: int | None = Field(None, ge=8, description="largest number of questions of each set; default: all")
+    seed: int = Field(0, ge=0, description="seed of --samples, of the training half and of the folds")
     template: Literal["auto", "plain", "chat"] = Field(
-        "auto", description="how official questions are asked; auto: chat where BASE has a chat template"
+        "auto", description="prompt format of official questions; auto: chat if BASE has a chat template"
     )
-    penalty: float = Field(1.0, gt=0, description="L2 weight of the probes on standardised states")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype")
-    microbatch: int | None = Field(None, ge=1, description="questions per step; default: chosen from the sizes")
+    penalty: float = Field(1.0, gt=0, description="L2 penalty of the probes, on standardised hidden states")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the models")
+    microbatch: int | None = Field(
+        None, ge=1, description="number of questions computed at once; default: chosen automatically"
+    )
 
 
 class DataConfig(RunConfig):
-    """Turn a benchmark's official files into rows: some to restore or tune with, the others to evaluate with."""
+    """Turn a benchmark's official files into rows: some to restore or tune with, and others to evaluate with."""
 
     name: Annotated[str, Positional()] = Field(
-        description="falseqa, nec, refunq, kuq, selfaware, hotpotqa, nq_open, medmcqa or bioasq"
+        description="the benchmark: falseqa, nec, refunq, kuq, selfaware, hotpotqa, nq_open, medmcqa or bioasq"
     )
-    path: Annotated[str, Positional()] = Field(description="its file, a folder of its files, or a hub name")
-    out: Path | None = Field(None, description="rows with completions, for restore and tune; must not exist")
-    out_evaluate: Path | None = Field(None, description="rows that only ask, for evaluate and probe; must not exist")
-    samples: int = Field(128, ge=1, description="questions written to --out")
+    path: Annotated[str, Positional()] = Field(
+        description="the benchmark's file, a folder of its files, or its hub name"
+    )
+    out: Path | None = Field(
+        None, description="file of rows with completions to write, for restore and tune; must not exist"
+    )
+    out_evaluate: Path | None = Field(
+        None, description="file of rows without completions to write, for evaluate and probe; must not exist"
+    )
+    samples: int = Field(128, ge=1, description="number of questions written to --out")
     evaluate_samples: int | None = Field(
-        None, ge=1, description="questions written to --out-evaluate; default: all that --out leaves"
+        None, ge=1, description="number of questions written to --out-evaluate; default: all that --out leaves"
     )
     only: Literal["both", "answerable", "unanswerable"] = Field(
-        "both", description="which questions go to --out; both: half of each, where the benchmark has both"
+        "both", description="kind of questions in --out; both: half of each, if the benchmark has both"
     )
-    template: Literal["plain", "chat"] = Field("plain", description="prompt and completion, or messages")
+    template: Literal["plain", "chat"] = Field(
+        "plain", description="format of the rows: {prompt, completion} (plain) or {messages} (chat)"
+    )
     system: str | None = Field(None, description="system message (chat) or first paragraph (plain) of every row")
-    tokenizer: Path | None = Field(None, description="model folder whose tokenizer the rows are checked with")
-    max_length: int = Field(512, ge=2, description="with --tokenizer: longer rows are warned about")
+    tokenizer: Path | None = Field(None, description="model folder with a tokenizer to check the rows' lengths")
+    max_length: int = Field(
+        512, ge=2, description="maximum tokens per row; with --tokenizer, longer rows give a warning"
+    )
     avoid: tuple[Path, ...] = Field((), description="row files whose questions are left out of both outputs")
-    seed: int = Field(0, ge=0, description="draw of the questions and of the refusals' wordings")
+    seed: int = Field(0, ge=0, description="seed of the choice of questions and of the refusals' wording")
 
     @model_validator(mode="after")
     def _outputs(self) -> DataConfig:
@@ -128,7 +154,7 @@ class DataConfig(RunConfig):
 
 
 class DiagnoseConfig(RunConfig):
-    """Before a restoration: will it work for these models and rows? After one (--restored): did anything suffer?"""
+    """Check whether a restoration will work for these models and rows, or whether a finished one (--restored) did harm."""
 
     base: Annotated[str, Positional()] = Field(
         description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
@@ -136,50 +162,62 @@ class DiagnoseConfig(RunConfig):
     tuned: Annotated[str, Positional()] = Field(
         description="the model after fine-tuning: a Hugging Face folder or hub name, or a LoRA adapter trained on BASE"
     )
-    honesty: Path = Field(description="the rows restore is given; with `answerable`, the premise can be checked")
-    task: Path = Field(description="the task rows restore is given; with `answers`, --restored can be checked")
+    honesty: Path = Field(description="file of honesty rows, as in restore; the probe check needs `answerable` in them")
+    task: Path = Field(description="file of task rows, as in restore; the check of --restored needs `answers` in them")
     out: Path = Field(description="report to write (.json)")
-    restored: str | None = Field(None, description="a restored model to compare with TUNED")
-    samples: int = Field(128, ge=2, description="rows of each file that are scored, as in restore")
-    seed: int | None = Field(0, ge=0, description="row shuffle, as in restore; none keeps file order")
-    loss: Literal["mean", "sum"] = Field("mean", description="completion loss per row, as in restore")
-    damping: float = Field(0.01, ge=0, description="as in restore")
+    restored: str | None = Field(None, description="a restored model to compare with TUNED: a folder or hub name")
+    samples: int = Field(128, ge=2, description="number of rows used from each data file, as in restore")
+    seed: int | None = Field(0, ge=0, description="seed of the row shuffle, as in restore; none keeps the file's order")
+    loss: Literal["mean", "sum"] = Field(
+        "mean", description="completion loss of a row: mean or sum over the completion's tokens"
+    )
+    damping: float = Field(
+        0.01, ge=0, description="damping of the correction, as a fraction of the second moments' mean diagonal"
+    )
     max_length: int = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
-    max_new_tokens: int = Field(64, ge=1, description="tokens of a completion at most (with --restored)")
-    match: Literal["exact", "contains"] = Field("exact", description="what makes a text answer correct")
-    microbatch: int | None = Field(None, ge=1, description="rows per step; default: chosen from the sizes")
+    max_new_tokens: int = Field(64, ge=1, description="maximum tokens per completion (with --restored)")
+    match: Literal["exact", "contains"] = Field(
+        "exact", description="when a text answer is correct: it equals a gold answer, or contains one"
+    )
+    microbatch: int | None = Field(
+        None, ge=1, description="number of rows computed at once; default: chosen automatically"
+    )
 
 
 class DemoConfig(RunConfig):
-    """See it work: train a tiny honest model, fine-tune it until it bluffs, restore it, measure all of it."""
+    """Show the method on a tiny model: train it to be honest, fine-tune it until it bluffs, restore and measure it."""
 
-    seed: int = Field(0, ge=0, description="of the world, the models and the rows")
+    seed: int = Field(0, ge=0, description="seed of the synthetic world, the models and the rows")
     out: Path = Field(Path("hcnr-demo"), description="folder to write; must not exist, or be empty")
-    fast: bool = Field(False, description="the short form: fewer test questions")
-    size: Literal["small", "medium"] = Field("small", description="small: minutes on a laptop; medium: one GPU")
+    fast: bool = Field(False, description="ask fewer test questions")
+    size: Literal["small", "medium"] = Field(
+        "small", description="size of the model; small takes minutes on a laptop, medium needs a GPU"
+    )
 
 
 with warnings.catch_warnings():
-    # The field `json` hides a deprecated method of pydantic's, which nothing here calls.
+    # The field `json` hides a deprecated method of pydantic, which nothing here calls.
     warnings.filterwarnings("ignore", message='Field name "json"')
 
     class BenchConfig(RunConfig):
-        """Measure speed and memory of every stage on this machine, with random weights, against plain ways to do it."""
+        """Measure speed and memory of every stage with random weights, and compare with plain implementations."""
 
         shape: Literal["llama-3.1-8b", "llama-3.2-1b", "qwen3-4b", "100m", "tiny"] = Field(
-            "100m", description="whose sizes the random model has"
+            "100m", description="model whose layer sizes the random weights have"
         )
         sections: str = Field(
             "all",
-            description="what to measure: all, or names with commas, of: restore, files, sweep, fisher, compensate",
+            description="sections to measure: all, or names with commas, of: restore, files, sweep, fisher, compensate",
         )
-        rows: int = Field(128, ge=1, description="honesty rows and as many task rows")
-        tokens: int = Field(64, ge=8, description="tokens of a row")
-        microbatch: int | None = Field(None, ge=1, description="rows scored at once; default: chosen from the sizes")
-        repeats: int = Field(5, ge=1, description="timed calls of each contender; the median counts")
+        rows: int = Field(128, ge=1, description="number of honesty rows, and of task rows")
+        tokens: int = Field(64, ge=8, description="tokens per row")
+        microbatch: int | None = Field(
+            None, ge=1, description="number of rows computed at once; default: chosen automatically"
+        )
+        repeats: int = Field(5, ge=1, description="timed calls of each program; the median is reported")
         dtype: Literal["auto", "float32", "bfloat16"] = Field(
-            "auto", description="of weights and arithmetic; auto: float32 on the CPU, bfloat16 elsewhere"
+            "auto", description="dtype of weights and arithmetic; auto: float32 on the CPU, bfloat16 elsewhere"
         )
-        json: Path | None = Field(None, description="also write all of it to this file")  # type: ignore[assignment]
+        json: Path | None = Field(None, description="file to write the results to as well (.json)")  # type: ignore[assignment]
         scratch: Path | None = Field(None, description="folder for temporary models; default: the system's")
-        seed: int = Field(0, ge=0, description="of weights and rows")
+        seed: int = Field(0, ge=0, description="seed of the weights and the rows")

@@ -28,8 +28,8 @@ def _ranks_by_scores(config: Any) -> bool:
     return bool(config.priority != "random")
 
 
-# What an option decides. Cache keys hold an option of the stage `inputs` as the content of its files and rows, or as its
-# resolved value.
+# What an option decides. Cache keys hold an option of the stage `inputs` as the content of its files and rows, or as
+# its resolved value.
 INPUTS, OUTPUT, RUN = Stage(("inputs",)), Stage(("output",)), Stage(("run",))
 SCORES, SELECTION, KERNELS = Stage(("scores",)), Stage(("selection",)), Stage(("kernels",))
 CORRECTION = Stage(("kernels",), _corrects)
@@ -90,7 +90,7 @@ class RestoreConfig(RunConfig):
         0, ge=0, description="final optimisation steps of all restored weights, towards BASE's and TUNED's outputs"
     )
     scores_at: Annotated[Literal["tuned", "base"], RANKING] = Field(
-        "tuned", description="model at whose weights the neurons are scored"
+        "tuned", description="model whose weights are used to score the neurons"
     )
     moments_at: Annotated[Literal["base", "tuned"], LOCAL_MOMENTS] = Field(
         "base", description="model that gives the honesty rows' layer inputs with --inputs local"
@@ -124,7 +124,7 @@ class RestoreConfig(RunConfig):
         False, description="read weights from the disk one block at a time, to save memory"
     )
     compilation_cache: Annotated[Path | None, RUN] = Field(
-        None, description="folder that stores compiled programs for later runs; default: none"
+        None, description="folder that stores compiled programs for later runs"
     )
     mesh: Annotated[str, SCORES] = Field(
         "", description="mesh of devices by axis, such as data=2,fsdp=2,model=2; default: one device"

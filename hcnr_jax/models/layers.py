@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hcnr_jax.models.spec import ModelSpec
 
 FULL_WINDOW = int(np.iinfo(np.int32).max)
-"""Is the window, in tokens, of a layer that sees everything.
+"""Stands for "no limit" as a layer's window in tokens.
 
 Windows are arrays, not constants of the program, so that layers with different windows share one compiled body.
 """
@@ -72,7 +72,7 @@ def rotary_frequencies(spec: ModelSpec) -> np.ndarray:
 
     A frequency is an angle in radians per position, one for each pair of channels. The result is rounded to float32
     where PyTorch rounds, because checkpoints are trained with those values. Frequencies without that rounding differ by
-    up to 4 units in the last place. The difference moved the logits of a tiny random model by 3e-4 from position 137 on.
+    up to 4 units in the last place, which moved the logits of a tiny random model by 3e-4 from position 137 on.
 
     `llama3` is the piecewise rule of Llama 3.1, with wavelength l = 2 pi / f and original context n. Where
     l < n / high, f stays. Where l > n / low, f becomes f / factor. In between, the two are blended, and f has weight

@@ -21,6 +21,9 @@ from rich.table import Table
 
 from hcnr_jax.runtime.distributed import is_first
 
+# Seconds between two lines of a stage where the output is no terminal.
+LINE_SECONDS = 30.0
+
 
 @dataclass
 class Reporter:
@@ -71,7 +74,9 @@ class Reporter:
         )
         start = time.perf_counter()
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            stage = Stage(progress, progress.add_task(name, total=total), total or 0, self.clean_point)
+            say = None if self.console.is_terminal else self.say
+            task = progress.add_task(name, total=total)
+            stage = Stage(name, unit, progress, task, total or 0, self.clean_point, say)
             yield stage
         elapsed = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
@@ -80,16 +85,49 @@ class Reporter:
 
 @dataclass
 class Stage:
-    """Shows the bar of a running stage."""
+    """Shows the bar of a running stage, or without a terminal a line every half minute.
 
+    Args:
+        name: of the stage.
+        unit: of what is counted.
+        progress: the bar.
+        task: of the bar.
+        total: of the units, 0 while it is not known.
+        clean_point: called at every step forward.
+        say: prints a line; None on a terminal.
+        note: makes what a line ends with, such as the loss; called when a line is due.
+        done: units so far.
+        started: seconds of the clock at the start.
+        told: seconds of the clock at the last line.
+    """
+
+    name: str
+    unit: str
     progress: Progress
     task: TaskID
     total: int
     clean_point: Callable[[], None]
+    say: Callable[[str], None] | None = None
+    note: Callable[[], str] = lambda: ""
+    done: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    told: float = field(default_factory=time.perf_counter)
+
+    def _tell(self) -> None:
+        """Print a line every half minute where there is no terminal to show a bar on."""
+        now = time.perf_counter()
+        if self.say is None or now - self.told < LINE_SECONDS or self.done >= self.total > 0:
+            return
+        self.told, spent, note = now, now - self.started, self.note()
+        left = f", about {spent / self.done * (self.total - self.done):.0f} s left" if self.total and self.done else ""
+        of = f" of {self.total}" if self.total else ""
+        self.say(f"{self.name}: {self.done}{of} {self.unit} in {spent:.0f} s{left}{f', {note}' if note else ''}")
 
     def advance(self, by: int = 1) -> None:
         """Move the bar forward."""
         self.progress.advance(self.task, by)
+        self.done += by
+        self._tell()
         self.clean_point()
 
     def expect(self, total: int) -> None:
@@ -101,3 +139,4 @@ class Stage:
     def restart(self) -> None:
         """Begin again from zero, after memory ran out."""
         self.progress.reset(self.task)
+        self.done, self.started = 0, time.perf_counter()

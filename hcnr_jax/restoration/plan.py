@@ -63,6 +63,7 @@ class Plan:
     spill_bytes: int
     read_bytes: int
     flops: float
+    left_out: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan as a person reads it."""
@@ -83,6 +84,11 @@ class Plan:
                 f"{self.flops / 1e12:.3g} TFLOP, about {duration(self.flops / rate)} at this machine's rate",
             ),
         ]
+        if self.left_out:
+            shown = ", ".join(self.left_out[:4]) + (", ..." if len(self.left_out) > 4 else "")
+            lines.append(
+                ("not copied", f"{len(self.left_out)} files and folders of TUNED that are no model's: {shown}")
+            )
         return [*lines, ("read", f"{size(self.read_bytes)} of weights, block by block")] if self.read_bytes else lines
 
     def _data(self, counts: tuple[int, ...]) -> str:
@@ -131,6 +137,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,
         read_bytes=STREAM_PASSES * both if config.stream else 0,
         flops=_flops(config, spec, parameters, tokens),
+        left_out=inputs.tuned.leftovers(),
     )
 
 

@@ -29,7 +29,7 @@ from hcnr_jax.restoration.resume.fingerprint import Fingerprint, fingerprints
 from hcnr_jax.restoration.resume.folder import Work
 from hcnr_jax.restoration.resume.offload import spill_folder
 from hcnr_jax.restoration.resume.products import KernelStore, has_scores, keep_selection, recall_selection
-from hcnr_jax.restoration.resume.session import check_leftover, clear_leftovers, is_finished, session
+from hcnr_jax.restoration.resume.session import check_leftover, clear_leftovers, fix_date, is_finished, session
 from hcnr_jax.restoration.resume.signals import Stopping
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score_pair import score_pair
@@ -64,6 +64,7 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
     reporter = reporter or Reporter.of_process()
     with propagate_failure(), Stopping(reporter.say).listening() as stopping:
         check_leftover(config)
+        fix_date(config)
         inputs = open_inputs(config, reporter)
         plan = make_plan(inputs)
         if config.choose is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint
+from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint, read_json
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.patch import write_patch
 from hcnr_jax.checkpoints.save import divide_shards, to_hf, write_companions, write_shards
+from hcnr_jax.data import load_tokenizer
+from hcnr_jax.data.chat import set_date
+from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.json import to_json, versions
@@ -95,6 +99,7 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
     ):
         distributed.barrier("begun")
         write_companions(tuned, folder)
+        _stop_where_evaluate_stops(tuned, run.spec, folder)
         write_shards(tuned, folder, restored, share)
         distributed.barrier("weights")
         stage.advance(len(tuned.shards))
@@ -109,6 +114,22 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         (folder / RECORD).write_bytes(to_json(record))
         stage.advance()
     return config.out
+
+
+def _stop_where_evaluate_stops(tuned: Checkpoint, spec: ModelSpec, folder: Path) -> None:
+    """Add to generation_config.json the ids that end a completion and that neither it nor config.json lists.
+
+    Such an id is the end token of an adapter's own tokenizer.
+    """
+    ids = end_ids(tuned, spec, load_tokenizer(tuned.tokenizer_folder))
+    path = folder / "generation_config.json"
+    found = read_json(path) if path.is_file() else {}
+    listed = found.get("eos_token_id", list(spec.eos_token_ids))
+    known = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not set(ids) <= set(known):
+        kept = [token for token in known if token in ids]
+        value = found | {"eos_token_id": [*kept, *(token for token in ids if token not in known)]}
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _neurons(run: Run, result: Result) -> dict[str, np.ndarray]:
@@ -133,6 +154,7 @@ def make_record(run: Run, result: Result) -> dict[str, Any]:
         "format": RECORD_FORMAT,
         "config": config.model_dump(mode="json"),
         "unused_options": list(config.unused),
+        "template_date": set_date(None).isoformat(),
         "versions": versions(),
         "dtype": run.plan.dtype,
         "batches": [shape._asdict() for shape in run.plan.shapes],

@@ -1,1 +1,1 @@
-"""Fine-tuning: objectives, one optax step and its loop, low-rank adapters, and the function behind `hcnr tune`."""
+"""Fine-tunes models: objectives, one optax step and its loop, low-rank adapters, the function behind `hcnr tune`."""

@@ -1,8 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) for any kernel of the decoder: `y = x W + (alpha / r) (x A) B`, W frozen.
+"""Trains low-rank adapters (LoRA, arXiv 2106.09685) for any kernel of the decoder, with W frozen.
+
+    y = x W + (alpha / r) (x A) B
 
 A (in, r) and B (r, out) are leaves beside each kernel in the parameter tree, where nn.scan and nn.remat carry them.
-`adapted` adds their product to the output of nn.Dense; the model's code knows nothing of them. Adding W + s A B inside
-the loss instead would hold a second copy of every kernel and the gradient of all of it.
+`adapted` adds the second term to the output of nn.Dense, and the model's code does not mention adapters. Computing
+W + s A B, s = alpha / r, inside the loss would instead hold a second copy of every kernel and its whole gradient.
 """
 
 import json
@@ -35,10 +37,17 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def init_adapters(params: Params, rank: int, key: PRNGKeyArray, kernels: Sequence[str]) -> Params:
-    """Adapters for the stacked `kernels` [l, in, out]: `lora_a` uniform in +-1/sqrt(in), as PEFT; `lora_b` zero.
+    """Draw adapters for stacked kernels: `lora_a` uniform in +-1/sqrt(in), as PEFT does, and `lora_b` zero.
+
+    Args:
+      params: the parameter tree, whose kernels are (layers, in, out).
+      rank: r, the inner size of A and B.
+      key: random key, split over the kernels.
+      kernels: paths of the kernels to adapt, such as "blocks/attention/q/kernel".
 
     Returns:
-      A tree with the kernels' parents only: `{"blocks": {"attention": {"q": {"lora_a": [l, in, r], "lora_b": ...}}}}`.
+      A float32 tree of the kernels' parents only, such as `{"blocks": {"attention": {"q": {"lora_a": ..., "lora_b":
+      ...}}}}`, with `lora_a` (layers, in, rank) and `lora_b` (layers, rank, out).
 
     Raises:
       InputError: a rank below 1, or above a kernel's smaller side, where low rank would save nothing.
@@ -60,7 +69,7 @@ def init_adapters(params: Params, rank: int, key: PRNGKeyArray, kernels: Sequenc
 
 
 def joined(params: Params, adapters: Params) -> Params:
-    """One tree with the leaves of both; the adapters' leaves lie beside the kernels."""
+    """Return a tree with the leaves of both; the adapters' leaves lie beside the kernels."""
     both = dict(params)
     for name, value in adapters.items():
         both[name] = joined(params[name], value) if isinstance(value, dict) and name in params else value
@@ -79,9 +88,15 @@ def adapted(scale: float) -> AbstractContextManager[None]:
 
 
 def lora_objective(make: Callable[[Logits], Objective], model: nn.Module, params: Params, scale: float) -> Objective:
-    """The objective `make(logits)` as a function of the adapters alone, over the frozen `params` (kept in their dtype).
+    """Make the objective `make(logits)` as a function of the adapters alone.
 
     The result is a `jax.tree_util.Partial`, so that the frozen weights enter the compiled step as arguments.
+
+    Args:
+      make: makes an objective from a forward pass, such as `sft`.
+      model: the language model in Linen.
+      params: the frozen weights, which keep their dtype.
+      scale: alpha / r.
     """
 
     plain = logits_of(model)
@@ -101,8 +116,9 @@ def lora_objective(make: Callable[[Logits], Objective], model: nn.Module, params
 
 
 def merge_adapters(params: Params, adapters: Params, scale: float) -> Params:
-    """`W + scale A B` for every adapted kernel, computed in float32 and returned in W's dtype; other leaves as they
-    are.
+    """Return the parameters with `W + scale A B` in place of every adapted kernel W.
+
+    The sum is computed in float32 and cast to W's dtype. Other leaves stay as they are.
     """
     merged = dict(params)
     for name, value in adapters.items():
@@ -142,15 +158,18 @@ def save_adapter(
     """Write a PEFT adapter folder: adapter_config.json and adapter_model.safetensors.
 
     Args:
-      out: the folder to write; must not exist, or be empty.
-      adapters: of `init_adapters`, trained.
+      out: the folder to write, which does not exist yet or is empty.
+      adapters: a tree from `init_adapters`, after training.
       alpha: LoRA's alpha; the update is scaled by alpha / rank.
-      base_folder: the model the adapter belongs to, written down in the configuration and never written to.
-      family: names the modules.
-      extra_files: further files, name -> content.
+      base_folder: the model that the adapter belongs to. The adapter's config names this folder; nothing writes to it.
+      family: the model family, which gives the names of the modules.
+      extra_files: maps the name of each further file to its content.
+
+    Returns:
+      The resolved output path.
 
     Raises:
-      InputError: an unusable `out`, or a disk that failed; nothing is left behind.
+      InputError: `out` cannot be used, or the disk is too small. Nothing is left behind.
     """
     tensors = adapter_tensors(adapters, family)
     rank = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight"))

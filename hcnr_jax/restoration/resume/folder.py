@@ -28,6 +28,7 @@ from safetensors.numpy import load, save
 
 from hcnr_jax.checkpoints.orbax import load_params as load_orbax
 from hcnr_jax.checkpoints.orbax import save_params as save_orbax
+from hcnr_jax.data.chat import set_date
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.report.json import to_json
@@ -199,7 +200,11 @@ class Work:
             self._write_manifest()
 
     def _write_manifest(self) -> None:
-        manifest = {"stages": self.stages, "shapes": [list(shape) for shape in self.shapes]}
+        manifest = {
+            "stages": self.stages,
+            "shapes": [list(shape) for shape in self.shapes],
+            "template_date": set_date(None).isoformat(),
+        }
         with explained(self.folder):
             write_file(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 

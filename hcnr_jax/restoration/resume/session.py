@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 from collections.abc import Iterator, Mapping
 
 from hcnr_jax.checkpoints.checkpoint import RECORD
 from hcnr_jax.config import RestoreConfig
+from hcnr_jax.data.chat import set_date
 from hcnr_jax.errors import InputError, Stopped
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.microbatches import Shape
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, differences
-from hcnr_jax.restoration.resume.folder import Work, is_left, work_path
+from hcnr_jax.restoration.resume.folder import MANIFEST, Work, is_left, work_path
 from hcnr_jax.restoration.resume.offload import spill_folder
 from hcnr_jax.restoration.resume.signals import resume_command
 from hcnr_jax.runtime.distributed import is_first
@@ -28,6 +30,19 @@ def check_leftover(config: RestoreConfig) -> None:
             f"--out {config.out}: a run was interrupted here and left its work ({kept}); --resume continues it, with "
             f"the same options; remove {folder} to begin anew"
         )
+
+
+def fix_date(config: RestoreConfig) -> None:
+    """Fix the date that chat templates print: today, or with --resume the day on which the run began.
+
+    Without it a run that is resumed on another day would read other rows.
+    """
+    kept = (work_path(config.out) / MANIFEST, config.out / RECORD) if config.resume else ()
+    for path in kept:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            set_date(datetime.datetime.fromisoformat(json.loads(path.read_text("utf-8"))["template_date"]))
+            return
+    set_date(datetime.datetime.now())
 
 
 def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> bool:
