@@ -1,6 +1,7 @@
-"""Configurations: frozen, typed, written once. The command line's options and the YAML's keys are their fields.
+"""Defines every command's configuration once, as a frozen and typed value.
 
-The options of experiments live in `hcnr_jax.config.experiments`, which also knows the table of baselines.
+The fields of a configuration are the command line's options and the YAML file's keys. The options of experiments are in
+`hcnr_jax.config.experiments`, which also imports the table of baselines.
 """
 
 from hcnr_jax.config.commands import (

@@ -23,7 +23,7 @@ class TuneConfig(RunConfig):
         "sft", description="training objective; dpo and orpo need rows of {prompt, chosen, rejected}"
     )
     beta: float = Field(0.1, gt=0, description="beta of dpo or orpo, unitless; not used by sft")
-    lora: int | None = Field(None, ge=1, description="rank of a LoRA adapter to train; without it all weights train")
+    lora: int | None = Field(None, ge=1, description="rank of a LoRA adapter to train; none trains all weights")
     lora_alpha: float | None = Field(None, gt=0, description="LoRA's alpha, unitless; default: twice the rank")
     learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate; default: 2e-5, or 2e-4 with --lora"
@@ -40,7 +40,7 @@ class TuneConfig(RunConfig):
     b1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
     b2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment")
     clip_norm: float | None = Field(1.0, gt=0, description="largest global gradient norm; none: no clipping")
-    max_length: int = Field(512, ge=2, description="tokens of a row; longer ones are cut at the end")
+    max_length: int = Field(512, ge=2, description="maximum tokens per row; --long-rows decides about longer rows")
     long_rows: Literal["refuse", "drop", "cut"] = Field(
         "cut", description="rows over --max-length: refuse the data, leave them out, or cut their completions"
     )
@@ -57,13 +57,13 @@ class EvaluateConfig(RunConfig):
     out: Path = Field(description="file of metrics to write (.json); a file of all answers is written beside it")
     honesty: tuple[str, ...] = Field(
         (),
-        description="honesty questions, NAME=FILE...: rows with `answerable`, or falseqa, nec, refunq, kuq or selfaware "
-        "with its official file or folder",
+        description="honesty questions, NAME=FILE...: rows with `answerable`, or the official file or folder of "
+        "falseqa, nec, refunq, kuq or selfaware under that name",
     )
     task: tuple[str, ...] = Field(
         (),
-        description="task questions, NAME=FILE...: rows with `answers`, or with `choices` and `correct`, or hotpotqa, "
-        "nq_open, medmcqa or bioasq with its official file or folder",
+        description="task questions, NAME=FILE...: rows with `answers`, or with `choices` and `correct`, or the "
+        "official file or folder of hotpotqa, nq_open, medmcqa or bioasq under that name",
     )
     base: str | None = Field(None, description="the model that a LoRA adapter was trained on")
     samples: int | None = Field(None, ge=2, description="largest number of questions of each set; default: all")
@@ -154,7 +154,7 @@ class DataConfig(RunConfig):
 
 
 class DiagnoseConfig(RunConfig):
-    """Check whether a restoration will work for these models and rows, or whether a finished one (--restored) did harm."""
+    """Check whether a restoration will work for these models and rows, and with --restored whether it did harm."""
 
     base: Annotated[str, Positional()] = Field(
         description="the aligned model before fine-tuning: a Hugging Face folder or hub name"
@@ -164,7 +164,7 @@ class DiagnoseConfig(RunConfig):
     )
     honesty: Path = Field(description="file of honesty rows, as in restore; the probe check needs `answerable` in them")
     task: Path = Field(description="file of task rows, as in restore; the check of --restored needs `answers` in them")
-    out: Path = Field(description="report to write (.json)")
+    out: Path = Field(description="file of results to write (.json)")
     restored: str | None = Field(None, description="a restored model to compare with TUNED: a folder or hub name")
     samples: int = Field(128, ge=2, description="number of rows used from each data file, as in restore")
     seed: int | None = Field(0, ge=0, description="seed of the row shuffle, as in restore; none keeps the file's order")
@@ -174,7 +174,7 @@ class DiagnoseConfig(RunConfig):
     damping: float = Field(
         0.01, ge=0, description="damping of the correction, as a fraction of the second moments' mean diagonal"
     )
-    max_length: int = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
+    max_length: int = Field(512, ge=2, description="maximum tokens per row; longer rows are cut at the end")
     max_new_tokens: int = Field(64, ge=1, description="maximum tokens per completion (with --restored)")
     match: Literal["exact", "contains"] = Field(
         "exact", description="when a text answer is correct: it equals a gold answer, or contains one"
@@ -218,6 +218,6 @@ with warnings.catch_warnings():
         dtype: Literal["auto", "float32", "bfloat16"] = Field(
             "auto", description="dtype of weights and arithmetic; auto: float32 on the CPU, bfloat16 elsewhere"
         )
-        json: Path | None = Field(None, description="file to write the results to as well (.json)")  # type: ignore[assignment]
+        json: Path | None = Field(None, description="file of results to write (.json)")  # type: ignore[assignment]
         scratch: Path | None = Field(None, description="folder for temporary models; default: the system's")
         seed: int = Field(0, ge=0, description="seed of the weights and the rows")

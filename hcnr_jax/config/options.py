@@ -1,8 +1,8 @@
 """Turns typed configurations into options, YAML keys and error messages.
 
 A configuration is a frozen pydantic model; each field is one option of the command line and one key of the YAML file.
-`read_yaml` and `build` turn every mistake into an `InputError` that names the option as typed (`--in-weight`), or the
-file and its key, with what was expected and what was found.
+`read_yaml` and `build` turn every mistake into an `InputError`. The error names the option as typed (`--in-weight`) or
+the file and its key, with the expected and the given value.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from hcnr_jax.errors import InputError
 
 
 class Positional:
-    """Marks a field that the command line takes by place, not by option name."""
+    """Marks a field that the command line takes as a positional argument."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Marks the stages of a run whose products an option decides.
+    """Marks which stages of a run read an option.
 
-    Cache keys of a resumed run, the settings a grid may vary, and the options recorded as unused all derive from it.
+    Three things derive from this mark: the cache keys of a resumed run, the options that a grid may vary, and the
+    options recorded as unused.
 
     Args:
-        names: the stages; an option of several is read by each of them.
-        read: whether a configuration reads the option at all; by default always.
+        names: the stages that read the option.
+        read: returns whether a given configuration reads the option at all; always by default.
     """
 
     names: tuple[str, ...]
@@ -39,7 +40,7 @@ class Stage:
 
 
 class RunConfig(BaseModel):
-    """What every command's configuration shares: it is a value, and an unknown key is a mistake."""
+    """Makes every command's configuration an immutable value that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -48,7 +49,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def option_name(cls: type[RunConfig], field: str) -> str:
-    """A field as the user types it: `--in-weight`, or BASE for a positional."""
+    """Return a field as the user types it: `--in-weight`, or BASE for a positional argument."""
     info = cls.model_fields.get(field)
     if info is not None and is_positional(info.metadata):
         return field.upper()
@@ -56,14 +57,18 @@ def option_name(cls: type[RunConfig], field: str) -> str:
 
 
 def example_of(cls: type[RunConfig]) -> str:
-    """A key and its value as a command's YAML may have them: the first field with a default that is a plain value."""
+    """Return an example line of a command's YAML file: the first field whose default is a plain value."""
     found = ((name, info.default) for name, info in cls.model_fields.items())
     plain = ((name, value) for name, value in found if isinstance(value, bool | int | float | str) and value != "")
     return next(f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in plain)
 
 
 def stage_of(cls: type[RunConfig], field: str) -> Stage:
-    """Return the stages that a field declares. ValueError for a field without a declaration."""
+    """Return the stages that a field declares.
+
+    Raises:
+        ValueError: the field declares none, or several times.
+    """
     found = [item for item in cls.model_fields[field].metadata if isinstance(item, Stage)]
     if len(found) != 1:
         raise ValueError(f"{cls.__name__}.{field}: expected one Stage, found {len(found)}")
@@ -71,17 +76,21 @@ def stage_of(cls: type[RunConfig], field: str) -> Stage:
 
 
 def fields_of(cls: type[RunConfig], stages: Collection[str]) -> tuple[str, ...]:
-    """Return the fields that all lie within these stages, in the order of their declaration."""
+    """Return the fields that only these stages read, in the order of their declaration."""
     return tuple(name for name in cls.model_fields if set(stage_of(cls, name).names) <= set(stages))
 
 
 def is_positional(metadata: list[Any]) -> bool:
-    """Whether a pydantic field's metadata marks it as taken by place."""
+    """Return whether a pydantic field's metadata marks it as a positional argument."""
     return any(isinstance(item, Positional) for item in metadata)
 
 
 def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """The configuration, or one InputError that lists what is wrong with which option."""
+    """Build a configuration from values by field name.
+
+    Raises:
+        InputError: one message that lists every wrong option.
+    """
     try:
         return cls(**values)
     except ValidationError as error:
@@ -89,11 +98,11 @@ def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 class _RepeatedKey(Exception):
-    """A key that a mapping holds twice."""
+    """Reports a key that a mapping holds twice."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would take the last of two equal keys without a word."""
+    """Refuses repeated keys, where PyYAML's safe loader would silently use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[str, int] = {}
@@ -106,7 +115,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(cls: type[RunConfig], path: Path) -> dict[str, Any]:
-    """The keys of a YAML file as validated field values. Unknown keys and wrong values are refused by name."""
+    """Read the keys of a YAML file as validated field values.
+
+    Raises:
+        InputError: a file that cannot be read, an unknown key or a wrong value; the message names the key.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except _RepeatedKey as error:

@@ -106,9 +106,12 @@ class RestoreConfig(RunConfig):
         None, ge=1, description="number of rows used from --task, instead of --samples"
     )
     long_rows: Annotated[Literal["refuse", "drop", "cut"], INPUTS] = Field(
-        "refuse", description="rows whose prompt fills --max-length: refuse the data, or leave them out (drop, cut)"
+        "refuse",
+        description="rows whose prompt fills --max-length: refuse the data, or leave out these rows (drop, cut)",
     )
-    max_length: Annotated[int, INPUTS] = Field(512, ge=2, description="tokens per row; longer rows are cut at the end")
+    max_length: Annotated[int, INPUTS] = Field(
+        512, ge=2, description="maximum tokens per row; longer rows are cut at the end"
+    )
     seed: Annotated[int | None, Stage(("inputs", "selection"))] = Field(
         0, ge=0, description="seed of the row shuffle and of random draws; none keeps the file's order"
     )

@@ -312,6 +312,41 @@ def example_warnings(examples: Sequence[Example]) -> list[str]:
     return warnings
 
 
+def check_vocabularies(tuned: Tokenizer, base: Tokenizer, rows: Sequence[Row]) -> list[str]:
+    """Check that BASE's tokenizer gives the texts of all rows the same ids; chat template and end token may differ.
+
+    The rows are rendered and closed as TUNED's tokenizer does it, for both models. Return a warning where BASE's would
+    do it otherwise.
+
+    Raises:
+        InputError: a text has other ids; the message names the row.
+    """
+    tuned_added, base_added = added_tokens(tuned), added_tokens(base)
+    differing: list[Row] = []
+    for row in rows:
+        text = chat_text(row, tuned).text if row.is_chat else row.prompt + row.completion
+        ours, theirs = (token_ids(tokenizer, text, special=False) for tokenizer in (tuned, base))
+        if ours != theirs:
+            raise InputError(
+                f"{row.where}: the tokenizer of the adapter ({tokenizer_name(tuned)}) gives its text {len(ours)} "
+                f"tokens, BASE's ({tokenizer_name(base)}) {len(theirs)} or others; an adapter and its base must share "
+                "the vocabulary: is it the right BASE?"
+            )
+        try:
+            same = _encode(row, tuned, tuned_added).tokens == _encode(row, base, base_added).tokens
+        except InputError:  # BASE has no template, or its template refuses the row
+            same = False
+        if not same:
+            differing.append(row)
+    if not differing:
+        return []
+    return [
+        f"{differing[0].where}: the adapter's tokenizer ({tokenizer_name(tuned)}) has another chat template or end token "
+        f"than BASE's ({tokenizer_name(base)}), which changes {len(differing)} of {len(rows)} rows; the adapter's is "
+        "used for both models"
+    ]
+
+
 def check_tokenizers(tuned: Tokenizer, base: Tokenizer, rows: Sequence[Row]) -> None:
     """Raise InputError at the first row to which BASE's tokenizer or chat template gives other ids than TUNED's."""
     tuned_added, base_added = added_tokens(tuned), added_tokens(base)

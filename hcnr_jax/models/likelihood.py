@@ -1,6 +1,6 @@
 """Computes log p(token | tokens before), and the completion's negative log-likelihood from these values.
 
-All of the project's losses, scores and metrics use these functions.
+The project's losses, scores and metrics on completions all use these functions.
 """
 
 from typing import Literal

@@ -1,4 +1,7 @@
-"""`hcnr restore --choose`: a small grid from the one scoring, judged on rows of the user's own that were not scored."""
+"""Chooses among a small grid of settings for `hcnr restore --choose`.
+
+The grid shares one scoring. Every setting's model answers held-out rows of the user's files, which were not scored.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,26 @@ from hcnr_jax.restoration.resume.folder import Work
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores
 
-# Rows of each set that are asked: enough to see half a point of accuracy, few enough to ask a dozen models.
+# Largest number of held-out rows of each file: enough to see half a point of accuracy, few enough for a dozen models.
 ASKED = 200
-# Fewer than this decide by chance.
+# Least number of held-out rows of each file: with fewer rows, chance decides.
 LEAST = 16
-# Tokens a completion may take beyond the longest one of the rows.
+# Tokens that a completion may be longer than the longest completion of the scored rows.
 SPARE = 4
+# The grid of settings: PLAIN_CROSS_WEIGHTS for objectives that do not read task rows.
 CROSS_WEIGHTS = (0.4, 1.0)
 TASK_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
 PLAIN_CROSS_WEIGHTS = (0.2, 0.3, 0.4, 0.6, 1.0)
 
 
 class OpenedChoice(NamedTuple):
-    """What judges the settings: the constraint, and the held-out rows of both files as prompts."""
+    """Holds what judges the settings.
+
+    Args:
+        constraint: what a setting must keep.
+        prompts: the held-out rows of both files.
+        max_new_tokens: the largest length of a completion.
+    """
 
     constraint: Constraint
     prompts: list[Prompt]
@@ -49,7 +59,7 @@ class OpenedChoice(NamedTuple):
 
 
 def settings_of(config: RestoreConfig) -> list[dict[str, Any]]:
-    """The grid: the settings as given, then ratios and task weights around the presets'."""
+    """Build the grid: first the settings as given, then cross-weight ratios and task weights around the presets'."""
     own = {"cross_weight": config.cross_weight}
     if config.objective.reads_task:
         own["task_weight"] = config.task_weight
@@ -61,8 +71,11 @@ def settings_of(config: RestoreConfig) -> list[dict[str, Any]]:
 
 
 def open_choice(inputs: RunInputs) -> OpenedChoice:
-    """The rows that judge, checked. InputError for a constraint that is none, --stream or --mesh, or too few
-    rows left."""
+    """Parse the constraint, and read and check the held-out rows.
+
+    Raises:
+        InputError: --stream or --mesh is given, the constraint is not valid, or too few rows are left.
+    """
     config, spec = inputs.config, inputs.spec
     if config.stream:
         raise InputError("--choose asks every setting's model, which --stream never holds: give one of the two")
@@ -93,7 +106,7 @@ def open_choice(inputs: RunInputs) -> OpenedChoice:
 
 
 def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> list[Row]:
-    """The rows that are not scored, in the order `--samples` would go on to take them; no question twice."""
+    """Return the rows that are not scored, without repeated questions, in the order of the shuffle of `--samples`."""
     seen = {normalise_question(question_of(row)) for row in scored}
     found = []
     for row in choose_rows(rows, None, seed):
@@ -109,7 +122,7 @@ def _honesty(row: Row) -> Row:
 
 
 def _task(row: Row) -> Row:
-    """A row without gold answers is right where its completion is said again."""
+    """Use a row's completion as its gold answer where the row has no gold answers."""
     return row if row.answers or row.correct is not None else replace(row, answers=(_said(row).strip(),))
 
 
@@ -118,12 +131,21 @@ def _said(row: Row) -> str:
 
 
 def choose_setting(run: Run, scores: Mapping[str, Scores], work: Work) -> tuple[RestoreConfig, dict[str, Any]]:
-    """The configuration to restore with, and the record of the choice: every setting with its scores.
+    """Return the configuration to restore with, and the record of the choice: every setting with its metrics.
 
-    A choice that an interrupted run made stands: chosen again, it may fall otherwise (one greedy answer suffices), and
-    what is left of the later stages belongs to the first one. Warns where no setting holds the constraint; the one that
-    misses it by least is then taken. A setting without a restoration is in the table as failed. InputError where that
-    is every one, or where later stages were made with another setting.
+    If no setting meets the constraint, the setting that misses it by least is used, with a warning. A setting whose
+    restoration failed is in the table as failed.
+
+    A choice in the work folder is used again. A second choice could differ (one other greedy answer suffices), and the
+    later stages in the folder belong to the first choice.
+
+    Args:
+        run: both models and their rows.
+        scores: of `score_pair`.
+        work: the work folder, which keeps the record.
+
+    Raises:
+        InputError: every setting failed, or later stages in the work folder were made with another setting.
     """
     record = work.choice()
     if record is None:
@@ -136,7 +158,7 @@ def choose_setting(run: Run, scores: Mapping[str, Scores], work: Work) -> tuple[
 
 
 def _choose(run: Run, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """The record of the choice. InputError where no setting has a restoration, with every reason."""
+    """Restore and measure every setting, and return the record of the choice. InputError where all settings fail."""
     opened, settings = open_choice(run.inputs), settings_of(run.config)
     configs = [run.config.model_copy(update=setting) for setting in settings]
     tuned = run.models.tuned
@@ -177,7 +199,7 @@ def _asked(inputs: RunInputs, opened: OpenedChoice, params: Params) -> dict[str,
 
 
 def _tell(record: Mapping[str, Any], reporter: Reporter) -> None:
-    """The record's table, and its warning, which a resumed run repeats for hcnr.json."""
+    """Print the record's table and its warning. A resumed run repeats the warning, so that hcnr.json has it."""
     if not record["holds"]:
         nearest = label(record["chosen"])
         reporter.warn(f"no setting holds {record['constraint']!r} on the held-out rows; the nearest is {nearest}")

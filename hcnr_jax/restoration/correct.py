@@ -1,4 +1,4 @@
-"""Stage 2 of the method: the new weights of every kept kernel."""
+"""Computes the new weights of every kept kernel: stage 2 of the method."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
 from hcnr_jax.runtime.sharding import Layout
 
-# A correction this many times the base kernel's own norm is no correction any more.
+# Largest norm of a correction, relative to the base kernel's norm. A larger correction shows that the solve failed.
 EXPLODED = 10.0
 
 # What a user can do about a solve that failed.
@@ -47,10 +47,10 @@ def correct(run: Run, selection: Selection, store: KernelStore) -> dict[Kernel, 
     Args:
         run: both models and their rows.
         selection: the kept kernels and their restored neurons.
-        store: saves every kernel as it is made, and knows those of an interrupted run.
+        store: saves every solved kernel, and returns the kernels that an interrupted run solved.
 
     Raises:
-        InputError: a kernel whose solve failed, or whose correction is far larger than the kernel.
+        InputError: a solve failed, or a correction is far larger than its kernel.
         RunError: the device failed.
     """
     corrected = store.known()
@@ -79,7 +79,7 @@ def _items(
     waiting: list[SweepResult] = []
     sweep = Sweep(settings, keep_inputs=run.plan.keep_inputs)
     for result in sweep.run(problem_of(run, settings), selection.masks, known):
-        # Checked one block late, so that the device has the next block's work before the host waits for this one's.
+        # Results are checked one block late: the device then has the next block's work while the host waits.
         while waiting and waiting[0].kernel.index < result.kernel.index:
             yield checked(config, run.spec, waiting.pop(0), selection=selection)
         waiting.append(result)
@@ -88,7 +88,7 @@ def _items(
 
 
 def problem_of(run: Run, settings: Settings) -> Problem:
-    """Return what the sweeps of a run solve, with the rows on the run's mesh."""
+    """Build the problem that a run's sweeps solve, with the rows on the run's mesh."""
     layout = run.inputs.layout
     model = sweep_model(run.spec, settings, run.plan.dtype, layout=layout)
     honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(run))
@@ -96,7 +96,7 @@ def problem_of(run: Run, settings: Settings) -> Problem:
 
 
 def device_message(error: Exception) -> str:
-    """What to do about a device that failed while kernels were corrected."""
+    """Return a message that tells the user what to do about a device that failed while kernels were corrected."""
     if "RESOURCE_EXHAUSTED" in str(error):
         return "device memory does not hold one block's moments: take fewer --samples, or use --stream or --solver cg"
     return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"
@@ -111,16 +111,22 @@ def batches_of(run: Run) -> tuple[list[Batch], list[Batch]]:
 
 
 def sweep_model(spec: ModelSpec, settings: Settings, dtype: str, *, layout: Layout | None = None) -> BlockModel:
-    """The model whose inputs the corrections are solved for, wherever settings are compared or written.
+    """Build the block model that gives the layer inputs of the corrections.
 
-    dtype: `Plan.dtype`, of the forward pass behind local inputs. Propagated ones are always computed in float32: what
-    is solved for are the differences of two models, which 16 bits would drown.
+    Propagated inputs are always computed in float32: the solve uses small differences of two models' activations, which
+    16-bit rounding would hide.
+
+    Args:
+        spec: description of the model.
+        settings: how to compensate.
+        dtype: `Plan.dtype`, the compute dtype with local inputs.
+        layout: places of params on a mesh; None for one device.
     """
     return block_model(spec, jnp.dtype(dtype if settings.inputs == "local" else "float32"), layout=layout)
 
 
 def settings_of(config: RestoreConfig) -> Settings:
-    """The configuration's part that says how to compensate."""
+    """Return the options that say how to compensate."""
     return Settings(
         config.compensation, config.inputs, config.solver, config.damping, config.task_weight, config.moments_at
     )
@@ -129,7 +135,7 @@ def settings_of(config: RestoreConfig) -> Settings:
 def plain_kernels(
     run: Run, selection: Selection, known: Collection[Kernel] = ()
 ) -> Iterator[tuple[Kernel, CorrectedKernel]]:
-    """Yield every kept kernel with base's weights where the mask is True, a block at a time; `known` are left out."""
+    """Yield every kept kernel with BASE's weights where the mask is True, block by block, without the `known` ones."""
     model, kept = block_model(run.spec, layout=run.inputs.layout), set(selection.kept) - set(known)
     for index in range(model.num_blocks):
         kernels = {path: model.kernel(index, path) for path in model.paths if model.kernel(index, path) in kept}
@@ -146,7 +152,7 @@ _restore = jax.jit(restore_kernel, static_argnums=3)
 
 
 def restored_params(tuned: Params, corrected: Mapping[Kernel, CorrectedKernel]) -> Params:
-    """The tuned params with the corrected kernels in place: what `write_output` would write, on the device."""
+    """Return TUNED's params with the corrected kernels in place: the model that `write_output` would write."""
     leaves: Leaves = get_leaves(tuned, dict.fromkeys(kernel.path for kernel in corrected))
     for path in leaves:
         layers = [kernel.index[0] for kernel in corrected if kernel.path == path]
@@ -158,7 +164,17 @@ def restored_params(tuned: Params, corrected: Mapping[Kernel, CorrectedKernel]) 
 def checked(
     config: RestoreConfig, spec: ModelSpec, result: SweepResult, *, selection: Selection
 ) -> tuple[Kernel, CorrectedKernel]:
-    """Return a result with its info on the host. InputError names the tensor whose solve failed or exploded."""
+    """Check the result of a solve, and return the corrected kernel with its info on the host.
+
+    Args:
+        config: settings of the solve.
+        spec: description of the model.
+        result: of the sweep.
+        selection: the restored neurons.
+
+    Raises:
+        InputError: the solve failed or its correction is too large; the message names the tensor.
+    """
     name = hf_name_of(result.kernel.path, result.kernel.index[0], spec.recipe)
     mask = np.asarray(selection.masks[result.kernel.path][result.kernel.index])
     _check_rank(config, result, mask, name)
@@ -168,8 +184,10 @@ def checked(
 
 
 def _check_rank(config: RestoreConfig, result: SweepResult, mask: np.ndarray, tensor: str) -> None:
-    """Without damping, fewer tokens than unknowns leave the moments singular; a Cholesky factor can miss it, because
-    rounding may make the pivots that should be 0 positive."""
+    """Refuse a solve without damping that has fewer tokens than unknowns, because its moments are singular.
+
+    The Cholesky factorisation can succeed all the same: rounding may turn pivots of 0 into positive numbers.
+    """
     unknowns = mask.size if config.objective.unknowns == "all" else int(mask.sum())
     if config.damping == 0 and config.solver == "dense" and result.tokens < unknowns:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The Decoder as the method sees it: a loss of one row, and a model made of blocks."""
+"""Adapts the Decoder to the method: as the loss of one row, and as a sequence of blocks."""
 
 from __future__ import annotations
 
@@ -42,9 +42,14 @@ def row_loss(
     remat: bool = True,
     window: int | None = None,
 ) -> Loss:
-    """The loss whose gradients are scored: NLL of ONE row's completion, (params, Batch without its row axis) -> scalar.
+    """Build the loss whose gradients give the scores: (params, Batch without its row axis) -> NLL of ONE completion.
 
-    window: positions whose logits are made, of `batches.loss_window`; all without it.
+    Args:
+        spec: description of the model.
+        reduction: mean or sum over the completion's tokens.
+        dtype: compute dtype.
+        remat: whether the backward pass recomputes every block, to save memory.
+        window: number of positions whose logits are computed, of `microbatches.loss_window`; None computes all.
     """
     decoder = Decoder(spec, dtype, remat)
 
@@ -66,7 +71,17 @@ def head_nll(
     reduction: Literal["mean", "sum"],
     window: int | None,
 ) -> Float[Array, " b"]:
-    """Every row's loss from the residual stream after the last block; `window` as in `row_loss`."""
+    """Compute every row's loss from the residual stream after the last block.
+
+    Args:
+        spec: description of the model.
+        outer: params outside the blocks.
+        hidden: the residual stream.
+        batch: the rows' tokens and completion mask.
+        dtype: compute dtype of the head.
+        reduction: mean or sum over a completion's tokens.
+        window: as in `row_loss`.
+    """
     tokens, completion = jnp.asarray(batch.tokens), jnp.asarray(batch.completion_mask)
     if window is not None:
         hidden, tokens, completion = completion_window(hidden, tokens, completion, window)
@@ -75,7 +90,11 @@ def head_nll(
 
 @functools.cache
 def completion_outputs(spec: ModelSpec, dtype: DTypeLike = jnp.float32, window: int | None = None) -> Outputs:
-    """What the model says of completions: logits, each with its share of its row's mean. `window` as in `row_loss`."""
+    """Build the function (params, batch) -> (logits, weights) of the completions' positions.
+
+    A row's weights sum to 1 over the positions that predict its completion, and are 0 elsewhere. `window` is that of
+    `row_loss`.
+    """
     decoder = Decoder(spec, dtype)
 
     def outputs(params: Params, batch: Batch) -> tuple[Float[Array, "n t v"], Float[Array, "n t"]]:
@@ -93,14 +112,14 @@ def completion_outputs(spec: ModelSpec, dtype: DTypeLike = jnp.float32, window: 
 
 @functools.cache
 def layout_of(mesh: Mesh, spec: ModelSpec) -> Layout:
-    """Where the Decoder's parameters lie on a mesh."""
+    """Return where the Decoder's params lie on a mesh."""
     axes: dict[str, Any] = flatten_dict(logical_axes(spec), sep="/")
     shapes: dict[str, Any] = flatten_dict(abstract_params(spec), sep="/")
     return make_layout(mesh, axes, {path: leaf.shape for path, leaf in shapes.items()})
 
 
 def place_batch(layout: Layout | None, batch: Batch) -> Batch:
-    """A microbatch on the mesh. Which tokens count stays on the host too, where the sweep asks for it."""
+    """Place a microbatch on the mesh. The attention mask stays on the host, where the sweep reads it."""
     if layout is None:
         return batch
     return Batch(layout.put_rows(batch.tokens), batch.attention_mask, layout.put_rows(batch.completion_mask))
@@ -115,12 +134,20 @@ def block_model(
     layout: Layout | None = None,
     window: int | None = None,
 ) -> BlockModel:
-    """The Decoder as blocks, for sweeps and layer-wise scores; its batches are `Batch` values.
+    """Describe the Decoder as a sequence of blocks, for sweeps and layer-wise scores; its batches are `Batch` values.
 
-    Params are the tree of `load_params`, or anything with `outer` and `block` such as `StreamedParams`. One value per
-    spec: compilations are shared. layout: of params on a mesh; the kernels of a block are then solved on one device
-    each, side by side, every process alike: a Cholesky factor does not split, and what it says is the same everywhere.
-    window: of `row_loss`.
+    Params are the tree of `load_params`, or a `StreamedParams`. The function returns the same object for the same
+    arguments, so that compiled programs are shared.
+
+    On a mesh every kernel of a block is solved whole on one device, and the kernels side by side, because a Cholesky
+    factorisation does not split. Every process computes the same results.
+
+    Args:
+        spec: description of the model.
+        dtype: compute dtype.
+        reduction: mean or sum over a completion's tokens.
+        layout: places of params on a mesh; None for one device.
+        window: as in `row_loss`.
     """
 
     def apply(block_params: Params, hidden: Any, batch: Batch, index: Any) -> Any:
@@ -163,7 +190,7 @@ def _block_params(params: Any, index: int) -> Params:
 
 @jax.jit
 def _block_at(blocks: Params, index: Any) -> Params:
-    """One layer of every stacked leaf, in one program."""
+    """Take one layer of every stacked leaf, in one program."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
 
 

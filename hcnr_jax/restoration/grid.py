@@ -1,8 +1,8 @@
-"""Many settings for one scoring: what a sweep, an ablation or a choice of settings pays for once.
+"""Restores with many settings after one scoring, for `hcnr sweep`, `hcnr ablate` and `--choose`.
 
-Scores, and what the perturbations need of the weights, are computed once; masks of any ratio follow from them. Settings
-with local inputs share one walk through both models and pay their solves alone; each with propagated inputs pays a
-block sweep of its own.
+The scores and the squared norms of the weights are computed once, and give the masks of any ratio. Settings with local
+inputs share one pass through both models, so that only their solves are separate. Every setting with propagated inputs
+needs its own block sweep.
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, kernel_squares, select_neurons
 
-# What the settings of a grid may differ in; everything else goes into the scores.
+# The options in which the settings of a grid may differ; the scores depend on all other options.
 FREE = frozenset(fields_of(RestoreConfig, ("selection", "kernels", "output")))
 
 
 class GridResult(NamedTuple):
-    """One setting of a grid: its place among the settings, what was selected, the new weights of every kept kernel."""
+    """Holds one setting's restoration.
+
+    Args:
+        place: of the setting in the grid.
+        selection: the restored neurons.
+        corrected: the new weights of every kept kernel.
+    """
 
     place: int
     selection: Selection
@@ -42,14 +48,18 @@ class GridResult(NamedTuple):
 
 
 class GridFailure(NamedTuple):
-    """A setting of a grid that has no restoration: its place among the settings, and why."""
+    """Holds the place in the grid of a setting whose restoration failed, and the reason."""
 
     place: int
     error: InputError
 
 
 def restore_grid(run: Run, configs: Sequence[RestoreConfig], scores: Mapping[str, Scores]) -> Iterator[GridResult]:
-    """Do as `try_grid`, where every setting must have a restoration: InputError at the first that has none."""
+    """Yield the results of `try_grid`.
+
+    Raises:
+        InputError: a setting whose restoration failed; the first such setting ends the grid.
+    """
     for item in try_grid(run, configs, scores):
         if isinstance(item, GridFailure):
             raise item.error
@@ -59,9 +69,9 @@ def restore_grid(run: Run, configs: Sequence[RestoreConfig], scores: Mapping[str
 def try_grid(
     run: Run, configs: Sequence[RestoreConfig], scores: Mapping[str, Scores]
 ) -> Iterator[GridResult | GridFailure]:
-    """Yield every setting's restoration as soon as it is done, or why it has none.
+    """Yield every setting's restoration as soon as it is done, or the reason why it failed.
 
-    Settings with local inputs come first and end together. A setting whose selection or solve fails stops no other.
+    Settings with local inputs come first and end together. The failure of one setting does not stop the others.
 
     Args:
         run: both models and their rows.
@@ -69,7 +79,7 @@ def try_grid(
         scores: of `score_pair` with `run.config`.
 
     Raises:
-        InputError: a setting that differs from `run.config` in an option outside `FREE`.
+        InputError: a setting differs from `run.config` in an option outside `FREE`.
     """
     for config in configs:
         _check_same(run.config, config)
@@ -97,7 +107,7 @@ def try_grid(
 def _restored(
     run: Run, configs: Sequence[RestoreConfig], selections: Mapping[int, Selection]
 ) -> Iterator[GridResult | GridFailure]:
-    """Put back and correct every selection's kernels."""
+    """Restore and correct every selection's kernels."""
     for place, selection in selections.items():
         if not configs[place].objective.solves:
             yield GridResult(place, selection, dict(plain_kernels(run, selection)))
@@ -108,14 +118,14 @@ def _restored(
 
 
 def _groups(configs: Sequence[RestoreConfig], places: Iterable[int]) -> list[list[int]]:
-    """The places with a correction to solve for, those together that share a walk."""
+    """Group the places of the settings that solve for a correction: one group for each block sweep."""
     solved = [place for place in places if configs[place].objective.solves]
     local = [place for place in solved if configs[place].inputs == "local"]
     return [*([local] if local else []), *([place] for place in solved if place not in local)]
 
 
 def _sweep(run: Run, cases: Sequence[tuple[RestoreConfig, Selection]]) -> Iterator[GridResult | GridFailure]:
-    """Restore one group of `try_grid`; places are those among its cases."""
+    """Restore one group of `try_grid`; the results' places count within the group."""
     settings = [settings_of(config) for config, _ in cases]
     problem = problem_of(run, settings[0])
     asked = [(one, selection.masks) for one, (_, selection) in zip(settings, cases, strict=True)]

@@ -1,4 +1,4 @@
-"""Everything that can be refused before the work begins: folders, models, rows, tokenizers, options, all in seconds."""
+"""Checks within seconds all that can be refused before the work begins: folders, models, rows, tokenizers, options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
-from hcnr_jax.checkpoints.lora import open_tuned
+from hcnr_jax.checkpoints.lora import MergedCheckpoint, open_tuned
 from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, check_windows, delta_lost
 from hcnr_jax.checkpoints.tensor_checks import check_finite
@@ -19,6 +19,7 @@ from hcnr_jax.data import (
     Row,
     Tokenizer,
     check_tokenizers,
+    check_vocabularies,
     choose_rows,
     duplicate_warnings,
     example_warnings,
@@ -39,13 +40,23 @@ from hcnr_jax.restoration.decoder_blocks import layout_of
 from hcnr_jax.runtime.files import check_output, check_writable
 from hcnr_jax.runtime.sharding import Layout, check_mesh, make_mesh
 
-# Storage that showed no movement for this share of a delta has lost something worth a warning.
+# Warn if 16-bit rounding hid the change of more than this share of the kernel entries.
 LOST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Holds the checked inputs of a restoration. Nothing large is loaded yet."""
+    """Holds the checked inputs of a restoration. No weights are loaded yet.
+
+    Args:
+        config: the options of `hcnr restore`.
+        base: BASE, opened.
+        tuned: TUNED, opened.
+        spec: description of both models.
+        honesty: the encoded honesty rows.
+        task: the encoded task rows.
+        layout: places of params and rows on the mesh of --mesh; None for one device.
+    """
 
     config: RestoreConfig
     base: Checkpoint
@@ -57,7 +68,11 @@ class RunInputs:
 
 
 def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
-    """Open, compare and tokenise; warn about what is odd. Raises InputError for all that cannot be restored."""
+    """Open and compare both models, tokenise the rows, and warn about anything suspicious.
+
+    Raises:
+        InputError: these models, rows or options cannot be used for a restoration.
+    """
     mesh = _mesh(config)
     if config.compilation_cache is not None:
         check_writable(config.compilation_cache, f"--compilation-cache {config.compilation_cache}")
@@ -71,11 +86,12 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     honesty, task = _examples(config, tokenizer, spec, reporter)
     if config.choose is not None:
         _tell_constraint(config.choose, config.honesty, reporter)
-    _check_same_tokenizer(base, tuned, tokenizer, [example.row for example in [*honesty, *task]])
+    differing = _check_same_tokenizer(base, tuned, tokenizer, [example.row for example in [*honesty, *task]])
     longest = max(len(example.tokens) for example in [*honesty, *task])
     for warning in [
         *dict.fromkeys([*base.notes, *tuned.notes]),
         *check_windows(base, tuned, longest),
+        *differing,
         *example_warnings(honesty),
         *example_warnings(task),
     ]:
@@ -92,7 +108,7 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
 
 
 def _mesh(config: RestoreConfig) -> Mesh | None:
-    """The mesh of --mesh; InputError where it cannot be had."""
+    """Make the mesh of --mesh, None for one device. InputError for a mesh that this machine does not have."""
     check_mesh(config.mesh)
     mesh = make_mesh(config.mesh)
     if mesh is not None and config.stream:
@@ -104,7 +120,7 @@ def _mesh(config: RestoreConfig) -> Mesh | None:
 
 
 def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
-    """Every kernel and its Hugging Face tensor name, in canonical order."""
+    """Return every kernel and its Hugging Face tensor name, in canonical order."""
     return {
         Kernel(path, (layer,)): hf_name_of(path, layer, spec.recipe)
         for layer in range(spec.num_layers)
@@ -115,9 +131,9 @@ def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
 def _examples(
     config: RestoreConfig, tokenizer: Tokenizer, spec: ModelSpec, reporter: Reporter
 ) -> tuple[list[Example], list[Example]]:
-    """Choose and encode the rows of both files; warn about repeated and shared rows and about those left out.
+    """Choose and encode the rows of both files, and warn about repeated, shared and omitted rows.
 
-    Rows that --long-rows leaves out make place for the next ones in the order of the shuffle.
+    The next rows of the shuffle replace the rows that --long-rows leaves out.
     """
     options = (
         "--honesty-samples" if config.honesty_samples else "--samples",
@@ -153,8 +169,11 @@ def _examples(
 
 
 def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
-    """How --choose is read. Without an answerable row over-refusal is not seen: warned about, or refused where the
-    constraint is on a score that then does not exist."""
+    """Print how --choose is read, and check that its metric can be measured.
+
+    Without an answerable honesty row over-refusal cannot be measured. The function then warns, or raises InputError if
+    the constraint's own metric needs such rows.
+    """
     constraint = parse_constraint(text)
     reporter.say(f"--choose: the highest honesty_f1 with {constraint.in_words()}")
     if any(is_answerable(row) for row in read_rows(honesty)):
@@ -166,15 +185,21 @@ def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
     reporter.warn(f"--choose: {blind}: a setting that refuses everything would look best; {remedy}")
 
 
-def _check_same_tokenizer(base: Checkpoint, tuned: Checkpoint, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
-    """Refuse (InputError) a BASE whose tokenizer or chat template reads the rows otherwise than TUNED's."""
+def _check_same_tokenizer(base: Checkpoint, tuned: Checkpoint, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[str]:
+    """Refuse (InputError) a BASE whose tokenizer reads the rows otherwise than TUNED's; return warnings.
+
+    An adapter may bring its own chat template and end token, which are then used for both models.
+    """
     if tuned.tokenizer_folder == base.tokenizer_folder:
-        return
+        return []
     try:
         other = load_tokenizer(base.folder)
     except InputError:
-        return
+        return []
+    if isinstance(tuned, MergedCheckpoint):
+        return check_vocabularies(tokenizer, other, rows)
     check_tokenizers(tokenizer, other, rows)
+    return []
 
 
 def _warn_lost(loss: DeltaLoss, reporter: Reporter) -> None:

@@ -14,13 +14,13 @@ from hcnr_jax.restoration.score_pair import scoring_of
 
 
 def load_run(inputs: RunInputs, plan: Plan, reporter: Reporter, *, scoring: bool = True) -> Run:
-    """Load both models' weights; the program of the scores compiles meanwhile.
+    """Load both models' weights, while another thread compiles the scoring program.
 
     Args:
         inputs: the opened models.
         plan: shapes of the microbatches.
         reporter: prints progress.
-        scoring: False where no row will be scored, so that nothing compiles.
+        scoring: whether rows will be scored; False compiles nothing.
     """
     spec = inputs.spec
     if inputs.config.stream:

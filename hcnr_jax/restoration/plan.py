@@ -1,4 +1,4 @@
-"""What a restoration will take, said before it begins: kernels and neurons, memory, time."""
+"""Plans a restoration before it begins: kernels and neurons, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -30,20 +30,37 @@ from hcnr_jax.restoration.microbatches import (
 from hcnr_jax.runtime.memory import free_bytes
 from hcnr_jax.runtime.sharding import Layout
 
-# How often a streamed run reads a model: forward and back for each set's scores, once for the other model's losses, for
-# the perturbations and for the sweep; a mean over both models.
+# How often a streamed run reads a model, as a mean over both models: forward and back for each set's scores, and once
+# each for the other model's losses, the perturbations and the sweep.
 STREAM_PASSES = 4
-# Share of the free memory that what a block's groups read may take, beside the weights, to save computing it again.
+# Share of the free memory, beside the weights, that the kept inputs of a block's groups may take. Kept inputs need not
+# be computed again.
 KEEP_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts and costs of a run. Bytes are estimates of peaks; `flops` counts multiply-adds twice.
+    """Holds the counts and costs of a run. Bytes are estimates of peaks.
 
-    keep_inputs: of `method.sweep.run.Sweep`; by free memory, which is every process's own. shapes: of the microbatches.
-    window: `loss_window` of the rows. rows_by_shape: how many honesty and task rows go into each shape. dtype: compute
-    dtype of the scores. spill_bytes, read_bytes: what a streamed run keeps on the disk and reads from it; 0 otherwise.
+    Args:
+        kernels: number of kernels.
+        kept: number of kept kernels.
+        neurons: (restored, all) neurons of each kind of kernel, by path.
+        restored_share: fraction of all parameters that are restored.
+        shapes: of the microbatches.
+        window: `loss_window` of the rows.
+        rows_by_shape: how many honesty and task rows go into each shape.
+        dtype: compute dtype of the scores.
+        weight_bytes: memory of the weights.
+        score_bytes: memory of one microbatch's backward pass.
+        sweep_bytes: memory of the block sweep.
+        refine_bytes: memory of the steps of --refine.
+        keep_inputs: as in `method.sweep.run.Sweep`; depends on free memory, which can differ between processes.
+        output_bytes: disk space of the restored model.
+        spill_bytes: disk space that a streamed run uses meanwhile; 0 otherwise.
+        read_bytes: bytes of weights that a streamed run reads; 0 otherwise.
+        flops: arithmetic of the run; a multiply-add counts as two.
+        left_out: files and folders of TUNED that are not copied.
     """
 
     kernels: int
@@ -66,7 +83,7 @@ class Plan:
     left_out: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
-        """The plan as a person reads it."""
+        """Return the lines of the plan as (name, text), for printing."""
         rate = matmul_rate(self.dtype)
         per_kernel = ", ".join(f"{_word(path)} {part} of {whole}" for path, (part, whole) in self.neurons.items())
         held = "3 blocks and the embeddings of both models" if self.read_bytes else "weights of both models"
@@ -97,7 +114,11 @@ class Plan:
 
 
 def make_plan(inputs: RunInputs) -> Plan:
-    """Plan a run from its opened inputs. InputError where a ratio selects nothing."""
+    """Plan a run from its opened inputs.
+
+    Raises:
+        InputError: a ratio selects nothing.
+    """
     config, spec = inputs.config, inputs.spec
     params = abstract_params(spec)
     neurons = _neurons(config, get_leaves(params, spec.kernels))
@@ -142,7 +163,7 @@ def make_plan(inputs: RunInputs) -> Plan:
 
 
 def compute_dtype(asked: str, tuned: Checkpoint) -> str:
-    """`--dtype` as a dtype: auto is bfloat16 on an accelerator for weights stored in 16 bits, float32 elsewhere."""
+    """Resolve `--dtype`: auto is bfloat16 on an accelerator for weights stored in 16 bits, and float32 elsewhere."""
     if asked != "auto":
         return asked
     narrow = all(info.dtype in ("BF16", "F16") for info in tuned.tensors.values())
@@ -150,7 +171,7 @@ def compute_dtype(asked: str, tuned: Checkpoint) -> str:
 
 
 def _neurons(config: RestoreConfig, leaves: Mapping[str, Shaped]) -> dict[str, tuple[int, int]]:
-    """(restored, all) neurons of each kind of kernel."""
+    """Count the (restored, all) neurons of each kind of kernel."""
     totals = {path: neuron_count(leaf, config.granularity) for path, leaf in leaves.items()}
     return {
         path: (_count("in_weight", config, total, f"neurons of each {_word(path)} kernel"), total)
@@ -159,12 +180,12 @@ def _neurons(config: RestoreConfig, leaves: Mapping[str, Shaped]) -> dict[str, t
 
 
 def _spill_bytes(spec: ModelSpec, tokens: int, corrected: int) -> int:
-    """Inputs of every block for one set of rows, and the corrected kernels."""
+    """Count the bytes of every block's inputs for one set of rows, and of the corrected kernels."""
     return 4 * spec.num_layers * tokens * spec.hidden_size + corrected
 
 
 def _sweep_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
-    """Hidden states of every followed model, and the moments of the widest group with the matrices its solve needs."""
+    """Count the bytes of all followed models' hidden states, and of the moments and matrices of the widest solve."""
     if not config.objective.solves:
         return 0
     two_sided, propagated = config.objective.reads_task, config.inputs == "propagated"
@@ -173,13 +194,13 @@ def _sweep_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> i
 
 
 def _kept_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> int:
-    """What one block's groups read in every followed model, where inputs are propagated."""
+    """Count the bytes of the inputs of one block's groups in every followed model; 0 unless inputs are propagated."""
     propagated = config.objective.solves and config.inputs == "propagated"
     return 4 * _followed(config, tokens) * sum(_widths(spec)) if propagated else 0
 
 
 def _fits(kept_inputs: int, weight_bytes: int, layout: Layout | None) -> bool:
-    """Whether there is room to keep them. On a mesh a device holds its share of both; on a CPU all share one memory."""
+    """Return whether the kept inputs fit in memory. A device of a mesh holds its share; CPU devices share one memory."""
     free = free_bytes()
     if layout is not None:
         devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1
@@ -189,35 +210,40 @@ def _fits(kept_inputs: int, weight_bytes: int, layout: Layout | None) -> bool:
 
 
 def _followed(config: RestoreConfig, tokens: list[int]) -> int:
-    """Tokens of all followed models."""
+    """Count the tokens of all models that the sweep runs."""
     asked = tokens[0] + (tokens[1] if config.objective.reads_task else 0)
     return asked * (2 if config.inputs == "propagated" else 1)
 
 
 def _widths(spec: ModelSpec) -> tuple[int, ...]:
-    """Inputs of every group of kernels."""
+    """Return the input width of every group of kernels."""
     return spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size
 
 
 def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list[int]) -> float:
-    """Scores: forward, recomputation, input gradients (6 per weight and token). Then the block sweep: one pass of every
-    followed model, the moments' products, factorisations."""
+    """Count the arithmetic of a run in FLOP.
+
+    The scores need a forward pass, its recomputation and input gradients: 6 FLOP per weight and token. The block sweep
+    needs one pass of every followed model, the products of the moments, and the factorisations.
+    """
     total = sum(tokens)
     flops = 6.0 * parameters * total
     if config.objective.solves:
         propagated, two_sided = config.inputs == "propagated", config.objective.reads_task
         swept = total if two_sided else tokens[0]
         flops += 2.0 * parameters * swept * (2 if propagated else 1)
-        # Propagated: moments of what is met, of its shift and, on honesty rows, of what is meant.
+        # With propagated inputs there are moments of the current inputs, of their shift and, on honesty rows, of BASE's
+        # inputs.
         products = 2.0 * (tokens[0] * (3 if propagated else 1) + (swept - tokens[0]) * (2 if propagated else 1))
         moments = sum(products * width**2 + width**3 for width in _widths(spec))
         flops += spec.num_layers * min(1.0, config.cross_weight * len(spec.kernels) / 4) * moments
-    # A step's products (a forward pass, the same with its derivative, one backward with recomputation) and gradient.
+    # A step of --refine needs products (each a forward pass, a pass with its derivative, a backward pass with
+    # recomputation) and a gradient.
     return flops + config.refine * (12.0 * PRODUCTS + 14.0) * parameters * total
 
 
 def matmul_rate(dtype: str = "float32", size_: int = 512, repeats: int = 4) -> float:
-    """Measured FLOP/s of one device, in a few hundredths of a second."""
+    """Measure the FLOP/s of one device, in a few hundredths of a second."""
     x = jnp.ones((size_, size_), jnp.dtype(dtype))
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     multiply(x).block_until_ready()
@@ -228,7 +254,7 @@ def matmul_rate(dtype: str = "float32", size_: int = 512, repeats: int = 4) -> f
 
 
 def size(count: int | float) -> str:
-    """Bytes as a person reads them."""
+    """Write a number of bytes with a unit."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -237,12 +263,12 @@ def size(count: int | float) -> str:
 
 
 def duration(seconds: int | float) -> str:
-    """Seconds as a person reads them."""
+    """Write a number of seconds in seconds or minutes."""
     return f"{max(seconds, 1):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _count(field: str, config: RestoreConfig, total: int, what: str) -> int:
-    """The exact count of a ratio; InputError names its option where it rounds to 0."""
+    """Return the exact count of a ratio. InputError names the option of a ratio that rounds to 0."""
     ratio = getattr(config, field)
     try:
         return exact_count(ratio, total)

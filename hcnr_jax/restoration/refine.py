@@ -1,4 +1,4 @@
-"""The last step, `--refine`: restored neurons moved until the whole model says what BASE and TUNED say."""
+"""Takes the steps of `--refine`, which move restored neurons until the model's outputs match BASE's and TUNED's."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ from hcnr_jax.restoration.select import Selection
 
 
 class RefineResult(NamedTuple):
-    """Holds the kept kernels after the steps, and a record of each: both sides' mean KL in nats, and its length."""
+    """Holds the kept kernels after the steps, and a record of every step.
+
+    Args:
+        corrected: the kept kernels.
+        record: mean KL in nats on honesty rows and on task rows, and the length of the step; the start comes first.
+    """
 
     corrected: dict[Kernel, CorrectedKernel]
     record: list[dict[str, float]]
 
 
 def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, CorrectedKernel]) -> RefineResult:
-    """Take `config.refine` steps from the corrected kernels, whose infos stay those of their solves.
+    """Take `config.refine` steps from the corrected kernels. The kernels' infos remain those of their solves.
 
     Raises:
-        RunError: memory does not hold what the steps need.
+        RunError: device memory does not suffice for the steps.
         NumericalError: logits overflow.
     """
     config, inputs, plan = run.config, run.inputs, run.plan
@@ -71,5 +76,5 @@ def _said(step: Step) -> dict[str, float]:
 
 
 def _mask(selection: Selection, path: str, leaf: Any, granularity: Any) -> Any:
-    """True where entries of a stacked leaf may move."""
+    """Return a mask that is True where entries of a stacked leaf may move."""
     return spread(jnp.asarray(selection.masks[path]), leaf, granularity)

@@ -169,7 +169,7 @@ def save_adapter(
       The resolved output path.
 
     Raises:
-      InputError: `out` cannot be used, or the disk is too small. Nothing is left behind.
+      InputError: `out` cannot be used, or the disk failed or is full. Nothing is left behind.
     """
     tensors = adapter_tensors(adapters, family)
     rank = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight"))

@@ -1,11 +1,11 @@
-"""Training objectives: each is `(params, batch, key) -> (total, weight)`, and the loss is their quotient.
+"""Defines the training objectives. Each is `(params, batch, key) -> (total, weight)`, and the loss is total / weight.
 
     sft    -sum log p(token | before) / number of completion tokens
     dpo    -log sigmoid(beta ((log p(y+) - log q(y+)) - (log p(y-) - log q(y-))))           arXiv 2305.18290, eq. 7
     orpo   -mean log p(y+) - beta log sigmoid(log odds(y+) - log odds(y-))                  arXiv 2403.07691, eq. 6
 
 Here y+ is the chosen and y- the rejected completion of one prompt, p the model in training and q the model before it.
-Values per pair are functions of log-likelihoods alone, so that tests can compare them with other implementations.
+`dpo_values` and `orpo_values` take only log-likelihoods, so that tests can compare them with other implementations.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,18 @@ from hcnr_jax.models.likelihood import completion_nll
 from hcnr_jax.training.trainer import Objective
 
 Logits = Callable[[PyTree, Int[Array, "b t"], Bool[Array, "b t"]], Float[Array, "b t v"]]
-"""`(params, tokens, attention_mask) -> logits`, such as a Decoder's `apply`."""
+"""Maps `(params, tokens, attention_mask)` to logits, as `logits_of(model)` does."""
 
 
 class Pairs(NamedTuple):
-    """A pytree of preference pairs, one a row: two completions of one prompt.
+    """Holds a batch of preference pairs as a pytree; each row is a pair of two completions of one prompt.
 
-    reference_chosen, reference_rejected: log-likelihoods in nats under the model before training, (b,); zeros where the
-    objective has no reference.
+    Attributes:
+        chosen: prompts with the chosen completions.
+        rejected: the same prompts with the rejected completions.
+        reference_chosen: log-likelihoods in nats of the chosen completions under the model before training, (rows,).
+            They are zero where the objective has no reference.
+        reference_rejected: the same for the rejected completions.
     """
 
     chosen: Batch
@@ -48,7 +52,7 @@ def logits_of(model: nn.Module) -> Logits:
 
 
 def sft(logits: Logits) -> Objective:
-    """Make the objective of supervised fine-tuning: `-sum log p(token | before) / number of tokens`.
+    """Make the objective of supervised fine-tuning: `-sum log p(token | before) / number of completion tokens`.
 
     The mean is over the completion tokens of the batch, as in transformers and TRL, so that a long completion has more
     weight than a short one. A mean over rows of each row's mean would give rows equal weight.
@@ -75,8 +79,10 @@ def dpo_values(
     This is TRL's `loss_type="sigmoid"` without label smoothing.
 
     Args:
-        chosen, rejected: log p(y+) and log p(y-), summed over the completion's tokens.
-        reference_chosen, reference_rejected: log q(y+) and log q(y-).
+        chosen: log p(y+) in nats, summed over the completion's tokens, (pairs,).
+        rejected: log p(y-), likewise.
+        reference_chosen: log q(y+), likewise.
+        reference_rejected: log q(y-), likewise.
         beta: the beta of the equation.
     """
     margin = (chosen - reference_chosen) - (rejected - reference_rejected)
@@ -86,8 +92,13 @@ def dpo_values(
 def orpo_values(chosen: Float[Array, " b"], rejected: Float[Array, " b"], beta: float) -> Float[Array, " b"]:
     """Compute `-chosen - beta log sigmoid(log odds(chosen) - log odds(rejected))`, log odds(l) = l - log(1 - exp l).
 
-    chosen, rejected: mean log-likelihoods per completion token. The odds-ratio term is TRL's. TRL's likelihood term
-    counts the prompt's tokens too; here, as in the paper, only the completion's tokens count.
+    The odds-ratio term is TRL's. TRL's likelihood term counts the prompt's tokens too; here, as in the paper, only the
+    completion's tokens count.
+
+    Args:
+        chosen: mean log-likelihood per completion token of y+ in nats, (pairs,).
+        rejected: the same of y-.
+        beta: the beta of the equation.
     """
     log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
     return -chosen - beta * jax.nn.log_sigmoid(log_odds)
@@ -131,13 +142,15 @@ def _nll(logits: Logits, params: PyTree, batch: Batch, reduction: Any) -> Float[
 
 
 def log_likelihoods(logits: Logits, params: PyTree, batch: Batch, *, rows: int = 64) -> Float[np.ndarray, " b"]:
-    """Compute the summed completion log-likelihood of every row, the reference of `Pairs`.
+    """Compute the log-likelihood of every row's completion in nats, summed over its tokens.
+
+    `Pairs` takes these values, under the model before training, as its reference.
 
     Args:
         logits: the forward pass.
-        params: the model before training, q in the equations.
-        batch: the completions.
-        rows: rows of one forward pass.
+        params: the parameters of the model before training, q in the equations.
+        batch: prompts with completions.
+        rows: rows per forward pass.
     """
     step = jax.jit(lambda params, part: -_nll(logits, params, part, "sum"))
     found = []
@@ -148,6 +161,6 @@ def log_likelihoods(logits: Logits, params: PyTree, batch: Batch, *, rows: int =
 
 
 def _filled(batch: Batch, rows: int) -> Batch:
-    """Pad the batch to `rows` rows, so that the last part shares the compilation of the others."""
+    """Pad the batch to `rows` rows, so that the last part shares the compilation of the other parts."""
     missing = rows - len(batch.tokens)
     return Batch(*(np.pad(np.asarray(leaf), ((0, missing), (0, 0))) for leaf in batch))

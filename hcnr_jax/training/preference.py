@@ -14,14 +14,17 @@ PREFERENCES = {"dpo": dpo, "orpo": orpo}
 
 
 def objective_of(name: str, beta: float = 0.1) -> Callable[[Logits], Objective]:
-    """Return the objective `sft`, or an entry of `PREFERENCES` with this beta."""
+    """Return the function that makes an objective from a forward pass: `sft`, or an entry of `PREFERENCES`.
+
+    `beta` is the beta of the preference objectives; `sft` ignores `beta`.
+    """
     return sft if name == "sft" else partial(PREFERENCES[name], beta=beta)
 
 
 def pad_pairs(chosen: Sequence[Example], rejected: Sequence[Example]) -> Pairs:
     """Pad all pairs into one batch with a reference of zero.
 
-    Both sides are padded to one multiple of 8, so that they share one compilation.
+    Chosen and rejected rows are padded to the same multiple of 8 tokens, so that they share one compilation.
     """
     length = -(-max(len(example.tokens) for example in [*chosen, *rejected]) // 8) * 8
     zeros = np.zeros(len(chosen), np.float32)
@@ -29,13 +32,13 @@ def pad_pairs(chosen: Sequence[Example], rejected: Sequence[Example]) -> Pairs:
 
 
 def with_reference(pairs: Pairs, logits: Logits, params: PyTree, *, rows: int = 64) -> Pairs:
-    """Fill in the reference of the pairs.
+    """Compute the reference log-likelihoods of the pairs, and return the pairs with them.
 
     Args:
-        pairs: the pairs.
+        pairs: pairs with any reference.
         logits: the forward pass.
-        params: the model before training.
-        rows: rows of one forward pass.
+        params: the parameters of the model before training.
+        rows: rows per forward pass.
     """
     chosen, rejected = (log_likelihoods(logits, params, side, rows=rows) for side in (pairs.chosen, pairs.rejected))
     return pairs._replace(reference_chosen=chosen, reference_rejected=rejected)

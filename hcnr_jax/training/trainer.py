@@ -19,23 +19,29 @@ from jaxtyping import Array, Float, Float32, PRNGKeyArray, PyTree
 from hcnr_jax.errors import InputError, NumericalError
 
 Objective = Callable[[PyTree, PyTree, PRNGKeyArray], tuple[Float[Array, ""], Float[Array, ""]]]
-"""`(params, batch, key) -> (total, weight)`. A `jax.tree_util.Partial` passes arrays that are not trained."""
+"""Maps `(params, batch, key)` to `(total, weight)`. A `jax.tree_util.Partial` also passes arrays that are not trained.
+"""
 
 CHECK_EVERY = 50  # steps between reads of the loss: reading every step would make the device wait for the host
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The settings of an optimisation run, without its loss, its data and its initial weights.
+    """Holds the settings of an optimisation run, without its loss, its data and its initial weights.
 
     Attributes:
-      learning_rate: peak of the schedule, reached after `warmup_steps`. A cosine then decays to `end_fraction` of the
-        peak at `steps`.
-      batch_size: rows of a step. `microbatch` rows are computed at a time (None: all), which changes only memory.
-      weight_decay: AdamW's decoupled decay, on kernels alone unless `decay_everything` (norms, biases and embeddings
-        then too).
+      learning_rate: peak of the schedule.
+      steps: number of optimiser steps.
+      warmup_steps: steps in which the learning rate rises from 0 to its peak.
+      batch_size: rows per step.
+      weight_decay: AdamW's decoupled decay.
+      b1: AdamW's decay rate of the mean gradient.
+      b2: AdamW's decay rate of the mean squared gradient.
       clip_norm: largest global norm of the gradient; None does not clip.
+      end_fraction: learning rate at the last step as a fraction of the peak, reached by a cosine.
       seed: seed of the order of the rows and of the objective's random numbers.
+      microbatch: rows computed at a time, which changes only memory; None computes all rows of a batch at once.
+      decay_everything: apply weight decay to norms, biases and embeddings too, not to kernels alone.
     """
 
     learning_rate: float = 2e-5
@@ -75,14 +81,14 @@ class TrainSettings:
 
 
 class StepInfo(NamedTuple):
-    """The loss of one step and the gradient's global norm before clipping, as scalars on the device."""
+    """Holds the loss of one step and the gradient's global norm before clipping, as scalars on the device."""
 
     loss: Float32[Array, ""]
     gradient_norm: Float32[Array, ""]
 
 
 class TrainLog(NamedTuple):
-    """The loss and gradient norm of every step, float32 [steps]."""
+    """Holds the loss and the gradient norm of every step, float32 (steps,)."""
 
     losses: np.ndarray
     gradient_norms: np.ndarray
@@ -100,7 +106,7 @@ def schedule(settings: TrainSettings) -> optax.Schedule:
 
 
 def kernels_only(params: PyTree) -> PyTree:
-    """Mark the leaves with weight decay: True where the last name of the path is `kernel`, `lora_a` or `lora_b`."""
+    """Mark the leaves that get weight decay: True where the path ends in `kernel`, `lora_a` or `lora_b`."""
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
         return bool(path) and getattr(path[-1], "key", None) in ("kernel", "lora_a", "lora_b")
@@ -109,7 +115,7 @@ def kernels_only(params: PyTree) -> PyTree:
 
 
 def optimiser(settings: TrainSettings) -> optax.GradientTransformation:
-    """Make AdamW with the settings' schedule, after clipping."""
+    """Make AdamW with the settings' schedule; gradients are clipped first if the settings say so."""
     adamw = optax.adamw(
         schedule(settings),
         b1=settings.b1,
@@ -129,10 +135,10 @@ def loss_and_gradient(
 
     Args:
         objective: see `Objective`.
-        params: the trained parameters.
-        batch: pytree of arrays [rows, ...].
-        key: passed to the objective, split over the microbatches.
-        microbatch: rows computed at a time; None computes all at once.
+        params: the parameters to differentiate with respect to.
+        batch: pytree of arrays (rows, ...).
+        key: random key for the objective, split over the microbatches.
+        microbatch: rows computed at a time, a divisor of the number of rows; None computes all rows at once.
     """
     total_gradient = jax.value_and_grad(objective, has_aux=True)
     rows = jax.tree.leaves(batch)[0].shape[0]
@@ -163,7 +169,7 @@ def make_step(settings: TrainSettings) -> Callable[..., tuple[PyTree, PyTree, St
         objective: Objective, params: PyTree, state: PyTree, batch: PyTree, key: PRNGKeyArray
     ) -> tuple[PyTree, PyTree, StepInfo]:
         loss, gradient = loss_and_gradient(objective, params, batch, key=key, microbatch=settings.microbatch)
-        # optax mixes Python scalars, counters and float32 in ways strict promotion refuses.
+        # optax mixes Python scalars, counters and float32, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = transform.update(gradient, state, params)
             params = optax.apply_updates(params, updates)
@@ -191,9 +197,9 @@ def train(
       loss_fn: see `Objective`. A `jax.tree_util.Partial` passes frozen arrays as arguments of the compiled step, not
         as constants in it.
       params: the initial weights.
-      batches: step -> batch, a pytree of arrays [batch_size, ...].
+      batches: maps a step to its batch, a pytree of arrays (batch_size, ...).
       settings: the settings of the run.
-      key: folded with the step's number and passed to `loss_fn`.
+      key: random key; `loss_fn` gets it folded with the step's number.
       on_step: is called with the step and its `StepInfo` after every step; reading the info waits for the device.
 
     Returns:
@@ -225,7 +231,11 @@ def each_step(
     `checked`).
 
     Args:
-        loss_fn, params, batches, settings, key: as in `train`.
+      loss_fn: as in `train`.
+      params: as in `train`.
+      batches: as in `train`.
+      settings: as in `train`.
+      key: as in `train`.
     """
     params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
     with jax.numpy_dtype_promotion("standard"):
@@ -251,16 +261,16 @@ def checked(infos: list[StepInfo], first: int) -> list[StepInfo]:
 
 
 def epoch_batches(examples: PyTree, batch_size: int, seed: int) -> Callable[[int], PyTree]:
-    """Make a function from step to a batch of `batch_size` rows; every epoch visits all rows once in its own order.
+    """Make a function that maps a step to its batch; every epoch visits all rows once, in an order of its own.
 
     Epochs follow each other without a gap, and a batch may contain the end of one and the start of the next. Every
     batch is therefore full, and every row is used equally often. The batch depends on the step alone, so that a run can
     start at any step.
 
     Args:
-      examples: pytree of host arrays [rows, ...].
-      batch_size: rows of a batch.
-      seed: seed of the orders.
+      examples: pytree of host arrays (rows, ...).
+      batch_size: rows per batch.
+      seed: seed of the epochs' orders.
 
     Raises:
       InputError: there are no rows.
