@@ -75,7 +75,8 @@ def accepted(world: World, out: Path, *options: object) -> str:
 def chat(rows: list[dict], system: str | None = None) -> list[dict]:
     """Plain rows as conversations."""
     first = [{"role": "system", "content": system}] if system else []
-    return [XX]
+    turns = ([user(row["prompt"]), assistant(row["completion"].strip())] for row in rows)
+    return [{"messages": [*first, *pair]} for pair in turns]
 
 
 def rows_of(path: Path) -> list[dict]:
