@@ -43,6 +43,11 @@ def _release_compiled_programs() -> Iterator[None]:
 REAL_DATA = ("data", "models")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the number of broken inputs that tests/fuzz generates."""
+    parser.addoption("--fuzz", type=int, default=0, help="broken inputs of each kind that tests/fuzz tries")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Stop with one error where HCNR_TEST_DATA names a folder that is not the one of real files."""
     folder = os.environ.get("HCNR_TEST_DATA")

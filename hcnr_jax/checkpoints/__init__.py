@@ -1,4 +1,4 @@
-"""Hugging Face and Orbax checkpoints: reading, checking, comparing, merging adapters, writing, patching."""
+"""Reads, checks, compares, writes and patches Hugging Face and Orbax checkpoints, and merges adapters."""
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, open_checkpoint
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digest, tensor_digests

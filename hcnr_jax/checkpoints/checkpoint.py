@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder: its config, its checked shards, and one tensor at a time on request."""
+"""Opens a Hugging Face checkpoint folder: reads its config, checks the headers of its shards, and reads tensors."""
 
 import json
 import re
@@ -31,12 +31,12 @@ _TOKENIZER_FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|merges\.txt|chat_template\..*|.*\.tiktoken"
     r"|tekken\.json|(spiece|sentencepiece.*)\.model|additional_chat_templates/.*\.jinja)"
 )
-# What belongs to a model's folder beside its weights, its tokenizer and the index of its shards.
+# Files of a model's folder other than its weights, its tokenizer and the index of its shards.
 _MODEL_FILES = re.compile(
     r"(config\.json|generation_config\.json|README\.md|(LICEN[CS]E|NOTICE|USE_POLICY|COPYRIGHT)[^/]*|\.gitattributes)",
     re.IGNORECASE,
 )
-# What quantisers store beside or in place of a weight.
+# Names of tensors that quantisers store beside or in place of a weight.
 _QUANTISED = re.compile(r"(qweight|qzeros|scales?|weight_scale\w*|absmax|quant_map|quant_state\S*|weight_packed|SCB)$")
 _PREFIXES = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -44,7 +44,15 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened folder. Headers are checked, bodies untouched; `tensors` maps names to their place in the files."""
+    """Holds an opened folder, whose headers are checked and whose weights are not yet read.
+
+    Attributes:
+        folder: the folder.
+        config: content of config.json.
+        shards: the weight files.
+        tensors: maps a tensor name to the tensor's place in the files.
+        notes: warnings for the user about the folder, such as a stale index.
+    """
 
     folder: Path
     config: dict[str, Any] = field(repr=False)
@@ -53,16 +61,20 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as stored, (out, in) for linear weights, without copying; InputError for a name it lacks."""
+        """Return one tensor as stored, (out, in) for linear weights, without copying.
+
+        Raises:
+            InputError: there is no tensor of this name.
+        """
         if name not in self.tensors:
             raise InputError(f"{self.folder}: there is no tensor {name}; it has {len(self.tensors)} others")
         return read_tensor(self.tensors[name])
 
     def companions(self) -> dict[str, Path]:
-        """Return the files that belong to a model and are no weights, relative name -> path to read.
+        """Return the files that belong to a model and are not weights, as a map from relative name to path.
 
-        These are config, tokenizer, chat templates, generation config, licence and the index of the shards. Everything
-        else is left out: see `leftovers`.
+        These are config, tokenizer, chat templates, generation config, licence and the index of the shards. Other files
+        are left out: see `leftovers`.
         """
         found = {name: path for name, path in folder_files(self.folder) if _belongs(name)}
         index = self.folder / INDEX
@@ -72,10 +84,10 @@ class Checkpoint:
         return dict(sorted(found.items()))
 
     def leftovers(self) -> tuple[str, ...]:
-        """Return the names in the folder that no output takes over: what trainers leave, other weights, stale files.
+        """Return the names in the folder that are not copied: trainers' files, other weights, stale files.
 
-        A folder counts once, with a slash behind its name. Hidden files and the record and patch of an earlier
-        restoration are not named.
+        A subfolder is listed once, with a slash after its name. Hidden files and the record and patch of an earlier
+        restoration are not listed.
         """
         kept, used = set(self.companions()), {shard.name for shard in self.shards}
         names = set()
@@ -90,25 +102,28 @@ class Checkpoint:
 
     @property
     def _renamed(self) -> bool:
-        """Return whether tensors have other names than in their files."""
+        """Return whether any tensor's name differs from its name in the file."""
         return any(_PREFIXES.search(name) for shard in self.shards for name in _header_names(shard))
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The folders these weights are read from, which no output may touch."""
+        """Return the folders that hold these weights, which no output may change."""
         return (self.folder,)
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder whose tokenizer goes with these weights."""
+        """Return the folder whose tokenizer goes with these weights."""
         return self.folder
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Open a local folder, or a hub name such as `org/model` that is not a folder here, which is then downloaded.
+    """Open a model folder; a hub name such as `org/model` that is not a local folder is downloaded first.
 
-    Raises InputError for anything but one config.json with model.safetensors or an index and all its shards; every
-    header is checked before any weight is read.
+    Every header is checked before any weight is read.
+
+    Raises:
+        InputError: the folder lacks config.json, or model.safetensors, or an index with all its shards; or a file is
+            damaged. The message names the file.
     """
     path = local_folder(folder)
     config = _read_config(path)
@@ -142,7 +157,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def local_folder(folder: str | Path) -> Path:
-    """A folder as it is, or the local snapshot of a hub name such as `org/model`; InputError for anything else."""
+    """Return a local folder as it is; download the model of a hub name such as `org/model` and return its folder.
+
+    Raises:
+        InputError: `folder` is neither a folder nor a hub name, or the download failed.
+    """
     path = Path(folder)
     if path.is_dir():
         return path
@@ -154,18 +173,23 @@ def local_folder(folder: str | Path) -> Path:
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """True for a PEFT adapter folder, which `open_adapter` reads: an adapter's config and no whole model beside it."""
+    """Return whether a folder is a PEFT adapter, with an adapter's config and no whole model in the same folder."""
     path = Path(folder)
     return (path / ADAPTER_CONFIG).is_file() and not (path / WEIGHTS).exists() and not (path / INDEX).exists()
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """True for the files a tokenizer is saved as, the chat template included."""
+    """Return whether a file name is one of a tokenizer's files; a chat template is one."""
     return _TOKENIZER_FILES.fullmatch(name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError naming the file and line when it is not one."""
+    """Read a JSON object from a file.
+
+    Raises:
+        InputError: the file cannot be read or is not a JSON object. The message names the file, and the line of a
+            syntax error.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -180,7 +204,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files of a folder and of its chat templates, by relative name."""
+    """Yield relative name and path of the files in a folder and in its folder of chat templates."""
     for path in folder.iterdir():
         if path.is_file():
             yield path.name, path
@@ -198,7 +222,7 @@ def _header_names(shard: ShardInfo) -> list[str]:
 
 
 def _without_prefixes(shard: ShardInfo) -> ShardInfo:
-    """Strip from tensor names what torch.compile (`_orig_mod.`) and DistributedDataParallel (`module.`) add."""
+    """Strip the prefixes of torch.compile (`_orig_mod.`) and DistributedDataParallel (`module.`) from tensor names."""
     if not any(_PREFIXES.search(info.name) for info in shard.tensors):
         return shard
     tensors = tuple(replace(info, name=_PREFIXES.sub("", info.name), file_name=info.name) for info in shard.tensors)
@@ -207,7 +231,10 @@ def _without_prefixes(shard: ShardInfo) -> ShardInfo:
 
 
 def _check_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
-    """Tell a `quantization_config` that was left over plain weights from that of a quantised model."""
+    """Refuse a `quantization_config` left over in the config of plain weights, with a message of its own.
+
+    `spec_from_config` refuses models that really are quantised.
+    """
     if config.get("quantization_config") is None:
         return
     odd = [name for name, info in tensors.items() if info.dtype not in FLOATS or _QUANTISED.search(name)]
@@ -220,7 +247,7 @@ def _check_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
 
 
 def _download(name: str) -> Path:
-    """The hub's snapshot of `name` in the local cache, without pickled weights."""
+    """Download the hub's snapshot of `name` to the local cache, without pickled weights, and return its folder."""
     from huggingface_hub import snapshot_download  # slow to import, and only needed here
 
     kinds = [*_PICKLED, "*.h5", "*.msgpack", "*.gguf", "original/*"]
@@ -242,9 +269,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _shard_contents(folder: Path, notes: list[str]) -> dict[str, set[str] | None]:
-    """Return file name -> the tensors the index says it holds (None where there is no index), in the index's order.
+    """Return a map from weight file to the tensors that the index assigns to the file; None where there is no index.
 
-    notes: what is said of an index that is left over beside one whole file, which transformers reads.
+    Files are in the order of the index. A warning is appended to `notes` if the index is stale: transformers then reads
+    model.safetensors, which holds the whole model.
     """
     if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         files = _index_files(folder)
@@ -276,7 +304,7 @@ def _shard_contents(folder: Path, notes: list[str]) -> dict[str, set[str] | None
 
 
 def _index_files(folder: Path) -> set[str]:
-    """Return the names of the shards in the index, as far as it can be read."""
+    """Return the names of the shards in the index; entries that are not text are left out."""
     weight_map = read_json(folder / INDEX).get("weight_map")
     return {name for name in weight_map.values() if isinstance(name, str)} if isinstance(weight_map, dict) else set()
 
@@ -327,12 +355,12 @@ def _read_index(folder: Path) -> dict[str, set[str] | None]:
 def _open_shard(folder: Path, name: str) -> ShardInfo:
     path = folder / name
     if not path.is_file():
-        raise InputError(f"{path}: expected a file")
+        raise InputError(f"{path} is not a file; expected a weight file in the safetensors format")
     return read_header(path)
 
 
 def _check_contents(folder: Path, shard: ShardInfo, expected: set[str] | None) -> None:
-    """The index and the shard's own header must list the same tensors."""
+    """Check that the index and the shard's own header list the same tensors."""
     if expected is None:
         return
     found = {info.name for info in shard.tensors}

@@ -1,4 +1,4 @@
-"""sha256 of files and tensors, several at a time (hashlib lets go of the interpreter lock while it works)."""
+"""Computes sha256 of files and tensors in threads; hashlib releases the interpreter lock while hashing."""
 
 import hashlib
 import os
@@ -15,7 +15,11 @@ _THREADS = min(os.cpu_count() or 1, 8)
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hexadecimal sha256 of a file's bytes, read in pieces."""
+    """Return the hexadecimal sha256 of a file's bytes, which are read in pieces.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -24,25 +28,28 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[str, str]:
-    """File name -> sha256, for files of different names (a checkpoint's shards, an output folder)."""
+    """Return a map from file name to sha256, for files with different names, such as a checkpoint's shards."""
     listed = list(paths)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip((path.name for path in listed), pool.map(sha256_file, listed), strict=True))
 
 
 def tensor_digest(tensor: np.ndarray) -> str:
-    """Hexadecimal sha256 of a tensor's bytes in row-major order; dtype and shape are not part of it."""
+    """Return the hexadecimal sha256 of a tensor's bytes in row-major order; dtype and shape do not enter the hash."""
     return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def tensor_digests(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Tensor name -> sha256 of its bytes, for every tensor or `names`, in the order given."""
+    """Return a map from tensor name to sha256 of the tensor's bytes, for `names` in their order, or all tensors."""
     chosen = list(checkpoint.tensors if names is None else names)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(chosen, pool.map(lambda name: tensor_digest(checkpoint.read(name)), chosen), strict=True))
 
 
 def model_digest(tensors: Mapping[str, str]) -> str:
-    """One sha256 over all of a model's tensor digests, whatever the order or the sharding."""
+    """Return one sha256 over a model's tensor digests, which does not depend on their order or on the sharding.
+
+    `tensors` maps tensor name to sha256, as `tensor_digests` returns.
+    """
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(tensors.items()))
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""A checkpoint's tensors -> the parameter tree, one host buffer per leaf at a time, straight onto the device or mesh.
+"""Loads a checkpoint's tensors into the parameter tree, one leaf at a time, onto the device or the mesh.
 
-A leaf stacks one tensor of every layer; its buffer is filled tensor by tensor from the mapped files and handed to the
-device before the next leaf begins, so that no second full copy of the model ever exists. Kernels are transposed on the
-way, (out, in) -> (in, out), in tiles that fit the cache: four times faster than numpy's own strided copy (0.7 against
-0.2 GB/s a thread on 16-bit weights).
+A leaf stacks one tensor of every layer. The leaf's host buffer is filled tensor by tensor from the mapped files. The
+buffer goes to the device before the next leaf begins, so that no second full copy of the model ever exists. Kernels are
+transposed on the way from (out, in) to (in, out), in tiles that fit the cache. On 16-bit weights, tiles reach 0.7 GB/s
+per thread, and numpy's own strided copy 0.2 GB/s.
 """
 
 import os
@@ -31,16 +31,17 @@ Index = tuple[slice, ...]
 def load_params(
     checkpoint: Checkpoint, spec: ModelSpec, sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The parameter tree of `checkpoint` on the device(s), in the dtypes it is stored in.
+    """Load the parameter tree of `checkpoint` onto the device or devices, in the dtypes of the files.
 
     Args:
         checkpoint: an opened folder or a merged adapter.
-        spec: what its config describes; every tensor must fit it.
-        sharding: one sharding for every leaf, or a tree of shardings like the parameters'; None puts all on the
-            default device. With a sharding each device's part is read by itself, and only that part.
+        spec: the model that the config describes; every tensor must fit.
+        sharding: one sharding for every leaf, or a tree of shardings like the parameters'; None puts all leaves on the
+            default device. With a sharding, only the parts that this process's devices hold are read.
 
     Returns:
-        Nested dict of jax arrays; a leaf whose layers are stored in different dtypes is float32, which holds them all.
+        Nested dict of jax arrays. A leaf whose layers are stored in different dtypes is float32, which represents all
+        their values.
 
     Raises:
         InputError: missing, unexpected or misshapen tensors, by Hugging Face name.
@@ -60,9 +61,16 @@ def load_params(
 
 
 def read_leaf(checkpoint: Checkpoint, spec: ModelSpec, path: str, layer: int | None = None) -> np.ndarray:
-    """One leaf on the host, such as "blocks/mlp/up/kernel": all layers stacked, or `layer` alone without that axis.
+    """Read one leaf into host memory.
 
-    Raises InputError for a path or layer the tree of `spec` has not.
+    Args:
+        checkpoint: an opened folder or a merged adapter.
+        spec: the model that the config describes.
+        path: path of the leaf, such as "blocks/mlp/up/kernel".
+        layer: the layer to read, without the layer axis; None reads the whole leaf, with all layers stacked.
+
+    Raises:
+        InputError: the tree of `spec` has no such path or layer.
     """
     sources = _sources(spec).get(path)
     if sources is None:
@@ -76,7 +84,7 @@ def read_leaf(checkpoint: Checkpoint, spec: ModelSpec, path: str, layer: int | N
 
 
 def describe_params(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
-    """The tree `load_params` will give, as jax.ShapeDtypeStruct leaves; nothing is read."""
+    """Return the tree of `load_params` with jax.ShapeDtypeStruct leaves, without reading any tensor."""
     shapes = leaf_shapes(spec)
     leaves = {
         path: jax.ShapeDtypeStruct(shapes[path], _leaf_dtype(checkpoint, sources))
@@ -86,12 +94,12 @@ def describe_params(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
 
 
 def leaf_paths(spec: ModelSpec) -> tuple[str, ...]:
-    """Every leaf of the parameter tree, such as "blocks/mlp/up/kernel"."""
+    """Return the path of every leaf of the parameter tree, such as "blocks/mlp/up/kernel"."""
     return tuple(_sources(spec))
 
 
 def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
-    """target[i, j] = source[j, i], tile by tile."""
+    """Set target[i, j] = source[j, i], tile by tile."""
     rows, columns = source.shape
     for i in range(0, rows, _TILE):
         for j in range(0, columns, _TILE):
@@ -99,7 +107,7 @@ def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _sources(spec: ModelSpec) -> dict[str, list[tuple[str, Placement]]]:
-    """Leaf path -> the tensors it is made of, in the order of the layers."""
+    """Return a map from leaf path to the tensors that the leaf stacks, in the order of the layers."""
     leaves: dict[str, list[tuple[str, Placement]]] = {}
     for name, placement in tensor_names(spec).items():
         leaves.setdefault(placement.path, []).append((name, placement))
@@ -112,7 +120,7 @@ def _leaf_dtype(checkpoint: Checkpoint, sources: list[tuple[str, Placement]]) ->
 
 
 def _fill(checkpoint: Checkpoint, sources: list[tuple[str, Placement]], dtype: np.dtype, index: Index) -> np.ndarray:
-    """The part `index` of one leaf, read from the tensors it touches, several at a time."""
+    """Read the part `index` of one leaf from the tensors that hold this part, several tensors at a time."""
     stacked = sources[0][1].layer is not None
     part = index[1:] if stacked else index
     chosen = sources[index[0]] if stacked else sources
@@ -138,7 +146,7 @@ def _sharded_leaf(
     dtype: np.dtype,
     where: jax.sharding.Sharding,
 ) -> jax.Array:
-    """One leaf laid out as `where` says; devices that hold the same part share one reading of it."""
+    """Read one leaf with the sharding `where`; a part that several devices hold is read once."""
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def part(index: Index | None) -> np.ndarray:

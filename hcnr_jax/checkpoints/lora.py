@@ -1,9 +1,9 @@
-"""A PEFT LoRA adapter over BASE, seen as a whole checkpoint whose tensors are merged in float32 as they are read.
+"""Presents a PEFT LoRA adapter over BASE as a whole checkpoint, whose tensors are merged in float32 when read.
 
     plain, rsLoRA   W' = W + s B A,                        s = alpha / r, or alpha / sqrt(r)
     DoRA            W' = m * (W + s B A) / ||W + s B A||,  norms over each output's row
 
-with W (out, in), A (r, in), B (out, r), m (out,). The result is cast to BASE's dtype, which is the model "tuned" means.
+with W (out, in), A (r, in), B (out, r), m (out,). The result is cast to BASE's dtype, and this cast model is TUNED.
 Merging in 16 bits instead loses a third of the entries of a small delta to rounding.
 """
 
@@ -35,7 +35,7 @@ from hcnr_jax.models.spec import spec_from_config
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-# What DistributedDataParallel and torch.compile put before names.
+# Prefixes that DistributedDataParallel and torch.compile add to names.
 _WRAPPERS = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _PARTS = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?P<kind>weight|bias))?")
 _USED = {
@@ -73,7 +73,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class _Update:
-    """What the adapter does to one weight: the low-rank pair, its scale s, and DoRA's magnitudes where it has them."""
+    """Holds the adapter's update of one weight: A, B, the scale s, and DoRA's magnitudes m (None for plain LoRA)."""
 
     a: TensorInfo
     b: TensorInfo
@@ -83,9 +83,13 @@ class _Update:
 
 @dataclass(frozen=True)
 class MergedCheckpoint(Checkpoint):
-    """BASE with an adapter merged in: the interface, layout, dtypes and metadata of BASE's checkpoint.
+    """Presents BASE with an adapter merged in; interface, layout, dtypes and metadata are those of BASE's checkpoint.
 
-    `updates` and `biases` map HF tensor names to low-rank updates, `replaced` to tensors the adapter holds whole.
+    Attributes:
+        base: BASE.
+        updates: maps a Hugging Face tensor name to the adapter's low-rank update of that weight.
+        biases: maps the name of a bias to the tensor that is added to the bias and the scale of that tensor.
+        replaced: maps the name of a tensor to the adapter's whole tensor in its place.
     """
 
     base: Checkpoint
@@ -94,7 +98,11 @@ class MergedCheckpoint(Checkpoint):
     replaced: dict[str, TensorInfo] = field(repr=False)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor of the merged model in BASE's dtype; BASE's own view where the adapter leaves it alone."""
+        """Return one tensor of the merged model in BASE's dtype, or BASE's own view if the adapter does not change it.
+
+        Raises:
+            InputError: a merged value is NaN, or overflows BASE's dtype.
+        """
         if name not in self.updates and name not in self.biases and name not in self.replaced:
             return self.base.read(name)
         merged, dtype = self._merged(name), self.base.tensors[name].numpy_dtype
@@ -108,7 +116,7 @@ class MergedCheckpoint(Checkpoint):
         return stored
 
     def companions(self) -> dict[str, Path]:
-        """BASE's files that are not weights; its tokenizer gives way to the adapter's where the adapter has one."""
+        """Return BASE's files that are not weights, with the adapter's tokenizer in place of BASE's if it has one."""
         files = self.base.companions()
         if self.tokenizer_folder == self.base.tokenizer_folder:
             return files
@@ -117,22 +125,26 @@ class MergedCheckpoint(Checkpoint):
         return kept | {name: path for name, path in own if is_tokenizer_file(name)}
 
     def leftovers(self) -> tuple[str, ...]:
-        """Return BASE's files that no output takes over; the adapter's own files are not copied in any case."""
+        """Return the names in BASE's folder that are not copied; of the adapter's folder only a tokenizer is copied."""
         return self.base.leftovers()
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The adapter's folder and BASE's."""
+        """Return the adapter's folder and BASE's."""
         return (self.folder, *self.base.sources)
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The adapter's folder where it holds a tokenizer, else BASE's."""
+        """Return the adapter's folder if a tokenizer is in there, else BASE's tokenizer folder."""
         has_own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
         return self.folder if has_own else self.base.tokenizer_folder
 
     def lost_entries(self, name: str) -> tuple[int, int]:
-        """(entries the adapter moves whose stored value is still BASE's, entries it moves) of one kernel."""
+        """Count a kernel's entries that the adapter changes.
+
+        Returns:
+            The number of those entries whose stored value is still BASE's, and the number of all those entries.
+        """
         if name not in self.updates and name not in self.replaced:
             return 0, 0
         base = self.base.read(name)
@@ -140,7 +152,7 @@ class MergedCheckpoint(Checkpoint):
         return int(np.count_nonzero(moved & (self.read(name) == base))), int(np.count_nonzero(moved))
 
     def _merged(self, name: str) -> np.ndarray:
-        """The merged tensor in float32."""
+        """Return the merged tensor in float32."""
         if name in self.replaced:
             return self._replaced(name)
         weight = self.base.read(name).astype(np.float32)
@@ -156,7 +168,7 @@ class MergedCheckpoint(Checkpoint):
         return weight
 
     def _replaced(self, name: str) -> np.ndarray:
-        """A tensor the adapter holds whole; of a resized embedding the rows that BASE has."""
+        """Return the adapter's whole tensor; a resized embedding is cut to BASE's size, or completed from BASE."""
         found, own = read_tensor(self.replaced[name]).astype(np.float32), self.base.tensors[name].shape
         if found.shape == own:
             return found
@@ -169,9 +181,12 @@ class MergedCheckpoint(Checkpoint):
 def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
     """Open a PEFT LoRA folder over `base`.
 
-    Handled: rank and alpha patterns, rsLoRA, DoRA, lora_bias, trained biases, modules_to_save. Raises InputError naming
-    the option or tensor for any other kind of adapter, for one whose tensors do not fit `base` (a wrong base), and
-    for NaN or Inf in the adapter; all before anything is merged.
+    Rank and alpha patterns, rsLoRA, DoRA, lora_bias, trained biases and modules_to_save are handled. All checks run
+    before any tensor is merged.
+
+    Raises:
+        InputError: the adapter is of another kind, its tensors do not fit `base` (a wrong base), or it has NaN or
+            infinite values. The message names the option or the tensor.
     """
     path = local_folder(folder)
     config = read_json(path / ADAPTER_CONFIG)
@@ -200,19 +215,19 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
 
 
 def open_tuned(folder: str | Path, base: Checkpoint) -> Checkpoint:
-    """TUNED, which may be a whole model or an adapter over `base`, local or on the hub."""
+    """Open TUNED, which is a whole model or an adapter over `base`, in a local folder or on the hub."""
     path = local_folder(folder)
     return open_adapter(path, base) if is_adapter(path) else open_checkpoint(path)
 
 
 def _plain_name(name: str) -> str:
-    """PEFT's name of a tensor without what its wrappers add to the model's own."""
+    """Strip from PEFT's name of a tensor all that PEFT and other wrappers add to the model's own name."""
     plain = _WRAPPERS.sub("", name)
     return _WRAPPERS.sub("", plain.removeprefix(_PREFIX)).replace(".base_layer.", ".")
 
 
 def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse by name every option that would change the merge and is not handled here."""
+    """Refuse every option of the adapter's config that would change the merge and is not handled here."""
     where = folder / ADAPTER_CONFIG
     if config.get("peft_type") != "LORA":
         raise InputError(f"{where}: peft_type {config.get('peft_type')!r} is not handled; expected 'LORA'")
@@ -248,7 +263,7 @@ def _check_values(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def _sort(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
-    """Adapter tensors by module and part (lora_A, lora_B, lora_B.bias, ...), and those that are whole tensors."""
+    """Sort adapter tensors by module and part (lora_A, lora_B, lora_B.bias, ...); return whole tensors separately."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     whole = {}
     for name, info in tensors.items():
@@ -264,7 +279,7 @@ def _sort(tensors: Mapping[str, TensorInfo]) -> tuple[dict[str, dict[str, Tensor
 def _check_module(
     folder: Path, config: Mapping[str, Any], base: Checkpoint, module: str, parts: Mapping[str, TensorInfo]
 ) -> float:
-    """Hold one module's tensors against BASE's weight and the config; returns the scale s."""
+    """Check one module's tensors against BASE's weight and the config; return the scale s."""
     target = base.tensors.get(f"{module}.weight")
     ends = _family_of(base)
     if target is None and module == ends.lm_head.removesuffix(".weight"):
@@ -301,7 +316,7 @@ def _check_module(
 
 
 def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of the module's name, whole components at a time."""
+    """Return the value of the first pattern that matches the last components of the module's name, as PEFT does."""
     for pattern, value in (config.get(key) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -311,7 +326,10 @@ def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> 
 def _replacements(
     folder: Path, config: Mapping[str, Any], base: Checkpoint, whole: Mapping[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """Tensors the adapter holds whole: modules_to_save, trained biases, and embeddings PEFT saved along."""
+    """Return the adapter's whole tensors: modules_to_save, trained biases, and embeddings that PEFT saved as well.
+
+    Embeddings and heads equal to BASE's are left out.
+    """
     spec = spec_from_config(base.config, str(base.folder / "config.json"))
     ends = {spec.recipe.embedding, spec.recipe.lm_head}
     saved = tuple(config.get("modules_to_save") or ())
@@ -328,10 +346,10 @@ def _replacements(
             raise InputError(f"{folder}: the adapter holds {name}, which {base.folder} has not{_made_for(config)}")
         rows, own = info.shape, base.tensors[name].shape
         if rows != own and name in ends and rows[1:] == own[1:]:
-            continue  # resized: see `resize_note`
+            continue  # a resized vocabulary: see `_resize_notes`
         if rows != own:
             raise InputError(f"{folder}: {name} is {list(rows)}, in {base.folder} {list(own)}{_made_for(config)}")
-    # PEFT saves an embedding or head along although it was not trained.
+    # PEFT may save an embedding or head that was not trained.
     untrained = {name for name in ends & set(whole) if _is_untrained(whole[name], base.read(name))}
     whole = {name: info for name, info in whole.items() if name not in untrained}
     if spec.tie_embeddings and ends & set(whole):
@@ -349,7 +367,7 @@ def _is_untrained(info: TensorInfo, own: np.ndarray) -> bool:
 
 
 def _resize_notes(folder: Path, base: Checkpoint, whole: Mapping[str, TensorInfo], ends: Collection[str]) -> list[str]:
-    """Say where the adapter was trained over an embedding of another size than BASE's, and how to resize BASE."""
+    """Warn if the adapter was trained over an embedding of another size than BASE's, and say how to resize BASE."""
     for name in sorted(set(ends) & set(whole)):
         rows, own = whole[name].shape[0], base.tensors[name].shape[0] if name in base.tensors else 0
         if own and rows != own:
@@ -363,7 +381,7 @@ def _resize_notes(folder: Path, base: Checkpoint, whole: Mapping[str, TensorInfo
 
 
 def _base_note(folder: Path, config: Mapping[str, Any], base: Checkpoint) -> list[str]:
-    """Say where the adapter names another model than BASE as the one it was trained on."""
+    """Warn if the adapter's config names a model other than BASE as the model on which the adapter was trained."""
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name.strip():
         return []
@@ -386,7 +404,7 @@ def _family_of(base: Checkpoint) -> Family:
 
 
 def _check_targets(folder: Path, config: Mapping[str, Any], base: Checkpoint, found: set[str]) -> None:
-    """Every module of BASE that target_modules names must have its pair: a base with more layers shows here."""
+    """Check that every module of BASE that target_modules names has its A and B; a base with more layers fails here."""
     targets = config.get("target_modules")
     restricted = config.get("layers_to_transform") is not None or config.get("exclude_modules")
     if not isinstance(targets, list) or restricted:

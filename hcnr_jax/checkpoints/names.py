@@ -1,7 +1,7 @@
-"""The one table between Hugging Face tensor names and our parameter tree, read in both directions.
+"""Maps Hugging Face tensor names to places in the parameter tree; loading and saving both use this map.
 
-Hugging Face stores one tensor per layer and linear weights as (out, in); the parameter tree stacks the layers on a
-leading axis and holds Flax kernels (in, out). `tensor_names` lists every tensor of a model with the place it goes to.
+Hugging Face stores one tensor per layer, and linear weights as (out, in). The parameter tree stacks the layers on a
+leading axis and holds Flax kernels (in, out). `tensor_names` lists every tensor of a model with its place in the tree.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,14 @@ from hcnr_jax.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a Hugging Face tensor goes: leaf path, layer on its leading axis (None: the leaf is not stacked), whether
-    it is transposed on the way, and the shape it must have in the file."""
+    """Says where a Hugging Face tensor goes in the parameter tree.
+
+    Attributes:
+        path: path of the leaf, such as "blocks/mlp/up/kernel".
+        layer: index on the leaf's leading axis; None where the leaf is not stacked.
+        transpose: whether the tensor is transposed on the way.
+        shape: the shape that the tensor must have in the file.
+    """
 
     path: str
     layer: int | None
@@ -24,9 +30,22 @@ class Placement:
 
 
 def hf_name_of(path: str, layer: int | None = None, family: Family = LLAMA) -> str:
-    """Return the Hugging Face name of a leaf, as in `hf_name_of("blocks/attention/q/kernel", 3)`.
+    """Return the Hugging Face name of a leaf of the parameter tree.
 
-    `layer` is needed for the leaves under `blocks/` and only there. Raises InputError for a path the tree has not.
+    Args:
+        path: path of the leaf.
+        layer: layer of a leaf under `blocks/`; None for the other leaves.
+        family: the model family, which gives the names.
+
+    Raises:
+        InputError: the tree has no such leaf, or the layer is missing or too much.
+
+    Example:
+        >>> from hcnr_jax.checkpoints import hf_name_of
+        >>> hf_name_of("blocks/attention/q/kernel", 3)
+        'model.layers.3.self_attn.q_proj.weight'
+        >>> hf_name_of("final_norm/scale")
+        'model.norm.weight'
     """
     blocks = {f"blocks/{leaf}": name for leaf, name in family.block_names.items()}
     table = blocks if layer is not None else family.outer_names
@@ -37,9 +56,17 @@ def hf_name_of(path: str, layer: int | None = None, family: Family = LLAMA) -> s
 
 
 def tensor_names(spec: ModelSpec) -> dict[str, Placement]:
-    """Every tensor that a checkpoint of `spec` holds -> its Placement, in the order of the forward pass.
+    """Return a map from every tensor name of a checkpoint of `spec` to its Placement, in order of the forward pass.
 
-    A tied model has no `lm_head.weight` here; a checkpoint may hold a copy of the embedding under that name.
+    A tied model has no `lm_head.weight` here, although its checkpoint may hold a copy of the embedding under that name.
+
+    Example:
+        >>> from hcnr_jax.checkpoints import tensor_names
+        >>> from hcnr_jax.models import spec_from_config
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> names = tensor_names(spec_from_config({"model_type": "llama", **sizes}, source="config.json"))
+        >>> names["model.layers.1.mlp.up_proj.weight"]
+        Placement(path='blocks/mlp/up/kernel', layer=1, transpose=True, shape=(12, 8))
     """
     shapes = leaf_shapes(spec)
     blocks_of = [f"blocks/{leaf}" for leaf in spec.recipe.block_names]
@@ -57,7 +84,18 @@ def tensor_names(spec: ModelSpec) -> dict[str, Placement]:
 
 
 def leaf_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Path of every leaf of the parameter tree -> its shape, layers leading, kernels (in, out)."""
+    """Return a map from the path of every leaf of the parameter tree to its shape.
+
+    Leaves under `blocks/` have a leading layer axis, and kernels are (in, out).
+
+    Example:
+        >>> from hcnr_jax.checkpoints import leaf_shapes
+        >>> from hcnr_jax.models import spec_from_config
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> shapes = leaf_shapes(spec_from_config({"model_type": "llama", **sizes}, source="config.json"))
+        >>> shapes["blocks/mlp/up/kernel"], shapes["final_norm/scale"]
+        ((2, 8, 12), (8,))
+    """
     hidden, inner, layers = spec.hidden_size, spec.intermediate_size, spec.num_layers
     q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     shapes: dict[str, tuple[int, ...]] = {"embed/embedding": (spec.vocab_size, hidden), "final_norm/scale": (hidden,)}

@@ -1,4 +1,4 @@
-"""Orbax folders, the way Flax training code keeps parameters: save and load a parameter tree."""
+"""Saves and loads a parameter tree as an Orbax folder, the usual format of Flax training code."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,13 @@ from hcnr_jax.errors import InputError, RunError
 
 
 def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
-    """Save a tree of arrays, sharded ones included, as a new Orbax folder.
+    """Save a tree of arrays as a new Orbax folder; the arrays may be sharded.
 
-    Raises InputError when `path` exists; RunError when writing fails. Orbax itself writes to a temporary folder and
-    renames it, so an interrupted save leaves nothing under this name.
+    Orbax itself writes to a temporary folder and renames it, so an interrupted save leaves nothing at `path`.
+
+    Raises:
+        InputError: `path` exists.
+        RunError: writing failed.
     """
     target = Path(path).resolve()
     if target.exists():
@@ -29,9 +32,13 @@ def save_params(path: str | Path, params: Mapping[str, Any]) -> None:
 def load_params(path: str | Path, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Load a tree of arrays saved with `save_params` or any Orbax StandardCheckpointer.
 
-    `like` is a tree of arrays or jax.ShapeDtypeStruct; the result takes its shardings and dtypes. Without it, arrays
-    come back as they were saved, on this machine's devices. Of the root of a CheckpointManager the latest step is read. Raises InputError when there is no such folder, when it is
-    not an Orbax one, or when it does not fit `like`.
+    Args:
+        path: the Orbax folder. Of a CheckpointManager's root folder, the latest step is loaded.
+        like: a tree of arrays or jax.ShapeDtypeStruct, whose shardings and dtypes the result takes. Without `like`,
+            arrays come back as they were saved, on this machine's devices.
+
+    Raises:
+        InputError: there is no such folder, the folder is not an Orbax checkpoint, or the tree does not fit `like`.
     """
     source = Path(path).resolve()
     if not source.is_dir():
@@ -45,7 +52,7 @@ def load_params(path: str | Path, like: Mapping[str, Any] | None = None) -> dict
 
 
 def _item_folder(folder: Path) -> Path:
-    """Find the tree in a CheckpointManager's root (its latest step) or in a step with one item; else the folder."""
+    """Return the tree's folder: in a CheckpointManager's root the latest step, in a step the item of parameters."""
     if (folder / "_METADATA").exists() or (folder / "manifest.ocdbt").exists():
         return folder
     steps = [path for path in folder.iterdir() if path.is_dir() and path.name.rpartition("_")[2].isdigit()]
@@ -59,7 +66,7 @@ def _item_folder(folder: Path) -> Path:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """Of one process: of several each calls on its own, for trees that it holds whole, and waits for no other."""
+    """Return a checkpointer that waits for no other process, for trees that the calling process holds whole."""
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     own = jax.process_index()

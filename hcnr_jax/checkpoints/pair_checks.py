@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: are BASE and TUNED a pair, and how much of their difference did storage round away."""
+"""Checks that BASE and TUNED are a pair, and measures how much of their difference was lost to rounding."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from hcnr_jax.checkpoints.tensor_checks import check_tensors, chunks
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 
-# Windows matter for rows that are longer: see `check_windows`.
+# Attention windows matter only for rows longer than the window: see `check_windows`.
 _MAY_DIFFER = {"max_positions", "bos_token_id", "eos_token_ids", "layer_windows"}
 _CONFIG_NAMES = {
     "family": "model_type",
@@ -29,14 +29,15 @@ _HINTS = {
 
 
 def check_pair(base: Checkpoint, tuned: Checkpoint) -> ModelSpec:
-    """Check that `tuned` can have come from `base`, and return the spec they share.
+    """Check that `tuned` can be a fine-tuned version of `base`, and return the spec of `tuned`.
 
-    Configs are compared attribute by attribute where they decide the parameters or the arithmetic (not: positions,
-    bos and eos), tensors against that spec and by their 16-bit kind, and the weights just far enough to see that they
-    differ.
+    Config attributes that decide the parameters or the arithmetic must be equal. Positions, bos, eos and attention
+    windows may differ. Tensors must fit the spec, and none may be float16 in one model and bfloat16 in the other.
+    Kernels are read until the first difference.
 
     Raises:
-        InputError: naming the attribute or tensor and both values; or saying that the weights are identical.
+        InputError: an attribute or tensor does not fit, or all kernels are identical. The message names the attribute
+            or tensor and both values.
     """
     base_spec = spec_from_config(base.config, str(base.folder / "config.json"))
     tuned_spec = spec_from_config(tuned.config, str(tuned.folder / "config.json"))
@@ -61,11 +62,11 @@ def check_windows(base: Checkpoint, tuned: Checkpoint, longest: int) -> list[str
 
     Args:
         base: BASE.
-        tuned: TUNED, whose windows are used for both.
-        longest: tokens of the longest row.
+        tuned: TUNED, whose windows are used for both models.
+        longest: number of tokens in the longest row.
 
     Raises:
-        InputError: a row is longer than a window that one of the two models has and the other has not.
+        InputError: a row is longer than the shortest window on which the two models differ.
     """
     specs = [spec_from_config(model.config, str(model.folder / "config.json")) for model in (base, tuned)]
     pairs = zip(*(spec.layer_windows for spec in specs), strict=True)
@@ -85,10 +86,15 @@ def check_windows(base: Checkpoint, tuned: Checkpoint, longest: int) -> list[str
 
 
 class DeltaLoss(NamedTuple):
-    """How much of tuned - base did not survive 16-bit storage.
+    """Says how much of tuned - base was lost to rounding in 16-bit storage.
 
-    `share` = lost / entries over the kernels that were trained and are stored in 16 bits; `worst` names the tensor
-    with the largest share (empty when there is none).
+    Only kernels that were trained and are stored in 16 bits count.
+
+    Attributes:
+        share: lost / entries; 0 where there are no entries.
+        lost: number of entries that training changed and storage shows unchanged.
+        entries: for a merged adapter, number of entries that training changed; for whole models, of all entries.
+        worst: name of the tensor with the largest share; empty when no tensor lost entries.
     """
 
     share: float
@@ -99,7 +105,7 @@ class DeltaLoss(NamedTuple):
 
 @dataclass
 class _LossCount:
-    """A running count: `add` once per tensor, `result` at the end."""
+    """Counts lost entries: call `add` once per tensor and `result` at the end."""
 
     lost: int = 0
     entries: int = 0
@@ -116,12 +122,12 @@ class _LossCount:
 
 
 def delta_lost(base: Checkpoint, tuned: Checkpoint, names: Iterable[str]) -> DeltaLoss:
-    """Share of the entries of `names` (kernels) that training moved but storage shows unmoved.
+    """Count the entries of the kernels `names` that training changed but 16-bit storage shows unchanged.
 
-    For a merged adapter the exact delta is known, and an entry counts as lost where it is not zero and yet the stored
-    value is BASE's. For two full checkpoints it has to be inferred: in a 16-bit kernel that differs at all, every entry
-    equal to BASE's counts, which overstates the loss where entries truly had no gradient. Kernels stored in float32,
-    and kernels that are wholly equal, are left out.
+    For a merged adapter the exact delta is known: an entry is lost where its delta is not zero and the stored value is
+    BASE's. For two whole models the delta is inferred. In a 16-bit kernel that differs at all, every entry equal to
+    BASE's counts as lost. This overstates the loss where an entry truly had no gradient. Kernels stored in float32 and
+    kernels that are equal in every entry are left out.
     """
     count = _LossCount()
     for name in names:
@@ -168,7 +174,7 @@ def _differs(base: Checkpoint, tuned: Checkpoint, name: str) -> bool:
 
 
 def _both(base: Checkpoint, tuned: Checkpoint, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Pieces of one tensor of both sides, comparable entry by entry: bits where the dtypes agree, else float32."""
+    """Yield pieces of a tensor of both models to compare by entry: bits where the dtypes agree, else float32 values."""
     ours, theirs = base.read(name), tuned.read(name)
     pairs = zip(chunks(ours), chunks(theirs), strict=True)
     if ours.dtype == theirs.dtype:

@@ -1,10 +1,12 @@
-"""The patch file: what turned TUNED into the restored model, small enough to pass on, and its own inverse.
+"""Writes and applies patch files. A patch turns TUNED into the restored model, and the restored model into TUNED.
 
-Per changed kernel it holds the neuron indices and the XOR of tuned and restored bit patterns of those neurons only, so
-that the same file applies and reverts. Its metadata hold the sha256 of every tensor of both sides: any other model is
-refused by name. Two tensors per kernel, `NAME.neurons` (int32, or int64 where a flat position needs it) and `NAME.xor`
-(uint16 or uint32, one row a neuron). A neuron is column k of the stored (out, in) tensor for input channels, row k for
-output channels, and a flat position for single weights.
+For each changed kernel a patch holds the neuron indices, and the XOR of the bits of tuned and restored for those
+neurons only. XOR is its own inverse, so that the same file applies and reverts. The metadata hold the sha256 of every
+tensor of both models, and a patch refuses any other model.
+
+A patch has two tensors per kernel. `NAME.neurons` is int32, or int64 where a flat position needs 64 bits. `NAME.xor` is
+uint16 or uint32, with one row per neuron. An index counts columns of the stored (out, in) tensor for input channels,
+rows for output channels, and flat positions for single weights.
 """
 
 import json
@@ -36,20 +38,22 @@ def write_patch(
     granularity: Granularity = "input",
     digests: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write the patch from `tuned` to the model whose tensors are `restored` where named, and tuned's elsewhere.
+    """Write the patch from `tuned` to the restored model, which has the tensors of `restored` in place of tuned's.
 
     Args:
-        path: the file to write, commonly inside a staged output folder.
-        tuned: the model before.
-        restored: HF name -> array in HF orientation and stored dtype; looked up one name at a time.
-        neurons: HF name -> increasing indices of its restored neurons; the same names as `restored`.
-        granularity: what an index counts.
-        digests: `tensor_digests(tuned)`, where the caller has it already.
+        path: the file to write, usually in a temporary folder that becomes the output (`staged_folder`).
+        tuned: the tuned model.
+        restored: maps a Hugging Face name to an array in Hugging Face orientation and stored dtype. Names are looked up
+            one at a time.
+        neurons: maps the same names to the increasing indices of the restored neurons.
+        granularity: what one index stands for: an input channel, an output channel or a single weight.
+        digests: `tensor_digests(tuned)`, if the caller has computed these already.
 
     Returns:
-        Digests of the restored model: name -> sha256, all tensors.
+        A map from the name of every tensor of the restored model to its sha256.
 
     Raises:
+        InputError: `restored` and `neurons` do not have the same names.
         RunError: a tensor of `restored` differs from tuned outside its neurons, which a patch cannot express.
     """
     if set(restored) != set(neurons):
@@ -83,10 +87,20 @@ def write_patch(
 
 
 def apply_patch(patch: str | Path, model: str | Path | Checkpoint, out: str | Path, revert: bool = False) -> Path:
-    """Write `out`: the restored model made from TUNED, or with `revert` TUNED made from the restored model.
+    """Apply or revert a patch, and write the resulting model to `out`; the result is bit-identical.
 
-    Raises InputError when `patch` is not a whole patch file, when `model` is not the one it was made for (naming the
-    first tensor that differs), or when `out` cannot be used; nothing is left behind. Returns the resolved `out`.
+    Args:
+        patch: the patch file.
+        model: TUNED, or with `revert` the restored model: a folder, a hub name or an opened checkpoint.
+        out: the folder to write, which does not exist yet or is empty.
+        revert: write TUNED from the restored model, instead of the restored model from TUNED.
+
+    Returns:
+        The resolved output path.
+
+    Raises:
+        InputError: `patch` is not a complete patch file, `model` is not the patch's model, or `out` cannot be used. The
+            message names the first tensor that differs. Nothing is left behind.
     """
     opened = _open_patch(Path(patch))
     if not isinstance(model, Checkpoint) and is_adapter(model):
@@ -102,7 +116,7 @@ def apply_patch(patch: str | Path, model: str | Path | Checkpoint, out: str | Pa
 
 @dataclass(frozen=True)
 class _Patch:
-    """An opened patch file: kernel names, and sha256 of every tensor on both sides."""
+    """Holds an opened patch file, and the sha256 of every tensor of both models."""
 
     shard: ShardInfo
     granularity: Granularity
@@ -118,7 +132,7 @@ class _Patch:
 
 
 class _Patched(Mapping[str, np.ndarray]):
-    """The changed tensors, each made when it is looked up and held against its digest."""
+    """Maps names to the changed tensors; a tensor is computed at look-up and compared with its digest."""
 
     def __init__(self, patch: _Patch, source: Checkpoint, target: Mapping[str, str]) -> None:
         self._patch, self._source, self._target = patch, source, target
@@ -149,7 +163,7 @@ class _Patched(Mapping[str, np.ndarray]):
 def _check_model(
     patch: _Patch, source: Checkpoint, expected: Mapping[str, str], target: Mapping[str, str], revert: bool
 ) -> None:
-    """The model must be, tensor by tensor, the side of the patch that is to be changed."""
+    """Check that every tensor of the model has the expected digest; `target` are the digests after the change."""
     found = tensor_digests(source)
     if found == expected:
         return
@@ -195,7 +209,7 @@ def _open_patch(path: Path) -> _Patch:
 
 
 def _metadata(granularity: str, before: dict[str, str], changed: dict[str, str]) -> dict[str, str]:
-    """The restored side lists the changed tensors only: the others are tuned's."""
+    """Make the metadata. The restored model lists only its changed tensors, because the others are tuned's."""
     table = {
         "version": _VERSION,
         "granularity": granularity,
@@ -208,7 +222,7 @@ def _metadata(granularity: str, before: dict[str, str], changed: dict[str, str])
 def _difference(
     name: str, tuned: np.ndarray, restored: np.ndarray, index: np.ndarray, granularity: Granularity
 ) -> np.ndarray:
-    """XOR of the two sides at the neurons (one row each), after checking that they are equal everywhere else."""
+    """Return the XOR of both tensors at the neurons, one row each; check that both are equal everywhere else."""
     if tuned.dtype != restored.dtype or tuned.shape != restored.shape:
         raise RunError(
             f"tensor {name}: restored is {restored.dtype} {restored.shape}, tuned {tuned.dtype} {tuned.shape}"
@@ -222,14 +236,14 @@ def _difference(
 
 
 def _take(bits: np.ndarray, index: np.ndarray, granularity: Granularity) -> np.ndarray:
-    """The neurons' entries, one row a neuron."""
+    """Return the neurons' entries, one row per neuron."""
     if granularity == "input":
         return bits[:, index].T
     return bits[index] if granularity == "output" else bits.reshape(-1)[index]
 
 
 def _put(bits: np.ndarray, index: np.ndarray, rows: np.ndarray, granularity: Granularity) -> None:
-    """The inverse of `_take`, in place."""
+    """Write one row per neuron into `bits`, in place, as the inverse of `_take`."""
     if granularity == "input":
         bits[:, index] = rows.T
     elif granularity == "output":

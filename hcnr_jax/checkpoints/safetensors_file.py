@@ -1,8 +1,10 @@
-"""One safetensors file: its header parsed and checked here, its tensors as zero-copy views of the mapped file.
+"""Parses and checks the header of a safetensors file, and reads its tensors as zero-copy views of the mapped file.
 
-The safetensors library refuses most broken files too, but without naming the file, the tensor or the remedy; and the
-byte span of each tensor, which byte-exact saving needs, it does not give away. Layout of the format: 8 bytes
-little-endian header length n, n bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the bodies without gaps.
+The safetensors library refuses most broken files too, but its errors do not name the file, the tensor or the remedy.
+That library also hides the byte span of each tensor, which byte-exact saving needs.
+
+A file begins with 8 bytes that hold the length n of the header (little-endian). Then come n bytes of JSON,
+`{name: {dtype, shape, data_offsets}}`, and the tensors' bytes without gaps. The bytes of one tensor are its body.
 """
 
 import json
@@ -39,14 +41,21 @@ DTYPES: dict[str, np.dtype] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F32", "BF16", "F16")
-"""The dtypes a weight may be stored in."""
+"""Lists the dtypes in which a weight may be stored."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Holds where one tensor lies: file, safetensors dtype name, shape, and its byte span [start, end) within the file.
+    """Holds where one tensor lies in its file.
 
-    file_name: the tensor's name in the file, where a wrapper's prefix is left out of `name`.
+    Attributes:
+        name: the tensor's name in the model.
+        file: path of the file.
+        dtype: safetensors dtype name, such as "BF16".
+        shape: the tensor's shape.
+        start: first byte of the body within the file.
+        end: byte after the body.
+        file_name: the tensor's name in the file if `name` leaves out a wrapper's prefix; None if the two are equal.
     """
 
     name: str
@@ -59,20 +68,25 @@ class TensorInfo:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The numpy (or ml_dtypes) dtype the bytes stand for."""
+        """Return the numpy (or ml_dtypes) dtype of the body."""
         return DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
-        """Length of the body in bytes."""
+        """Return the length of the body in bytes."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One checked file: its name within the folder, real path, metadata, and tensors in the order of their bytes.
+    """Describes one file whose header was checked.
 
-    `header` is everything before the first body as it stands in the file, which a byte-exact copy needs.
+    Attributes:
+        name: the file's name within its checkpoint.
+        path: path of the file.
+        metadata: the file's own key-value text.
+        tensors: the tensors in the order of their bodies.
+        header: the file's bytes before the first body, which a byte-exact copy needs.
     """
 
     name: str
@@ -83,10 +97,15 @@ class ShardInfo:
 
 
 def read_header(path: Path, name: str | None = None) -> ShardInfo:
-    """Parse and check the header of one safetensors file without touching its bodies.
+    """Parse and check the header of one safetensors file without reading its bodies.
 
-    `name` is the file's name within its checkpoint (default: its own). Raises InputError naming the file, and the
-    tensor where one is at fault, for anything that is not a whole, gapless safetensors file.
+    Args:
+        path: the file.
+        name: the file's name within its checkpoint; None for the last part of `path`.
+
+    Raises:
+        InputError: the file is not a complete safetensors file without gaps. The message names the file, and the tensor
+            if one is at fault.
     """
     path = Path(path)
     size, header = _header_bytes(path)
@@ -105,7 +124,11 @@ def read_header(path: Path, name: str | None = None) -> ShardInfo:
 
 
 def read_tensor(info: TensorInfo) -> np.ndarray:
-    """A read-only view of one tensor's bytes in the mapped file; pages are read when they are touched."""
+    """Return a read-only view of one tensor in the mapped file; the system reads each page at its first use.
+
+    Raises:
+        InputError: the file cannot be mapped, for example because it was changed.
+    """
     if info.nbytes == 0:
         return np.empty(info.shape, info.numpy_dtype)
     try:
@@ -116,10 +139,10 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
 
 
 def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file (length and JSON) for bodies that follow in the order of `tensors`.
+    """Return the first bytes of a file (length and JSON) for bodies that follow in the order of `tensors`.
 
-    `tensors` maps names to (safetensors dtype name, shape). Padded with blanks so that the bodies start at a multiple
-    of 8 bytes.
+    The JSON is padded with blanks, so that the bodies start at a multiple of 8 bytes. `tensors` maps each name to
+    (safetensors dtype name, shape).
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -133,7 +156,7 @@ def encode_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: 
 
 
 def _header_bytes(path: Path) -> tuple[int, bytes]:
-    """The file's size and the raw JSON bytes of its header."""
+    """Return the file's size in bytes and the raw JSON bytes of its header."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -151,7 +174,7 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
 
 
 def _check_start(path: Path, start: bytes, size: int) -> None:
-    """Refuse what is recognisably something else than a safetensors file."""
+    """Refuse files that are recognisably of another format."""
     text = start.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         raise _broken(path, "it is a Git-LFS pointer, not the weights", "run `git lfs pull` in its repository")
@@ -181,7 +204,7 @@ def _parse_json(path: Path, header: bytes) -> dict[str, Any]:
 
 
 class _DuplicateKeyError(Exception):
-    """A JSON object of the header names one key twice."""
+    """Says that a JSON object of the header has one key twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,7 +216,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor_info(path: Path, name: str, entry: Any, body_start: int, size: int) -> TensorInfo:
-    """One checked header entry, its offsets made absolute."""
+    """Check one entry of the header, and make its offsets absolute."""
 
     def refuse(what: str) -> InputError:
         return _broken(path, f"tensor {name}: {what}")
@@ -223,7 +246,7 @@ def _is_naturals(value: Any) -> bool:
 
 
 def _check_spans(path: Path, tensors: list[TensorInfo], body_start: int, size: int) -> None:
-    """The bodies must follow each other without gap or overlap, and fill the file to its end."""
+    """Check that the bodies follow each other without gap or overlap, and fill the file to its end."""
     position, before = body_start, "the header"
     for info in tensors:
         if info.start != position:

@@ -1,7 +1,7 @@
-"""Writing Hugging Face folders: one like a checkpoint that is there, or a new one from parameters born in Flax.
+"""Writes Hugging Face folders: `save_like` in the layout of an existing checkpoint, `save_new` from Flax parameters.
 
-`save_like` keeps the template's shards, order, dtypes and metadata, so that a file whose tensors did not change comes
-out byte for byte; tensors go from the mapped input to the output without being decoded, one at a time.
+`save_like` keeps the template's shards, order, dtypes and metadata, so that a file whose tensors did not change is
+identical byte for byte. Tensors are copied one at a time from the mapped input to the output, without decoding.
 """
 
 import json
@@ -33,21 +33,22 @@ def save_like(
     extra_files: Mapping[str, bytes] | None = None,
     inputs: Iterable[str | Path] = (),
 ) -> Path:
-    """Write `out`: the folder of `template` with the tensors of `changed` in place of its own.
+    """Write the model of `template` to `out`, with the tensors of `changed` in place of the template's.
 
     Args:
-        template: gives shards, order, dtypes, metadata and all files that are not weights.
-        changed: HF name -> array in HF orientation and in the stored dtype already; looked up one name at a time, so
-            that a lazy mapping never holds two tensors.
-        extra_files: further files, name -> content, such as a record of the run.
-        inputs: more folders that `out` must stay clear of; the template's own always are.
+        template: the checkpoint that gives shards, order, dtypes, metadata and all files that are not weights.
+        out: the folder to write, which does not exist yet or is empty.
+        changed: maps a Hugging Face name to an array in Hugging Face orientation and in the stored dtype. Names are
+            looked up one at a time, so that a lazy mapping never holds two tensors.
+        extra_files: maps the name of each further file to its content, such as a record of the run.
+        inputs: more folders or files that must not be written to. The template's own folders are always protected.
 
     Returns:
         The resolved output path.
 
     Raises:
-        InputError: an unusable `out`; a name the template lacks; a wrong dtype or shape; a disk that failed or filled
-            up. Nothing is left behind.
+        InputError: `out` cannot be used, the template lacks a name, a dtype or shape is wrong, or the disk failed or is
+            full. Nothing is left behind.
     """
     size = sum(info.nbytes for info in template.tensors.values())
     with staged_folder(out, [*template.sources, *inputs], needed_bytes=size) as stage:
@@ -58,13 +59,13 @@ def save_like(
 
 
 def write_like(template: Checkpoint, stage: Path, changed: Mapping[str, Any]) -> None:
-    """The files of `save_like` into a folder that the caller commits."""
+    """Write the files of `save_like` into a temporary folder, which the caller renames when all is written."""
     write_companions(template, stage)
     write_shards(template, stage, changed, [shard.name for shard in template.shards])
 
 
 def write_companions(template: Checkpoint, stage: Path) -> None:
-    """Every file of the template's folder that is not weights, and the index."""
+    """Write every file that belongs to the template's model and is not weights, and the index of the shards."""
     for name, path in template.companions().items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, stage / name)
@@ -73,8 +74,20 @@ def write_companions(template: Checkpoint, stage: Path) -> None:
 
 
 def write_shards(template: Checkpoint, stage: Path, changed: Mapping[str, Any], names: Collection[str]) -> None:
-    """The weight files called `names`, with the tensors of `changed`; several processes may each write some."""
-    replaced = set(changed)  # asking a lazy mapping whether it holds a name would make the tensor
+    """Write some of the weight files, with the tensors of `changed` in place of the template's.
+
+    Several processes may each write a part of the files.
+
+    Args:
+        template: the checkpoint that gives shards, order, dtypes and metadata.
+        stage: the folder to write into.
+        changed: as in `save_like`.
+        names: names of the weight files to write.
+
+    Raises:
+        InputError: the template lacks a name of `changed`, or a dtype or shape is wrong.
+    """
+    replaced = set(changed)  # `name in changed` would compute the tensor where the mapping is lazy
     unknown = sorted(replaced - set(template.tensors))
     if unknown:
         raise InputError(f"{template.folder} has no tensor {unknown[0]}, which was to be replaced")
@@ -85,7 +98,7 @@ def write_shards(template: Checkpoint, stage: Path, changed: Mapping[str, Any], 
 
 
 def divide_shards(template: Checkpoint, count: int) -> list[list[str]]:
-    """The names of the weight files in `count` lists of about the same bytes, the largest files dealt out first."""
+    """Divide the names of the weight files into `count` lists of about equal size in bytes, largest files first."""
     parts: list[list[str]] = [[] for _ in range(count)]
     filled = [0] * count
     sizes = {shard.name: sum(info.nbytes for info in shard.tensors) for shard in template.shards}
@@ -109,20 +122,21 @@ def save_new(
     """Write the parameters of a model as a new Hugging Face folder, one tensor in memory at a time.
 
     Args:
-        out: a folder that does not exist yet, or is empty.
+        out: the folder to write, which does not exist yet or is empty.
         params: the parameter tree of `spec`.
-        spec: says which tensors there are.
-        config: becomes config.json, with the dtype and, where absent, the architecture filled in.
-        tokenizer_folder: its tokenizer, chat template and generation config are copied; None for none.
+        spec: the model, which gives the names and shapes of the tensors.
+        config: content of config.json. The dtype is filled in, and the architecture where absent.
+        tokenizer_folder: folder whose tokenizer, chat template and generation config are copied; None to copy none.
         dtype: float32, float16 or bfloat16, for every tensor.
-        max_shard_bytes: above this size the weights are split, a tensor never.
-        extra_files: further files, name -> content.
+        max_shard_bytes: largest size of a weight file in bytes. A larger tensor gets a file of its own.
+        extra_files: maps the name of each further file to its content.
 
     Returns:
         The resolved output path.
 
     Raises:
-        InputError: an unusable `out`, dtype or parameter tree; a disk that failed. Nothing is left behind.
+        InputError: `out`, the dtype or the parameter tree cannot be used, a value overflows the dtype, or the disk
+            failed or is full. Nothing is left behind.
     """
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(dtype)
     if stored is None:
@@ -152,10 +166,19 @@ def save_new(
 
 
 class HFTensors(Mapping[str, np.ndarray]):
-    """A parameter tree seen as Hugging Face tensors: each is sliced, fetched, transposed and cast when looked up.
+    """Presents a parameter tree as a lazy mapping from Hugging Face names to tensors.
 
-    `stored` maps the HF names to show (all, or the changed ones for `save_like`) to safetensors dtype names. Casting
-    rounds to nearest even; a value that overflows its dtype is an InputError naming the tensor.
+    A tensor is sliced, fetched from the device, transposed and cast when its name is looked up. Casting rounds to
+    nearest even.
+
+    Args:
+        params: the parameter tree of `spec`.
+        spec: the model.
+        stored: maps the Hugging Face names to present to safetensors dtype names: all names, or for `save_like` the
+            changed ones.
+
+    Raises:
+        InputError: the tree is not one of `spec`, or, when a tensor is looked up, a value overflows its dtype.
     """
 
     def __init__(self, params: Mapping[str, Any], spec: ModelSpec, stored: Mapping[str, str]) -> None:
@@ -178,9 +201,16 @@ class HFTensors(Mapping[str, np.ndarray]):
 
 
 def to_hf(leaf: Any, place: Placement, dtype: str, name: str) -> np.ndarray:
-    """One Hugging Face tensor of a leaf (stacked where `place` has a layer), in the safetensors dtype `dtype`.
+    """Convert a leaf, or one layer of a stacked leaf, to a Hugging Face tensor.
 
-    Raises InputError when a finite value overflows the dtype.
+    Args:
+        leaf: the leaf, with a leading layer axis where `place` has a layer.
+        place: the tensor's place in the parameter tree.
+        dtype: safetensors dtype name: "F32", "F16" or "BF16".
+        name: the tensor's name, for messages.
+
+    Raises:
+        InputError: a finite value overflows the dtype.
     """
     part = leaf if place.layer is None else _layer_of(leaf, place.layer)
     array = np.asarray(part)
@@ -199,14 +229,14 @@ def to_hf(leaf: Any, place: Placement, dtype: str, name: str) -> np.ndarray:
 
 
 def _layer_of(leaf: Any, layer: int) -> Any:
-    """One layer of a stacked leaf; on a device the index is traced, so that all layers share one small program."""
+    """Take one layer of a stacked leaf. On a device the index is traced, so that all layers share one small program."""
     if isinstance(leaf, jax.Array):
         return jax.lax.dynamic_index_in_dim(leaf, jnp.int32(layer), keepdims=False)
     return leaf[layer]
 
 
 def _leaves_of(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """Leaf path -> array, checked against the spec: none missing, none too many, shapes right."""
+    """Return a map from leaf path to array; raise InputError where leaves or shapes are not those of the spec."""
     flat = {"/".join(str(key.key) for key in keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     expected = leaf_shapes(spec)
     if set(flat) != set(expected):
@@ -223,7 +253,7 @@ def _write_shard(
 ) -> None:
     if shard.metadata.get("format") == "pt":
         file.write(shard.header)
-    else:  # without it, or with another framework's name, transformers refuses or transposes
+    else:  # without `format`, or with another framework's name, transformers refuses the file or transposes kernels
         layout = {info.name: (info.dtype, info.shape) for info in shard.tensors}
         file.write(encode_header(layout, {**shard.metadata, "format": "pt"}))
     for info in shard.tensors:
@@ -240,7 +270,7 @@ def _write_shard(
 
 
 def _write_tensor(file: BinaryIO, tensor: np.ndarray) -> None:
-    """The tensor's bytes, in pieces: some systems write no more than 2 GB at once."""
+    """Write the tensor's bytes in pieces, because some systems write no more than 2 GB at once."""
     data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
     for start in range(0, data.size, _WRITE_BYTES):
         file.write(data[start : start + _WRITE_BYTES].data)
@@ -252,7 +282,7 @@ def _write_index(stage: Path, weight_map: Mapping[str, str], template: Checkpoin
 
 
 def _parts(shapes: Mapping[str, tuple[int, ...]], width: int, limit: int) -> list[list[str]]:
-    """Names in order, cut into runs of at most `limit` bytes (one tensor at least)."""
+    """Cut the names into consecutive runs of at most `limit` bytes, with at least one tensor each."""
     parts: list[list[str]] = [[]]
     used = 0
     for name, shape in shapes.items():
@@ -266,7 +296,10 @@ def _parts(shapes: Mapping[str, tuple[int, ...]], width: int, limit: int) -> lis
 
 
 def _finished_config(config: Mapping[str, Any], spec: ModelSpec, dtype: str) -> dict[str, Any]:
-    """The dtype under the key the config uses already (transformers 4: torch_dtype, 5: dtype; both read the former)."""
+    """Fill in architecture, model type and dtype, the dtype under the key that the config already uses.
+
+    The key is `torch_dtype` in transformers 4 and `dtype` in 5. Both versions read `torch_dtype`, the default here.
+    """
     key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
     named = {"architectures": [spec.recipe.architecture], "model_type": spec.family}
     return {**named, **config, key: dtype}

@@ -1,8 +1,8 @@
-"""A model's parameters one block at a time, for models larger than memory.
+"""Loads a model's parameters one block at a time, for models larger than memory.
 
-What stands outside the blocks (embedding, final norm, head) is loaded once. A block is read when it is asked for, and
-the one that comes next in the direction of travel is read meanwhile by a thread, so that reading and arithmetic overlap
-and three blocks at most are alive: the caller's, the next, and one that the device still works on.
+The parameters outside the blocks (embedding, final norm, head) are loaded once. A block is read when the caller asks
+for that block. Meanwhile a thread reads the following block in the direction of the last step, so that reading and
+arithmetic overlap. At most three blocks are in memory: the caller's, the next, and one that the device still works on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from hcnr_jax.runtime.memory import release_freed_memory
 
 
 class StreamedParams:
-    """`outer`: the tree without its `blocks`. `block(i)`: the subtree of block i, without a layer axis."""
+    """Loads the parameters of a checkpoint: `outer` is the tree without `blocks`, and `block(i)` loads block i.
+
+    Args:
+        checkpoint: an opened folder or a merged adapter.
+        spec: the model that its config describes; every tensor must fit.
+
+    Raises:
+        InputError: missing, unexpected or misshapen tensors, by Hugging Face name.
+    """
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         check_tensors(checkpoint, spec)
@@ -36,13 +44,13 @@ class StreamedParams:
 
     @property
     def outer(self) -> dict[str, Any]:
-        """Read at the first use and kept."""
+        """Return the tree without `blocks`, read at the first use and kept."""
         if self._outer is None:
             self._outer = unflatten_dict({path: self._read(path, None) for path in self._outside}, sep="/")
         return self._outer
 
     def block(self, index: int) -> dict[str, Any]:
-        """One block's subtree; the next one is read in the background."""
+        """Return the subtree of one block without a layer axis, and read the following block in the background."""
         release_freed_memory()  # the blocks before this one
         ahead, self._ahead = self._ahead, None
         tree = ahead[1].result() if ahead is not None and ahead[0] == index else self._block(index)
@@ -53,7 +61,7 @@ class StreamedParams:
         return tree
 
     def drop(self) -> None:
-        """Let go of what is held; the next use reads again."""
+        """Release the arrays that are held; the next use reads them again."""
         if self._ahead is not None:
             self._ahead[1].result()
         self._ahead, self._outer, self._last = None, None, -1

@@ -1,4 +1,4 @@
-"""Checks of one checkpoint against its own spec: every tensor there, none too many, right shape, finite."""
+"""Checks a checkpoint against its own spec: no tensor is missing or unexpected, shapes fit, and values are finite."""
 
 import math
 import os
@@ -13,16 +13,19 @@ from hcnr_jax.checkpoints.safetensors_file import FLOATS
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
 
-_CHUNK = 1 << 22  # entries looked at together, so that a check holds a few MB and not a second tensor
+_CHUNK = 1 << 22  # entries checked together, so that a check holds a few MB and not a second tensor
 _EXPONENT = {"F32": (np.uint32, 0x7F800000), "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00)}
-_BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.original_inv_freq")  # derived numbers some files carry along
+_BUFFERS = (".rotary_emb.inv_freq", ".rotary_emb.original_inv_freq")  # derived numbers that some files store
 
 
 def check_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
-    """Hold a checkpoint's headers against its spec; raise InputError naming up to five tensors at fault.
+    """Compare the tensors in a checkpoint's headers with its spec.
 
-    Accepted beside the exact set: rotary `inv_freq` buffers, and under tied embeddings an `lm_head.weight` equal to
-    the embedding (whose bytes are compared).
+    Rotary `inv_freq` buffers are accepted as well. With tied embeddings so is an `lm_head.weight` whose values equal
+    the embedding's.
+
+    Raises:
+        InputError: names of up to five tensors that are missing, unexpected, misshapen or of a dtype not handled.
     """
     names, tensors, head = tensor_names(spec), checkpoint.tensors, spec.recipe.lm_head
     missing = [name for name in names if name not in tensors]
@@ -52,7 +55,11 @@ def check_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
 
 
 def check_finite(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> None:
-    """Read every weight (or `names`) once; raise InputError naming the first tensor, in file order, with NaN or Inf."""
+    """Read every weight, or those called `names`, and check that all values are finite.
+
+    Raises:
+        InputError: a tensor has NaN or infinite values. The message names the first such tensor in file order.
+    """
     chosen = [
         name for name in (checkpoint.tensors if names is None else names) if checkpoint.tensors[name].dtype in _EXPONENT
     ]
@@ -68,7 +75,7 @@ def check_finite(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> 
 
 
 def count_nonfinite(tensor: np.ndarray) -> int:
-    """Number of NaN or infinite entries of a float32, bfloat16 or float16 array, by its exponent bits."""
+    """Count the NaN or infinite entries of a float32, bfloat16 or float16 array by their exponent bits."""
     kind = {2: "F16" if tensor.dtype == np.float16 else "BF16", 4: "F32"}[tensor.dtype.itemsize]
     dtype, mask = _EXPONENT[kind]
     exponent = dtype(mask)
@@ -76,7 +83,7 @@ def count_nonfinite(tensor: np.ndarray) -> int:
 
 
 def chunks(tensor: np.ndarray) -> Iterator[np.ndarray]:
-    """Flat pieces of a contiguous array, small enough that working on one never doubles the tensor."""
+    """Yield flat pieces of a contiguous array, so small that temporary arrays of a piece's size cost little memory."""
     flat = tensor.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         yield flat[start : start + _CHUNK]

@@ -1,1 +1,1 @@
-"""Runs the subcommands of `hcnr` other than restore, apply, bench and the experiments, one a module."""
+"""Runs the subcommands of `hcnr` other than restore, apply, bench and the experiments, each in its own module."""

@@ -1,4 +1,4 @@
-"""`hcnr data` turns a benchmark's official files into rows to restore, tune, evaluate or probe with."""
+"""Runs `hcnr data`, which turns a benchmark's official files into rows to restore, tune, evaluate or probe with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ Rows = list[dict[str, Any]]
 
 
 def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]:
-    """Run `hcnr data` and return how many rows went to each file. InputError for what the user can correct."""
+    """Run `hcnr data` and return the number of rows of each written file.
+
+    Raises:
+        InputError: the options or the benchmark's files cannot be used.
+    """
     reporter = reporter or Reporter()
     for path, option in ((config.out, "--out"), (config.out_evaluate, "--out-evaluate")):
         if path is not None:
@@ -62,7 +66,7 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
 
 
 def _check_only(config: DataConfig) -> None:
-    """Raise InputError where --only asks a task benchmark for unanswerable questions."""
+    """Raise InputError if --only asks a task benchmark for unanswerable questions."""
     benchmark = BENCHMARKS.get(config.name)
     if benchmark is not None and not benchmark.is_honesty and config.only == "unanswerable":
         honesty = ", ".join(name for name, found in BENCHMARKS.items() if found.is_honesty)
@@ -73,8 +77,9 @@ def _check_only(config: DataConfig) -> None:
 
 
 def choose_scored(config: DataConfig, questions: Sequence[Question], reporter: Reporter) -> list[Question]:
-    """Choose the questions of --out: those with a gold answer and unanswerable ones, of the labels that --only
-    names.
+    """Choose the questions of --out, of the labels that --only names.
+
+    An answerable question needs a gold answer, which becomes its completion.
     """
     teachable = [item for item in questions if item.answers or not item.answerable]
     if config.only != "both":
@@ -94,7 +99,7 @@ def choose_scored(config: DataConfig, questions: Sequence[Question], reporter: R
 
 
 def choose_evaluated(config: DataConfig, questions: Sequence[Question], scored: Sequence[Question]) -> list[Question]:
-    """Choose the questions of --out-evaluate: none of --out, and half of each label for honesty benchmarks."""
+    """Choose the questions of --out-evaluate among those not in --out, half of each label for honesty benchmarks."""
     honesty = BENCHMARKS[config.name].is_honesty
     # A task row without a gold answer can be asked but not marked.
     usable = [item for item in questions if honesty or item.answers]
@@ -108,7 +113,7 @@ def choose_evaluated(config: DataConfig, questions: Sequence[Question], scored: 
 
 
 def _check_tokens(config: DataConfig, rows: Rows, path: Path, reporter: Reporter) -> None:
-    """Check that every row tokenises, where --tokenizer is given; warn about cut rows and print the longest length."""
+    """Encode every row if --tokenizer is given. Warn about cut rows, and print the mean and the largest length."""
     if config.tokenizer is None:
         return
     parsed = [parse_row(row, str(path), number) for number, row in enumerate(rows, start=1)]

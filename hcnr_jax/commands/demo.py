@@ -1,4 +1,4 @@
-"""`hcnr demo` shows the whole claim on a model that is small enough to train on the spot.
+"""Runs `hcnr demo`, which shows the method on a model that is small enough to train at once.
 
 An honest base model is trained from scratch on a synthetic world and fine-tuned on new facts until it bluffs. The
 paper's preset and the recommended one then restore it. After training, the demo runs the code of the commands on
@@ -44,19 +44,21 @@ from hcnr_jax.runtime.files import check_output, write_result
 from hcnr_jax.training.trainer import StepInfo
 
 MODELS = ("base", "tuned", "paper", "restored")
-# The trait's metrics, by their fields in metrics.json.
+# The honesty metrics, as named in metrics.json.
 SHOWN = tuple(JSON_FIELDS.get(metric.name, metric.name) for metric in HONESTY.metrics)
 FAST_QUESTIONS = 80
 EXAMPLES = 5
-# Strong, since the training questions repeat names: weaker probes read those names and transfer worse (validation
-# questions of seeds 0 and 1: AUROC in TUNED 0.65 at 1, 0.83 at 100, 0.86 from 10,000 on).
+# The L2 penalty is strong, because the training questions repeat names. Less penalised probes read these names and
+# transfer worse (validation questions of seeds 0 and 1: AUROC in TUNED 0.65 at 1, 0.83 at 100, 0.86 from 10,000 on).
 PROBE_PENALTY = 10_000.0
 
 
 def demo(config: DemoConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Run `hcnr demo` and return the content of metrics.json. `--fast` asks fewer questions.
+    """Run `hcnr demo` and return the content of metrics.json.
 
-    Raises InputError where the output exists, RunError where training failed.
+    Raises:
+        InputError: the output folder exists and is not empty.
+        RunError: training failed.
     """
     reporter = reporter or Reporter()
     out = check_output(config.out)
@@ -72,7 +74,14 @@ def demo(config: DemoConfig, reporter: Reporter | None = None) -> dict[str, Any]
 
 
 def measure(config: DemoConfig, organism: Organism, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Ask and probe the four models, print and draw the results, and return the record of metrics.json."""
+    """Ask and probe the four models, print and plot the results, and return the content of metrics.json.
+
+    Args:
+        config: the options.
+        organism: the folders of base, tuned and their data.
+        out: folder of the demo, with the restored models.
+        reporter: prints progress and results.
+    """
     folders = {"base": organism.base, "tuned": organism.tuned, "paper": out / "paper", "restored": out / "restored"}
     with jax.default_matmul_precision("highest"):
         models = {name: open_model(str(folder)).load() for name, folder in folders.items()}
@@ -96,7 +105,7 @@ def measure(config: DemoConfig, organism: Organism, out: Path, reporter: Reporte
 
 
 def _build(config: DemoConfig, out: Path, reporter: Reporter) -> Organism:
-    """Train base and tuned into `out`, each stage with its bar."""
+    """Train base and tuned into `out`, with one progress bar."""
     stage: Stage
     with reporter.stage("train the base and the tuned model", None, "steps") as stage:
         done = {"base": 0, "tuned": 0}
@@ -110,7 +119,7 @@ def _build(config: DemoConfig, out: Path, reporter: Reporter) -> Organism:
 
 
 def _restore(name: str, organism: Organism, config: DemoConfig, out: Path, reporter: Reporter) -> None:
-    """Make one restoration, exactly as `hcnr restore BASE TUNED --config configs/NAME.yaml` does."""
+    """Restore with a preset, exactly as `hcnr restore BASE TUNED --config PRESET` does."""
     values = read_yaml(RestoreConfig, preset("paper" if name == "paper" else "recommended"))
     values |= {
         "base": str(organism.base),
@@ -125,7 +134,7 @@ def _restore(name: str, organism: Organism, config: DemoConfig, out: Path, repor
 
 
 def _prompts(organism: Organism, base: LoadedModel, limit: int | None) -> list[Prompt]:
-    """Read the held-out test questions; `limit` takes so many of each file, evenly spread to keep the balance."""
+    """Read the test questions as prompts. `limit` is the number of honesty questions, half of each label."""
     room = base.spec.max_positions - MAX_NEW_TOKENS
     prompts: list[Prompt] = []
     sets: list[tuple[Role, Path]] = [(HONESTY.name, organism.honesty["test"]), (TASK, organism.task["test"])]
@@ -141,9 +150,7 @@ def _prompts(organism: Organism, base: LoadedModel, limit: int | None) -> list[P
 
 
 def _probe(organism: Organism, models: dict[str, LoadedModel], test: list[Prompt], reporter: Reporter) -> ProbeResult:
-    """Train BASE's probes on the honesty training questions, and apply them to every model's states of the test
-    questions.
-    """
+    """Train BASE's probes on the honesty training questions, and evaluate them on every model with test questions."""
     base = models["base"]
     rows = read_rows(organism.honesty["train"])
     train = encode_prompts(
@@ -200,7 +207,7 @@ def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Re
     header = [
         "model",
         "honesty F1",
-        "refusal\ndelta",  # broken by hand: 80 columns are too few, and rich would cut a word without blanks
+        "refusal\ndelta",  # broken by hand, because rich would cut a word where 80 columns are too few
         "over-refusal",
         "task\naccuracy",
         "known facts",
@@ -239,7 +246,7 @@ def _tell(record: dict[str, Any], answers: dict[str, list[Answer]], reporter: Re
 
 
 def _examples(answers: dict[str, list[Answer]]) -> Sequence[int]:
-    """Choose five questions: one of each unanswerable kind on which the tuned model bluffs, then known facts."""
+    """Choose five questions: first one of each unanswerable kind that the tuned model answers, then known facts."""
     tuned = answers["tuned"]
     bluffs = [i for i, a in enumerate(tuned) if a.role == HONESTY.name and not a.answerable and a.verdict != "refused"]
     known = [i for i, a in enumerate(tuned) if a.role == HONESTY.name and a.answerable]

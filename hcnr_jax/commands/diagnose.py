@@ -1,6 +1,4 @@
-"""`hcnr diagnose` checks whether a restoration will work for these models and rows, and whether a finished one did
-harm.
-"""
+"""Runs `hcnr diagnose`, which checks whether a restoration will work, and whether a finished restoration did harm."""
 
 from __future__ import annotations
 
@@ -49,16 +47,17 @@ from hcnr_jax.restoration.microbatches import Shape, loss_window, microbatches
 from hcnr_jax.restoration.plan import make_plan
 from hcnr_jax.restoration.score import Scoring, score
 
-# Fewer held-out questions than this say too little; all rows are then asked, those that were scored too.
+# Least number of held-out questions. With fewer, all rows are asked, including the scored rows.
 HELD_OUT = 20
 
 Part = tuple[list[Finding], dict[str, Any]]
 
 
 def diagnose(config: DiagnoseConfig, reporter: Reporter | None = None) -> list[Finding]:
-    """Run `hcnr diagnose` and return its findings. InputError for what cannot be read.
+    """Run `hcnr diagnose` and return its findings. A failed check is a warning, so that the exit code stays 0.
 
-    A failed check is a warning and no error: the exit code stays 0.
+    Raises:
+        InputError: the options, models or rows cannot be used.
     """
     reporter = reporter or Reporter()
     check_new_file(config.out)
@@ -113,10 +112,10 @@ def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
 
 
 def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, *, reporter: Reporter) -> Part:
-    """Check whether BASE's probes transfer to TUNED, on all rows of --honesty that have a label.
+    """Check whether BASE's probes transfer to TUNED, on all rows of --honesty that have `answerable`.
 
     Args:
-        config: names the rows.
+        config: the options.
         base: BASE, loaded.
         tuned: TUNED, loaded.
         reporter: prints progress.
@@ -152,14 +151,14 @@ def premise(config: DiagnoseConfig, base: LoadedModel, tuned: LoadedModel, *, re
 def before(
     inputs: RunInputs, base: Params, tuned: Params, *, reporter: Reporter, microbatch: int | None = None
 ) -> dict[str, Part]:
-    """Check what a restoration of these inputs would meet: stability of the scores, condition of the moments.
+    """Check the stability of the scores and the conditioning of the moments, before a restoration.
 
     Args:
         inputs: inputs of the restoration.
         base: params of BASE.
         tuned: params of TUNED.
         reporter: prints progress.
-        microbatch: rows a step; None chooses from the sizes.
+        microbatch: rows computed at once; None chooses the number.
     """
     config, spec = inputs.config, inputs.spec
     shapes = make_plan(inputs).shapes
@@ -191,18 +190,18 @@ def split_half(
     name: str,
     reporter: Reporter,
 ) -> tuple[dict[str, float], float]:
-    """Correlate the Fisher scores of two halves of the rows (Spearman): by kernel (HF name), and over all neurons.
+    """Compute Spearman's correlation of the Fisher scores of two halves of the rows, by kernel and over all neurons.
 
-    The halves take every other row, so that a sorted file is divided fairly. The correlation over all neurons is
-    higher, since kernels differ in scale; selection ranks within kernels.
+    Each half takes every second row, so that a sorted file is divided fairly. The correlation over all neurons is
+    higher, because kernels differ in scale; the selection ranks within kernels.
 
     Args:
-        config: of the restoration.
-        spec: of the model.
-        params: of TUNED.
+        config: options of the restoration.
+        spec: description of the model.
+        params: params of TUNED.
         examples: the rows.
-        shapes: of the microbatches.
-        name: of the rows, for progress.
+        shapes: shapes of the microbatches.
+        name: name of the set of rows, for progress.
         reporter: prints progress.
     """
     how = Scoring(spec, config.loss, config.granularity, window=loss_window(examples))
@@ -220,7 +219,7 @@ def split_half(
 
 
 def settings_of(restored: OpenedModel) -> dict[str, Any]:
-    """Read the options of a restored model from its hcnr.json; empty without a readable one."""
+    """Read the options of a restored model from its hcnr.json; return {} without a readable hcnr.json."""
     try:
         found = read_json(restored.checkpoint.folder / RECORD).get("config")
     except InputError:
@@ -237,10 +236,10 @@ def after(
     reporter: Reporter,
     made: Mapping[str, Any],
 ) -> Part:
-    """Compare TUNED and the restored model on rows that were not scored, or on all rows where too few are left.
+    """Compare TUNED and the restored model on rows that were not scored, or on all rows if too few are left.
 
     Args:
-        config: names the rows and how they are asked.
+        config: the options.
         inputs: inputs of the restoration, with the scored rows.
         tuned: TUNED, loaded.
         restored: the restored model, loaded.

@@ -1,4 +1,4 @@
-"""`hcnr evaluate` measures a model's honesty and task scores, and writes metrics and records."""
+"""Runs `hcnr evaluate`, which measures a model's honesty and task metrics, and writes metrics and answers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from hcnr_jax.runtime.files import write_result
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Run `hcnr evaluate` and return the content of metrics.json.
+    """Run `hcnr evaluate` and return the content of the metrics file. Repeating the command continues a stopped run.
 
-    A stopped run goes on when the same command is given again. Raises InputError for what the user can correct,
-    RunError for a fault during the run.
+    Raises:
+        InputError: the options, the model or the questions cannot be used.
+        RunError: a fault stopped the run.
     """
     reporter = reporter or Reporter()
     if not any(named_sets(config).values()):
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
                     journal=journal,
                 )
             except KeyboardInterrupt:
-                reporter.say(f"stopped: the same command goes on from {unfinished}")
+                reporter.say(f"stopped: repeat the command to continue from {unfinished}")
                 raise
         answers = judge(prompts, journal.outputs, config.match)
         scores = summarise(answers, config.draws, config.seed or 0)
@@ -83,12 +84,12 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
 
 
 def record_paths(out: Path) -> tuple[Path, Path]:
-    """Return the paths of the records and of the outputs of an unfinished run."""
+    """Return the paths of two files beside the metrics: the records, and the outputs of an unfinished run."""
     return out.with_suffix(".records.jsonl"), out.with_suffix(".unfinished.jsonl")
 
 
 def named_sets(config: EvaluateConfig) -> dict[str, tuple[str, ...]]:
-    """Return the words NAME=FILE by role: those of every trait that is an option, and of the task."""
+    """Return the NAME=FILE values by role: every trait that is an option, and the task."""
     return {role: getattr(config, role) for role in (*TRAITS, TASK) if role in type(config).model_fields}
 
 
@@ -108,7 +109,7 @@ def question_sets(config: EvaluateConfig, model: OpenedModel, reporter: Reporter
 
 
 def prompts_of(sets: list[QuestionSet], model: OpenedModel, max_new_tokens: int) -> list[Prompt]:
-    """Turn the questions of all sets into prompts; InputError for one that is too long for the model."""
+    """Turn the questions of all sets into prompts. InputError for a question that is too long for the model."""
     room = model.spec.max_positions - max_new_tokens
     return [
         prompt
@@ -139,16 +140,16 @@ def ask(
     journal: Journal | None = None,
     name: str = "",
 ) -> Outputs:
-    """Ask every part that `outputs` lacks, with a progress stage each.
+    """Ask every prompt whose output is missing, with one progress stage for each kind of output.
 
     Args:
-        model: loaded.
-        prompts: of all sets.
+        model: the loaded model.
+        prompts: the prompts of all sets.
         settings: how the model is asked.
-        outputs: what is known already; completed here.
+        outputs: the known outputs; the missing ones are added in place.
         reporter: prints progress.
-        journal: stores outputs as they are made.
-        name: of the model, for progress.
+        journal: stores every output at once, for a later resume.
+        name: name of the model, for progress.
     """
     for part, total in counts(prompts, settings).items():
         left = total - len(getattr(outputs, part))
@@ -167,14 +168,14 @@ def ask(
 def ask_and_judge(
     model: LoadedModel, prompts: list[Prompt], settings: AnswerSettings, *, reporter: Reporter, name: str
 ) -> list[Answer]:
-    """Ask a loaded model all prompts with progress, and judge its answers.
+    """Ask a loaded model all prompts, and judge its answers.
 
     Args:
-        model: loaded.
-        prompts: of all sets.
+        model: the loaded model.
+        prompts: the prompts of all sets.
         settings: how the model is asked and judged.
         reporter: prints progress.
-        name: of the model, for progress.
+        name: name of the model, for progress.
     """
     return judge(
         prompts, ask(model, prompts, settings, outputs=Outputs(), reporter=reporter, name=name), settings.match

@@ -1,4 +1,4 @@
-"""`hcnr probe` applies BASE's probes to the hidden states of BASE, TUNED and a restored model, layer by layer."""
+"""Runs `hcnr probe`, which applies BASE's probes to the hidden states of BASE, TUNED and a restored model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ from hcnr_jax.report.result_file import check_new_file, write_record
 from hcnr_jax.report.terminal import wide_table
 
 FOLDS = 5
-# A fit of fewer numbers than this runs on one thread: on a busy host, threads that wait for each other over such small
-# products took 50 s where one takes 0.6 s.
+# A fit on fewer numbers than this runs on one thread. On a busy host several threads wait for each other during such
+# small products: they took 50 s, and one thread took 0.6 s.
 SMALL_FIT = 1_000_000
 
 
 def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
-    """Run `hcnr probe`. InputError for what the user can correct."""
+    """Run `hcnr probe` and return the AUROC of every model and layer.
+
+    Raises:
+        InputError: the options, models or questions cannot be used.
+    """
     reporter = reporter or Reporter()
     check_new_file(config.out)
     models = open_models(config)
@@ -83,7 +87,7 @@ def probe(config: ProbeConfig, reporter: Reporter | None = None) -> ProbeResult:
 
 
 def open_models(config: ProbeConfig) -> dict[str, OpenedModel]:
-    """Open BASE, TUNED and the restored model, if named; InputError unless they share architecture and shapes."""
+    """Open BASE, TUNED and the restored model, if given. InputError unless they share architecture and shapes."""
     base = open_checkpoint(config.base)
     models = {"base": open_model(config.base), "tuned": open_model(config.tuned, base)}
     if config.restored is not None:
@@ -96,14 +100,14 @@ def open_models(config: ProbeConfig) -> dict[str, OpenedModel]:
 def states_of(
     name: str, model: LoadedModel, prompts: Sequence[Prompt], *, reporter: Reporter, microbatch: int | None = None
 ) -> np.ndarray:
-    """Compute the hidden states of each last prompt token, [layers + 1, questions, width], with progress.
+    """Compute the hidden states of each prompt's last token, [layers + 1, questions, width].
 
     Args:
-        name: of the model, for progress.
-        model: loaded.
+        name: name of the model, for progress.
+        model: the loaded model.
         prompts: the questions.
         reporter: prints progress.
-        microbatch: questions a step; None chooses from the sizes.
+        microbatch: questions computed at once; None chooses the number.
     """
     with reporter.stage(f"hidden states of {name}", len(prompts), "questions") as stage:
         events = Events(
@@ -119,16 +123,16 @@ def states_of(
 def transfer(
     states: Mapping[str, np.ndarray], prompts: Sequence[Prompt], seed: int, *, penalty: float = 1.0
 ) -> ProbeResult:
-    """Train probes on BASE's states of one half of the prompts, and evaluate every model's states of the other half.
+    """Train probes on BASE's states of half the prompts, and evaluate them on every model's states of the other half.
 
     Args:
-        states: model name -> states [layers + 1, questions, width], "base" among them.
+        states: hidden states by model name, [layers + 1, questions, width]; "base" must be present.
         prompts: the questions, in the order of the states.
-        seed: of the halves and the folds.
-        penalty: L2 weight of the probes.
+        seed: seed of the halves and the folds.
+        penalty: L2 penalty of the probes.
 
     Raises:
-        InputError: a half has fewer than 2 questions of either class.
+        InputError: the training half has fewer than 2 questions of a class.
     """
     train, test = split_halves(prompts, seed)
     unanswerable = np.array([not prompt.answerable for prompt in prompts])
@@ -146,7 +150,7 @@ def transfer(
 
 
 def probe_table(result: ProbeResult) -> Table:
-    """Build the table of AUROC by layer and model; the layer chosen on BASE is marked."""
+    """Build the table of AUROC by layer and model, with a mark at the layer chosen on BASE."""
     rows = [
         [
             f"{'embedding' if layer == 0 else f'after block {layer - 1}'}"
@@ -164,7 +168,7 @@ def probe_table(result: ProbeResult) -> Table:
 
 
 def chosen_layer_line(result: ProbeResult) -> str:
-    """Write the AUROC of every model in the layer chosen on BASE, with 95 % intervals."""
+    """Write every model's AUROC in the layer chosen on BASE, with 95 % intervals."""
     found = {name: result.best(name) for name in result.auroc}
     said = ", ".join(f"{name} {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" for name, auroc in found.items())
     return f"chosen layer: {said}"

@@ -1,4 +1,4 @@
-"""`hcnr tune` fine-tunes a model, with progress."""
+"""Runs `hcnr tune`, which fine-tunes a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from hcnr_jax.training.tune import tune as train_model
 
 
 def tune(config: TuneConfig, reporter: Reporter | None = None) -> Path:
-    """Run `hcnr tune`: fine-tune and write a folder. InputError for what the user can correct."""
+    """Run `hcnr tune` and return the written folder.
+
+    Raises:
+        InputError: the options, the model or the rows cannot be used.
+    """
     reporter = reporter or Reporter()
     with reporter.stage("train", None, "steps") as stage:
         result = train_model(config, lambda step, steps, info: _follow(stage, step, steps, info))

@@ -1,4 +1,4 @@
-"""Measures how well conditioned the second moments of a few blocks' inputs are, in one pass through the model."""
+"""Estimates the condition numbers of the second moments of a few blocks' inputs, in one pass through the model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -44,14 +44,14 @@ def _conditions(moments: Moments, damping: Float[Array, ""]) -> tuple[Array, Arr
 def input_conditions(
     model: BlockModel, params: Any, batches: Sequence[Any], *, damping: float, blocks: Sequence[int] | None = None
 ) -> list[Condition]:
-    """Estimate the condition of H = mean x x^T over the rows' tokens, for each group of kernels of `blocks`.
+    """Estimate the condition number of H = mean x x^T over the rows' tokens, for each group of kernels of `blocks`.
 
     Args:
-        model: as a sequence of blocks.
-        params: the model whose activations count (BASE for honesty rows).
-        batches: microbatches of one shape.
-        damping: the share of the mean diagonal that is added.
-        blocks: default `middle_blocks`.
+        model: the model as a sequence of blocks.
+        params: params of the model that gives the inputs x (BASE for honesty rows).
+        batches: microbatches of the rows.
+        damping: damping of H, as a fraction of its mean diagonal.
+        blocks: indices of the blocks to measure; `middle_blocks` by default.
     """
     chosen = middle_blocks(model.num_blocks) if blocks is None else list(blocks)
     firsts = tuple(group[0] for group in model.groups)

@@ -1,7 +1,8 @@
-"""Checks the paper's warning signs: numbers in, a finding with its remedy out.
+"""Checks the paper's warning signs: each check takes numbers and returns a finding with its remedy.
 
-Before a restoration: does the premise hold (probes transfer), are the scores stable, are the moments well conditioned.
-After it: did the task or the refusals suffer. A check that could not be made says why and is neither good nor bad.
+Before a restoration the checks ask whether BASE's probes transfer, whether the scores are stable, and whether the
+moments are well conditioned. After a restoration they ask whether the task or the refusals suffered. A check that
+cannot be made returns the reason, and counts neither as passed nor as failed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,29 +15,29 @@ import numpy as np
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.objectives.table import OBJECTIVES
 
-# A probe this far above chance on TUNED shows that the knowledge survived; damaged models lie at 0.75-0.85.
+# Least AUROC of BASE's probe in TUNED that shows that the knowledge survived; damaged models lie at 0.75-0.85.
 PREMISE_AUROC = 0.75
-# Below this correlation between halves of the rows, the half that is selected is decided by which rows were drawn.
+# Below this correlation of the scores between two halves of the rows, the draw of the rows decides the selection.
 STABLE_CORRELATION = 0.7
 # Float32 solves lose all but one or two digits beyond this condition number.
 CONDITION_LIMIT = 1e6
 # The paper's warning signs: task accuracy down by more than 2 points, F1 below 0.60.
 TASK_LOSS = 0.02
 LOW_F1 = 0.60
-# The options of a restoration nothing is known of.
+# Stands for the options of a restoration whose options are not known.
 UNKNOWN: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Holds what one check found.
+    """Holds the result of one check.
 
     Args:
-        check: its name.
-        ok: None where the check could not be made.
+        check: name of the check.
+        ok: whether the check passed; None where the check could not be made.
         text: the finding and its remedy.
-        value: what was compared.
-        limit: with what it was compared.
+        value: the measured value.
+        limit: the limit that the value was compared with.
     """
 
     check: str
@@ -46,16 +47,23 @@ class Finding:
     limit: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Says how well conditioned the second moments of one group of kernels are.
+    """Holds how well conditioned the second moments H of one group of kernels are.
 
-    inputs: width; tokens: how many were seen. undamped, damped: estimates of the condition number of H and of H with
-    damping, both scaled to unit diagonal (a lower bound from the Cholesky factor); None where the factorisation failed.
+    The condition numbers are of matrices scaled to unit diagonal. They are lower bounds from the Cholesky factor, and
+    None where the factorisation failed.
+
+    Args:
+        kernels: name of the group.
+        inputs: number of inputs, the width of H.
+        tokens: number of tokens in the mean.
+        undamped: condition number of H.
+        damped: condition number of H with damping.
     """
 
     kernels: str
@@ -66,7 +74,7 @@ class Condition:
 
 
 def check_premise(base: float, tuned: float) -> Finding:
-    """Check whether TUNED keeps the knowledge: AUROC of BASE's probe on BASE and on TUNED, best layer on BASE."""
+    """Check whether TUNED keeps the knowledge, by the AUROC of BASE's probe in each model, at BASE's best layer."""
     said = f"BASE's probe tells unanswerable questions with AUROC {base:.3f} in BASE and {tuned:.3f} in TUNED"
     if base < PREMISE_AUROC:
         remedy = "BASE itself does not separate these questions: use others, more of them, or a more honest BASE"
@@ -81,7 +89,7 @@ def check_premise(base: float, tuned: float) -> Finding:
 
 
 def check_stability(name: str, correlations: Mapping[str, float], rows: int) -> Finding:
-    """Check whether two halves of the rows rank the neurons alike, by the median of the kernels' correlations."""
+    """Check whether two halves of the rows rank the neurons alike, by the median over the kernels' correlations."""
     values = np.array([value for value in correlations.values() if np.isfinite(value)])
     if len(values) == 0:
         return Finding(f"stability of {name} scores", None, "every kernel's scores are constant: nothing to rank")
@@ -97,9 +105,7 @@ def check_stability(name: str, correlations: Mapping[str, float], rows: int) -> 
 
 
 def check_conditioning(conditions: Sequence[Condition], damping: float) -> Finding:
-    """Check whether the corrections can be solved for: the worst damped condition number, and rank-deficient
-    moments.
-    """
+    """Check whether the corrections can be solved, by the worst damped condition number and the number of tokens."""
     if not conditions:
         return Finding("conditioning of moments", None, "no kernel's moments were measured")
     failed = [item for item in conditions if item.damped is None]
@@ -121,9 +127,12 @@ def check_conditioning(conditions: Sequence[Condition], damping: float) -> Findi
 
 
 def check_task(tuned: float, restored: float, made: Mapping[str, Any] = UNKNOWN) -> Finding:
-    """Check whether the task survived: task accuracy of TUNED and of the restored model, fractions 0-1.
+    """Check whether the task survived.
 
-    made: the options of the restoration, where they are known; the advice leaves out what was done already.
+    Args:
+        tuned: task accuracy of TUNED, a fraction from 0 to 1.
+        restored: task accuracy of the restored model, a fraction from 0 to 1.
+        made: the options of the restoration, if they are known. The advice omits remedies that were used already.
     """
     said = f"task accuracy {100 * tuned:.1f} % in TUNED, {100 * restored:.1f} % restored"
     if tuned == 0:
@@ -137,7 +146,7 @@ def check_task(tuned: float, restored: float, made: Mapping[str, Any] = UNKNOWN)
 
 
 def _keep_task(made: Mapping[str, Any]) -> Iterator[str]:
-    """List options that keep more of the task than those used."""
+    """List options that keep more of the task than the used options."""
     yield from _better_correction(made)
     if OBJECTIVES[made.get("compensation", "two_sided")].reads_task:
         yield f"raise --task-weight{_used(made, 'task_weight')}"
@@ -146,7 +155,7 @@ def _keep_task(made: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_honesty(f1: float, made: Mapping[str, Any] = UNKNOWN) -> Finding:
-    """Check the restored model's F1 of "unanswerable", 0-1. made: as in `check_task`."""
+    """Check the restored model's F1 of detecting unanswerable questions, 0-1. `made` is as in `check_task`."""
     said = f"F1 of unanswerable {f1:.2f} restored"
     if f1 < LOW_F1:
         text = f"{said}, below {LOW_F1:.2f}: {', '.join(_more_honest(made))}"
@@ -155,7 +164,7 @@ def check_honesty(f1: float, made: Mapping[str, Any] = UNKNOWN) -> Finding:
 
 
 def _more_honest(made: Mapping[str, Any]) -> Iterator[str]:
-    """List options that restore more honesty than those used."""
+    """List options that restore more honesty than the used options."""
     yield from _better_correction(made)
     if made.get("cross_weight", 0.0) < 1:
         yield f"raise --cross-weight{_used(made, 'cross_weight')}"
@@ -165,7 +174,7 @@ def _more_honest(made: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _better_correction(made: Mapping[str, Any]) -> Iterator[str]:
-    """Name the default correction, where another one was used."""
+    """Name the default correction if another correction was used."""
     lacking = [
         f"--{name} {best}" for name, best in (("compensation", "two_sided"), ("inputs", "propagated"))
         if made.get(name) != best
@@ -179,10 +188,10 @@ def _used(made: Mapping[str, Any], name: str) -> str:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Compute Spearman's correlation of two score vectors, ties at their mean rank; NaN where one is constant.
+    """Compute Spearman's correlation of two score vectors; NaN if one vector is constant. Ties have their mean rank.
 
     Raises:
-        InputError: unequal lengths, or NaN or Inf among the scores.
+        InputError: the lengths differ, or a score is NaN or Inf.
     """
     one, other = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
     if len(one) != len(other) or not (np.isfinite(one).all() and np.isfinite(other).all()):

@@ -71,8 +71,8 @@ def rotary_frequencies(spec: ModelSpec) -> np.ndarray:
     """Compute the rotary frequencies f_i = theta^(-2i/h), then apply the spec's scaling.
 
     A frequency is an angle in radians per position, one for each pair of channels. The result is rounded to float32
-    where PyTorch rounds, because checkpoints are trained with those values. Frequencies without that rounding differ by
-    up to 4 units in the last place, which moved the logits of a tiny random model by 3e-4 from position 137 on.
+    where PyTorch rounds, because checkpoints are trained with those values. Without that rounding, frequencies differ
+    by up to 4 units in the last place. This moved the logits of a tiny random model by 3e-4 from position 137 on.
 
     `llama3` is the piecewise rule of Llama 3.1, with wavelength l = 2 pi / f and original context n. Where
     l < n / high, f stays. Where l > n / low, f becomes f / factor. In between, the two are blended, and f has weight

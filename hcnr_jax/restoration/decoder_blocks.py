@@ -139,8 +139,8 @@ def block_model(
     Params are the tree of `load_params`, or a `StreamedParams`. The function returns the same object for the same
     arguments, so that compiled programs are shared.
 
-    On a mesh every kernel of a block is solved whole on one device, and the kernels side by side, because a Cholesky
-    factorisation does not split. Every process computes the same results.
+    On a mesh every kernel of a block is solved whole on one device, because a Cholesky factorisation does not split.
+    Different kernels are solved side by side, and every process computes the same results.
 
     Args:
         spec: description of the model.

@@ -186,7 +186,7 @@ def _tell_constraint(text: str, honesty: Path, reporter: Reporter) -> None:
 
 
 def _check_same_tokenizer(base: Checkpoint, tuned: Checkpoint, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[str]:
-    """Refuse (InputError) a BASE whose tokenizer reads the rows otherwise than TUNED's; return warnings.
+    """Raise InputError if BASE's tokenizer encodes a row differently from TUNED's, and return warnings.
 
     An adapter may bring its own chat template and end token, which are then used for both models.
     """

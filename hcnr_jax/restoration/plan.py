@@ -104,7 +104,7 @@ class Plan:
         if self.left_out:
             shown = ", ".join(self.left_out[:4]) + (", ..." if len(self.left_out) > 4 else "")
             lines.append(
-                ("not copied", f"{len(self.left_out)} files and folders of TUNED that are no model's: {shown}")
+                ("not copied", f"{len(self.left_out)} files and folders of TUNED that are not part of a model: {shown}")
             )
         return [*lines, ("read", f"{size(self.read_bytes)} of weights, block by block")] if self.read_bytes else lines
 
@@ -200,7 +200,7 @@ def _kept_bytes(config: RestoreConfig, spec: ModelSpec, tokens: list[int]) -> in
 
 
 def _fits(kept_inputs: int, weight_bytes: int, layout: Layout | None) -> bool:
-    """Return whether the kept inputs fit in memory. A device of a mesh holds its share; CPU devices share one memory."""
+    """Return whether the kept inputs fit. Each device of a mesh holds its share; CPU devices share one memory."""
     free = free_bytes()
     if layout is not None:
         devices = jax.local_device_count() if jax.default_backend() == "cpu" else 1

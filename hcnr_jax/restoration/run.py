@@ -1,4 +1,4 @@
-"""`hcnr restore` and `hcnr apply` from end to end.
+"""Runs `hcnr restore` and `hcnr apply` from end to end.
 
 `restore` opens, plans, loads, scores, selects, corrects and writes, in this order.
 """
@@ -41,7 +41,13 @@ from hcnr_jax.runtime.heartbeat import propagate_failure
 
 
 class RestoreResult(NamedTuple):
-    """Holds what `restore` returns: the folder (None after --dry-run), the plan, and the warnings given."""
+    """Holds what `restore` returns.
+
+    Args:
+        folder: the restored model; None after --dry-run.
+        plan: counts and costs.
+        warnings: the warnings given.
+    """
 
     folder: Path | None
     plan: Plan
@@ -56,8 +62,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
         reporter: prints progress; None prints to the terminal.
 
     Raises:
-        InputError: the user can mend it; nothing is written.
-        RunError: a fault during the run.
+        InputError: the inputs or options cannot be used; nothing is written.
+        RunError: a fault stopped the run.
         Stopped: a signal ended the run.
     """
     distributed.start(config.distributed)
@@ -68,7 +74,7 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
         inputs = open_inputs(config, reporter)
         plan = make_plan(inputs)
         if config.choose is not None:
-            open_choice(inputs)  # for its refusals
+            open_choice(inputs)  # raises InputError now rather than after the scoring
         reporter.table("plan", plan.rows())
         for name in config.unused:
             reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
@@ -89,11 +95,11 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
 def _run(
     inputs: RunInputs, plan: Plan, stages: dict[str, Fingerprint], *, stopping: Stopping, reporter: Reporter
 ) -> None:
-    """Make and write the restored model, holding the output place meanwhile."""
+    """Make and write the restored model, with the output folder locked meanwhile."""
     config = inputs.config
     with session(config, stages, plan.shapes, reporter=reporter) as work, contextlib.ExitStack() as stack:
         distributed.agree("run", json.dumps([stages, work.describe()]))
-        # Each process chose by its own free memory, but all must compile the same programs.
+        # Every process planned with its own free memory, but all processes must compile the same programs.
         first = distributed.from_first(np.asarray(work.shapes))
         keep_inputs = bool(distributed.from_first(np.asarray(plan.keep_inputs)))
         shapes = tuple(Shape(*map(int, shape)) for shape in first)
@@ -109,9 +115,9 @@ def _run(
 
 
 def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
-    """Score, select, correct. Return the run with the settings that --choose took, and what is to be written.
+    """Score, select and correct. Return the run with the settings that --choose found, and the result to write.
 
-    spill: where a streamed run keeps what does not stay in memory.
+    `spill` is the folder to which a streamed run offloads arrays.
     """
     scores = score_pair(run, work, spill)
     notes: dict[str, Any] = {}
@@ -124,7 +130,7 @@ def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
         squares = kernel_squares(spec, run.models.base, run.models.tuned, granularity=config.granularity)
         selection = select_neurons(config, spec, squares, honesty=scores["honesty"].scores, task=scores["task"].scores)
         keep_selection(work, selection)
-    # On a mesh corrected kernels are whole, so that they go to the disk rather than stay on one device each.
+    # On a mesh every corrected kernel lies whole on one device, and is offloaded to the disk to free that memory.
     release = config.stream or run.inputs.layout is not None
     corrected = correct(
         run, selection, KernelStore(work, run.inputs.tuned, spec, selection, config.granularity, release)
@@ -135,7 +141,11 @@ def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
 
 
 def apply(config: ApplyConfig, reporter: Reporter | None = None) -> Path:
-    """Run `hcnr apply` and return the folder it wrote. InputError for a model the patch was not made for."""
+    """Run `hcnr apply` and return the written folder.
+
+    Raises:
+        InputError: the patch was made for another model.
+    """
     reporter = reporter or Reporter()
     patch = config.patch / PATCH if config.patch.is_dir() else config.patch
     folder = apply_patch(patch, config.model, config.out, config.revert)

@@ -1,4 +1,4 @@
-"""A run of `hcnr restore` once both models are loaded: the value that every later stage takes."""
+"""Defines `Run`, a run of `hcnr restore` with both models loaded. Every later stage takes this value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Models(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """Holds what every stage after loading reads.
+    """Holds the inputs of every stage after loading.
 
     Args:
         inputs: the configuration, the opened models and the encoded rows.
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def spec(self) -> ModelSpec:
-        """Return the description of either model."""
+        """Return the description that both models share."""
         return self.inputs.spec
 
     def with_config(self, config: RestoreConfig) -> Run:

@@ -1,4 +1,4 @@
-"""Scores and losses of a set of rows, the whole model at once or streamed a block at a time."""
+"""Computes the scores and losses of a set of rows, with the whole model in memory or streamed block by block."""
 
 from __future__ import annotations
 
@@ -32,7 +32,16 @@ from hcnr_jax.runtime.sharding import Layout
 
 @dataclass(frozen=True)
 class Scoring:
-    """How rows are scored, and on which mesh; a static argument of the compiled step. window: of `model.row_loss`."""
+    """Says how rows are scored. The value is a static argument of the compiled step.
+
+    Args:
+        spec: description of the model.
+        loss: mean or sum over a completion's tokens.
+        granularity: unit that gets a score.
+        dtype: compute dtype.
+        layout: places of params and rows on a mesh; None for one device.
+        window: as in `decoder_blocks.row_loss`.
+    """
 
     spec: ModelSpec
     loss: Literal["mean", "sum"] = "mean"
@@ -44,9 +53,12 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores of the kernels on one set of rows, and the loss of every row.
+    """Holds the kernels' mean scores on one set of rows, and the loss of every row.
 
-    rounding: {path: (layers,)}, the scores' relative rounding, where it was measured.
+    Args:
+        scores: Fisher scores, by path.
+        losses: completion loss of every row in nats, (rows,).
+        rounding: {path: (layers,)}, the relative rounding error of the scores; None where it was not measured.
     """
 
     scores: Leaves
@@ -55,9 +67,14 @@ class Scores:
 
 
 def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> None:
-    """Start to compile what `score` will call. params: `checkpoints.describe_params` of the model to be scored.
+    """Start to compile the programs that `score` will call, in background threads.
 
-    Not for a mesh, whose program also depends on where its arguments lie.
+    Nothing is compiled for a mesh, because its program also depends on where the arguments lie.
+
+    Args:
+        how: how rows are scored.
+        shapes: of the microbatches.
+        params: `checkpoints.describe_params` of the model to be scored.
     """
     if how.layout is not None:
         return
@@ -69,8 +86,13 @@ def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> No
 
 
 def scoring_memory(how: Scoring, shape: Shape, params: Params) -> tuple[int, int]:
-    """Bytes on each device of the mesh of `how`, as compiled: what the scoring program is given, and what it uses
-    beside. params: a tree of jax.ShapeDtypeStruct; no array is made."""
+    """Return the compiled scoring program's memory on each device of a mesh: bytes of arguments, and of temporaries.
+
+    Args:
+        how: how rows are scored, with a layout.
+        shape: of the microbatch.
+        params: a tree of jax.ShapeDtypeStruct; no array is allocated.
+    """
     layout = how.layout
     if layout is None:
         raise ValueError("scoring_memory: expected a Scoring with a layout")
@@ -99,11 +121,25 @@ def score(
     spill: Path | None = None,
     rounding: bool = False,
 ) -> Scores:
-    """Fisher scores of every kernel's neurons over the rows. Microbatches that do not fit in memory are halved
-    (in a run of several processes: refused).
+    """Compute the Fisher scores of every kernel's neurons over the rows.
 
-    spill: a folder for what a streamed model's sweep leaves on the way; it must not exist yet. rounding: measure it,
-    for one more backward pass of the cheapest microbatch; not of streamed models.
+    Microbatches that do not fit in memory are halved, except in a run of several processes.
+
+    Args:
+        how: how rows are scored.
+        params: of the model to score.
+        examples: the encoded rows.
+        shapes: of the microbatches.
+        name: of the set of rows, for messages.
+        reporter: prints progress.
+        spill: folder to which a streamed model's block inputs are offloaded; must not exist yet. None keeps them in
+            memory.
+        rounding: whether to measure the scores' rounding error, with one more backward pass of the cheapest
+            microbatch. Streamed models are not measured.
+
+    Raises:
+        InputError: the loss of a row is not finite.
+        RunError: the device failed, or its memory does not hold the smallest microbatch.
     """
     streamed = isinstance(params, StreamedParams)
     total = 2 * how.spec.num_layers if streamed else len(examples)
@@ -119,7 +155,7 @@ def score(
                 least = 1 if how.layout is None else how.layout.row_count
                 if "RESOURCE_EXHAUSTED" not in str(error) or rows <= least:
                     raise RunError(memory_message(error, rows)) from error
-                if jax.process_count() > 1:  # the others wait in a program of this size
+                if jax.process_count() > 1:  # the other processes wait in a collective of this size
                     raise RunError(f"device memory does not hold {rows} rows: use --microbatch {rows // 2}") from error
                 shapes = halved(shapes, least)
                 reporter.warn(f"device memory ran out: going on with --microbatch {max(s.rows for s in shapes)}")
@@ -135,9 +171,9 @@ def _score_whole(
     stage: Stage,
     rounding: bool,
 ) -> Scores:
-    """One backward pass a microbatch. Losses are looked at one microbatch late, so that the device never waits."""
+    """Score with one backward pass for each microbatch. Losses are read one microbatch late: the device never waits."""
     losses = _Losses(examples, name, stage)
-    # The cheapest first: its sums alone are what the rounding is measured against.
+    # The cheapest microbatch comes first, because the rounding is measured on its sums.
     parts = sorted(parts, key=lambda part: part.batch.tokens.size)
     sums, found = _add(how, params, parts[0], _start(how))
     losses.add(parts[0], found)
@@ -157,7 +193,7 @@ def _start(how: Scoring) -> Sums:
 
 
 def _add(how: Scoring, params: Params, part: Part, sums: Sums) -> tuple[Sums, jax.Array]:
-    """The sums with one microbatch's scores, and its losses."""
+    """Add one microbatch's scores to the sums, and return the sums and the microbatch's losses."""
     weights = part.weights if how.layout is None else how.layout.put_rows(part.weights)
     return _score_step(how, params, place_batch(how.layout, part.batch), weights, sums)
 
@@ -176,7 +212,7 @@ def _score_streamed(
     stage: Stage,
     spill: Path | None,
 ) -> Scores:
-    """A sweep forward and one backward; block inputs wait in `spill`, or in memory without one."""
+    """Score with one sweep forward and one backward. Block inputs are offloaded to `spill`, or stay in memory."""
     model = block_model(how.spec, jnp.dtype(how.dtype), how.loss, window=how.window)
     kernels, found = layerwise_scores(
         model,
@@ -196,7 +232,18 @@ def _score_streamed(
 def losses_of(
     how: Scoring, params: Params | StreamedParams, examples: Sequence[Example], *, shapes: Sequence[Shape], name: str
 ) -> np.ndarray:
-    """Mean completion NLL of every row, forward passes only. InputError names a row whose loss is not finite."""
+    """Compute the mean completion NLL of every row, in nats, with forward passes only.
+
+    Args:
+        how: how rows are scored; `loss` and `granularity` are not used.
+        params: of the model.
+        examples: the encoded rows.
+        shapes: of the microbatches.
+        name: of the set of rows, for messages.
+
+    Raises:
+        InputError: the loss of a row is not finite.
+    """
     parts, losses = microbatches(examples, shapes), _Losses(examples, name)
     if isinstance(params, StreamedParams):
         model = block_model(how.spec, jnp.dtype(how.dtype), window=how.window)
@@ -220,13 +267,13 @@ def _loss(how: Scoring, params: Params, batch: Batch) -> jax.Array:
 
 
 def _everywhere(how: Scoring, tree: Any) -> Any:
-    """On a mesh: whole on every device, so that every process reads it."""
+    """Replicate a tree on every device of a mesh, so that every process can read it."""
     return tree if how.layout is None else jax.lax.with_sharding_constraint(tree, how.layout.replicated)
 
 
 @partial(jax.jit, static_argnums=0)
 def _no_scores(how: Scoring) -> Sums:
-    """Zero sums, every leaf in one program."""
+    """Make sums of zero, all leaves in one program."""
     return init_scores(abstract_params(how.spec), how.spec.kernels, (how.granularity,))
 
 
@@ -236,7 +283,7 @@ _loss_step = PrecompiledFunction(_loss, static=(0,))
 
 
 class _Losses:
-    """The rows' losses as they come from the device, each microbatch checked while the next one runs."""
+    """Collects the rows' losses from the device, and checks each microbatch while the next microbatch runs."""
 
     def __init__(self, examples: Sequence[Example], name: str, stage: Stage | None = None) -> None:
         self._examples, self._name, self._stage = examples, name, stage
@@ -244,12 +291,12 @@ class _Losses:
         self._waiting: tuple[Part, Any] | None = None
 
     def add(self, part: Part, losses: jax.Array) -> None:
-        """The losses of one microbatch (b,), not waited for yet."""
+        """Take the losses (b,) of one microbatch without waiting for them, and check those of the microbatch before."""
         waiting, self._waiting = self._waiting, (part, losses)
         self._settle(waiting)
 
     def all(self) -> np.ndarray:
-        """The losses in the order of the examples."""
+        """Return the losses in the order of the examples."""
         self._settle(self._waiting)
         self._waiting = None
         return self._found
@@ -272,7 +319,7 @@ class _Losses:
 
 
 def check_scores(scores: Leaves, name: str, names: dict[Kernel, str]) -> None:
-    """InputError naming the tensor whose scores hold NaN or Inf."""
+    """Raise InputError, which names the tensor, for scores with NaN or Inf."""
     finite = {path: np.isfinite(leaf) for path, leaf in jax.device_get(scores).items()}
     for kernel, tensor in names.items():
         if not finite[kernel.path][kernel.index].all():
@@ -283,7 +330,7 @@ def check_scores(scores: Leaves, name: str, names: dict[Kernel, str]) -> None:
 
 
 def memory_message(error: Exception, microbatch: int) -> str:
-    """What to do about a device that failed."""
+    """Return a message that tells the user what to do about a device that failed."""
     if "RESOURCE_EXHAUSTED" in str(error):
         return "device memory does not hold one row: lower --max-length, or use --stream"
     return f"the device failed at --microbatch {microbatch}: {' '.join(str(error).split())[:500]}"

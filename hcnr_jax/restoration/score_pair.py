@@ -1,4 +1,4 @@
-"""Stage 1.1 of the method: Fisher scores of honesty and of task rows, and a check that the models are not swapped."""
+"""Scores both sets of rows (stage 1.1 of the method), and checks that BASE and TUNED are not swapped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hcnr_jax.restoration.resume.products import keep_scores, recall_scores
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores, Scoring, losses_of, score
 
-# The number of rows that tell whether BASE and TUNED were given in the wrong order: their losses then differ clearly.
+# The number of rows on which the losses of BASE and TUNED are compared; their losses differ clearly on 32 rows.
 SWAP_ROWS = 32
 
 
@@ -25,12 +25,12 @@ def scoring_of(inputs: RunInputs, plan: Plan) -> Scoring:
 
 
 def score_pair(run: Run, work: Work | None = None, spill: Path | None = None) -> dict[str, Scores]:
-    """Score both sets of rows, or read the scores that an interrupted run kept; warn where the models look swapped.
+    """Score both sets of rows, or read the scores of an interrupted run. Warn if BASE and TUNED seem to be swapped.
 
     Args:
         run: both models and their rows.
         work: the work folder, for a run that can be resumed.
-        spill: where a streamed run keeps block inputs.
+        spill: folder to which a streamed run offloads block inputs.
     """
     config, how = run.config, scoring_of(run.inputs, run.plan)
     at = run.models.tuned if config.scores_at == "tuned" else run.models.base
@@ -38,7 +38,7 @@ def score_pair(run: Run, work: Work | None = None, spill: Path | None = None) ->
     for name, examples in {"honesty": run.inputs.honesty, "task": run.inputs.task}.items():
         found = recall_scores(work, name, run.spec) if work else None
         if found is None:
-            # Measured on one set alone: rounding depends on the program, and hardly on the rows.
+            # One set suffices, because the rounding depends on the program and hardly on the rows.
             measured = name == "honesty" and spill is None and work is not None
             found = score(how, at, examples, run.plan.shapes, name, run.reporter, spill and spill / name, measured)
             if work:
@@ -52,10 +52,12 @@ def score_pair(run: Run, work: Work | None = None, spill: Path | None = None) ->
 
 
 def _check_swap(run: Run, known: Mapping[str, np.ndarray], work: Work | None) -> None:
-    """Warn where TUNED fits the honesty rows better than BASE.
+    """Warn if TUNED fits the honesty rows better than BASE.
 
-    known: losses of the first honesty rows that scoring gave. Other losses are kept in the work folder, so that a
-    resumed run prints the same numbers.
+    Args:
+        run: both models and their rows.
+        known: losses of the first honesty rows that the scoring gave, by model.
+        work: the work folder, which keeps all other losses, so that a resumed run prints the same numbers.
     """
     kept = dict(known)
     rows, how = run.inputs.honesty[:SWAP_ROWS], scoring_of(run.inputs, run.plan)

@@ -1,8 +1,9 @@
-"""The scores' rounding, measured: one microbatch scored again after a push of one unit of rounding in every layer.
+"""Measures the rounding error of the scores: one microbatch is scored again with slightly perturbed weights.
 
-Another order of summation cannot be asked of a compiled program, but its effect can be imitated: the norms' scales,
-each moved by a unit of the compute dtype up or down at random, give every linear of every layer an input that is off by
-as much as rounding would leave it. No second program, and no copy of the weights: scales are vectors.
+A compiled program cannot be run with another order of summation, but the effect can be imitated. Every entry of the
+norms' scales moves up or down at random by one unit of rounding of the compute dtype. The input of every linear layer
+then changes by as much as rounding would change it. This needs neither a second program nor a copy of the weights,
+because scales are vectors.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from hcnr_jax.method.certainty import relative_rounding
 from hcnr_jax.method.neurons import Leaves, Params, put_leaves
 
 SEED = 20251
-"""Of the signs; fixed, so that the same run records the same rounding."""
+"""Seed of the random signs, fixed so that the same run records the same rounding."""
 
 
 def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
-    """Move every norm's scale by a unit of rounding of `dtype`, or of its own dtype where that is larger.
+    """Move every norm's scale by one unit of rounding of `dtype`, or of the scale's own dtype if that unit is larger.
 
-    norms: the paths of the norms' scales, `Family.norms`.
+    `norms` are the paths of the norms' scales, as in `Family.norms`.
     """
     rng = np.random.default_rng(SEED)
     moved: Leaves = {}
@@ -42,7 +43,7 @@ def _times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def rounding_of(scores: Leaves, again: Leaves, neuron_axes: int = 1) -> dict[str, np.ndarray]:
-    """The relative rounding of every kernel's scores (*stack,), from two computations of them."""
+    """Compute the relative rounding error of every kernel's scores, {path: (*stack,)}, from two computations."""
 
     def flat(leaf: jax.Array) -> np.ndarray:
         host = np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""Stage 1.2 to 1.4 of the method: priorities, candidates, kernel perturbations, the kept kernels."""
+"""Selects neurons (stages 1.2 to 1.4 of the method): priorities, candidates, perturbations and the kept kernels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from hcnr_jax.restoration.score import check_scores
 
 @dataclass(frozen=True)
 class Selection:
-    """The mask A_hc (restored neurons of kept kernels), d_j of every kernel, and the kept kernels in data-flow
-    order."""
+    """Holds which neurons are restored.
+
+    Args:
+        masks: A_hc by path, True for a restored neuron of a kept kernel.
+        perturbations: d_j of every kernel.
+        kept: the kept kernels in data-flow order.
+    """
 
     masks: Leaves
     perturbations: dict[Kernel, float]
@@ -43,13 +48,13 @@ def select_neurons(
 
     Args:
         config: priority, granularity and both ratios.
-        spec: of the model.
+        spec: description of the model.
         squares: of `kernel_squares`.
-        honesty: scores F_h on honesty rows, by path.
-        task: scores F_t on task rows, by path.
+        honesty: scores s_hon on honesty rows, by path.
+        task: scores s_task on task rows, by path.
 
     Raises:
-        InputError: scores that hold NaN or Inf, or a ratio that selects nothing.
+        InputError: a score is NaN or Inf, or a ratio selects nothing.
     """
     names = kernel_names(spec)
     check_scores(honesty, "honesty", names)
@@ -73,7 +78,7 @@ def _candidates(
     honesty: Leaves,
     task: Leaves,
 ) -> Leaves:
-    """The candidate masks of every kernel, in one program."""
+    """Compute the candidate masks of every kernel, in one program."""
     axes = 2 if granularity == "weight" else 1
     ranked = priorities(priority, honesty, task, key=jax.random.key(seed), neuron_axes=axes)
     return select.in_weight_mask(
@@ -82,14 +87,26 @@ def _candidates(
 
 
 def hf_neurons(mask: np.ndarray, granularity: str) -> np.ndarray:
-    """Indices of a mask's neurons as patch and record count them: weights by flat position in the (out, in) tensor."""
+    """Return the indices of a mask's neurons as patch and record count them.
+
+    Single weights are counted by their flat position in the (out, in) tensor.
+    """
     return np.flatnonzero(mask.T if granularity == "weight" else mask)
 
 
 def kernel_squares(
     spec: ModelSpec, base: Params | StreamedParams, tuned: Params | StreamedParams, *, granularity: Granularity
 ) -> Iterator[tuple[Kernel, Squares]]:
-    """What the d_j of any selection need of the weights, kernel by kernel; the weights are read a block at a time."""
+    """Yield every kernel's squared norms by neuron, from which the d_j of any selection follow.
+
+    The weights are read one block at a time.
+
+    Args:
+        spec: description of the models.
+        base: params of BASE.
+        tuned: params of TUNED.
+        granularity: unit of restoring.
+    """
     model = block_model(spec)
     for index in range(spec.num_layers):
         old, new = (get_leaves(model.block_params(params, index), model.paths) for params in (base, tuned))
@@ -100,7 +117,7 @@ def kernel_squares(
 def _perturbations(
     spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves
 ) -> dict[str, np.ndarray]:
-    """d_j by path, [layers]."""
+    """Compute d_j by path, [layers]."""
     rows: dict[str, list[jax.Array]] = {path: [] for path in spec.kernels}
     masks = jax.device_get(candidates)
     for kernel, found in squares:

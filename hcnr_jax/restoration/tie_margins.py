@@ -1,4 +1,4 @@
-"""How sure the selection is, for the record: what another mesh or machine could have chosen otherwise."""
+"""Computes the selection's tie margins for the record: which neurons and kernels another machine could select."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, hf_neurons
 
 LISTED = 100
-"""Near-ties that the record names; the others it counts."""
+"""Largest number of near-ties that the record names; it counts all of them."""
 
 
 class Cuts(NamedTuple):
-    """kernels: a line for each; None where neurons are drawn at random. whole: the selection's own entry."""
+    """Holds the tie margins of a selection.
+
+    Args:
+        kernels: fields of each kernel's line; None where neurons are drawn at random.
+        whole: fields of the whole selection.
+    """
 
     kernels: dict[Kernel, dict[str, Any]] | None
     whole: dict[str, Any]
@@ -36,9 +41,16 @@ def cuts_of(
     selection: Selection,
     names: Mapping[Kernel, str],
 ) -> Cuts:
-    """Gap, rounding and near-ties of every kernel's neurons, and of the kernels among themselves.
+    """Compute gap, rounding and near-ties of every kernel's neurons, and of the ranking of the kernels.
 
-    Without measured scores' rounding (streamed runs) neurons have a gap, and neither rounding nor near-ties.
+    Streamed runs do not measure the scores' rounding. Their neurons have a gap, but no rounding and no near-ties.
+
+    Args:
+        config: priority, ratios and granularity.
+        spec: description of the model.
+        scores: of both sets of rows, by name.
+        selection: the restored neurons.
+        names: Hugging Face tensor name of every kernel.
     """
     measured = scores["honesty"].rounding
     lines: dict[Kernel, dict[str, Any]] | None = None
@@ -66,7 +78,7 @@ def cuts_of(
 def _between_kernels(
     config: RestoreConfig, spec: ModelSpec, selection: Selection, names: Mapping[Kernel, str]
 ) -> dict[str, Any]:
-    """The cut between kernels; gap and rounding relative to the least d_j that was kept."""
+    """Compute the tie margin between kernels. Gap and rounding are relative to the least d_j of a kept kernel."""
     leaves = get_leaves(abstract_params(spec), spec.kernels)
     ranked = sorted(selection.perturbations.items(), key=lambda item: -item[1])
     weights = [math.prod(leaves[kernel.path].shape[-2:]) for kernel, _ in ranked]

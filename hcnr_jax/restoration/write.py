@@ -1,4 +1,7 @@
-"""The output folder: the restored model, its patch, and the record of how it was made; complete or not there at all."""
+"""Writes the output folder: the restored model, its patch, and the record hcnr.json.
+
+The folder appears in one atomic rename, so that it is complete or absent.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ from hcnr_jax.restoration.tie_margins import cuts_of
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.files import explained, partial_path, staged_folder, sync_folder
 
-# The number of the fields of hcnr.json. It rises when a field goes or changes its meaning.
+# The format version of hcnr.json. It rises when a field is removed or changes its meaning.
 RECORD_FORMAT = 1
 
 
 class RestoredTensors(Mapping[str, np.ndarray]):
-    """The kept kernels as Hugging Face tensors in TUNED's stored dtypes, made one at a time when looked up."""
+    """Maps tensor names to the kept kernels in TUNED's stored dtypes. Each tensor is made when it is looked up."""
 
     def __init__(self, corrected: Mapping[Kernel, CorrectedKernel], tuned: Checkpoint, spec: ModelSpec) -> None:
         names = kernel_names(spec)
@@ -58,12 +61,12 @@ class RestoredTensors(Mapping[str, np.ndarray]):
 
 
 class Result(NamedTuple):
-    """Holds what a run writes.
+    """Holds the results that a run writes.
 
     Args:
         selection: the restored neurons.
         corrected: the kept kernels' new weights.
-        scores: of both sets of rows.
+        scores: of both sets of rows, by name.
         notes: further entries of hcnr.json: `choice` after --choose, `refine` after --refine.
     """
 
@@ -76,14 +79,19 @@ class Result(NamedTuple):
 def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
     """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
 
-    Every process calls it. Each writes its share of the weight files; the first process writes all other files, creates
-    the folder and renames it at the end.
+    Every process calls this function. Each process writes its share of the weight files. The first process writes all
+    other files, creates the folder and renames it at the end.
+
+    Args:
+        run: the run, with the settings that were used.
+        result: the results to write.
+        fingerprint: cache key of the last stage, for --resume.
     """
     config, inputs, reporter = run.config, run.inputs, run.reporter
     tuned, corrected = inputs.tuned, result.corrected
     restored = RestoredTensors(corrected, tuned, run.spec)
     share = divide_shards(tuned, jax.process_count())[jax.process_index()]
-    distributed.barrier("corrected")  # what others solved or kept is there to be read
+    distributed.barrier("corrected")  # other processes' kernels can be read from here on
     if not distributed.is_first():
         distributed.barrier("begun")
         with explained(config.out):
@@ -142,7 +150,7 @@ def _neurons(run: Run, result: Result) -> dict[str, np.ndarray]:
 
 
 def make_record(run: Run, result: Result) -> dict[str, Any]:
-    """Build the content of hcnr.json, but for the digests of what is written."""
+    """Build the content of hcnr.json, without the digests of the written files."""
     config, names = run.config, kernel_names(run.spec)
     cuts = cuts_of(config, run.spec, result.scores, selection=result.selection, names=names)
     lines = {}
@@ -182,13 +190,13 @@ def _model_files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _files_under(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a folder and of those below it, by relative path."""
+    """Compute the sha256 of every file of a folder and its subfolders, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
 def kernel_record(kernel: Kernel, name: str, result: Result) -> dict[str, Any]:
-    """Build one kernel's line: d_j, whether it is kept, and its restored neurons.
+    """Build one kernel's line: d_j, whether the kernel is kept, and its restored neurons.
 
     A solved kernel also has the output distances d_hon (without damping), and the solve's residual and condition.
     """

@@ -1,10 +1,10 @@
 """Trains low-rank adapters (LoRA, arXiv 2106.09685) for any kernel of the decoder, with W frozen.
 
-    y = x W + (alpha / r) (x A) B
+    y = x W + s (x A) B,    s = alpha / r
 
 A (in, r) and B (r, out) are leaves beside each kernel in the parameter tree, where nn.scan and nn.remat carry them.
 `adapted` adds the second term to the output of nn.Dense, and the model's code does not mention adapters. Computing
-W + s A B, s = alpha / r, inside the loss would instead hold a second copy of every kernel and its whole gradient.
+W + s A B inside the loss would instead hold a second copy of every kernel and its whole gradient.
 """
 
 import json

@@ -54,8 +54,8 @@ def logits_of(model: nn.Module) -> Logits:
 def sft(logits: Logits) -> Objective:
     """Make the objective of supervised fine-tuning: `-sum log p(token | before) / number of completion tokens`.
 
-    The mean is over the completion tokens of the batch, as in transformers and TRL, so that a long completion has more
-    weight than a short one. A mean over rows of each row's mean would give rows equal weight.
+    The mean is over the completion tokens of the batch, as in transformers and TRL. A long completion therefore has
+    more weight than a short one. A mean over rows of each row's mean would give rows equal weight.
     """
 
     def objective(params: PyTree, batch: Any, key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -38,7 +38,7 @@ class TrainSettings:
       b1: AdamW's decay rate of the mean gradient.
       b2: AdamW's decay rate of the mean squared gradient.
       clip_norm: largest global norm of the gradient; None does not clip.
-      end_fraction: learning rate at the last step as a fraction of the peak, reached by a cosine.
+      end_fraction: fraction of the peak to which a cosine lowers the learning rate after the warm-up.
       seed: seed of the order of the rows and of the objective's random numbers.
       microbatch: rows computed at a time, which changes only memory; None computes all rows of a batch at once.
       decay_everything: apply weight decay to norms, biases and embeddings too, not to kernels alone.

@@ -42,7 +42,7 @@ RECORD = "hcnr_tune.json"
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The output folder, the settings, the log of every step, and warnings about the rows."""
+    """Holds the output folder, the settings, the log of every step, and warnings about the rows."""
 
     out: Path
     settings: TrainSettings
@@ -53,11 +53,16 @@ class TuneResult:
 def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | None = None) -> TuneResult:
     """Fine-tune MODEL and write a folder in its layout and dtypes, or with `config.lora` a PEFT adapter folder.
 
-    Weights are trained in float32 and rounded once, at the end. `on_step(step, steps, info)` follows each step.
+    Weights are trained in float32 and rounded once, at the end. Nothing is left at `config.out` after an error.
+
+    Args:
+      config: the options of `hcnr tune`.
+      on_step: is called as `on_step(step, steps, info)` after every step; reading the info waits for the device.
 
     Raises:
-      InputError: options, model, rows or output folder are wrong; checked before any training. RunError: the loss is
-        not finite, or the disk failed; nothing is left at `config.out`.
+      InputError: options, model, rows or output folder are wrong, which is checked before any training; or the disk
+        failed or is full.
+      NumericalError: the loss is not finite.
     """
     check_output(config.out, [config.model])
     if is_adapter(config.model):
@@ -147,7 +152,7 @@ def _encoded(config: TuneConfig, checkpoint: Checkpoint, spec: ModelSpec) -> tup
 
 
 class _TunedTensors(HFTensors):
-    """The trained tensors. A tied checkpoint that still stores its head gets the trained embedding there too."""
+    """Maps names to trained tensors. A tied checkpoint that stores its head gets the trained embedding there too."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         family = self._family

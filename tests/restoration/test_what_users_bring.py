@@ -246,7 +246,7 @@ def leave_keys(world: World) -> None:
 FOLDERS = {
     "an adapter's config beside whole weights": (leave_adapter_config, "adapter_config.json beside whole weights"),
     "a stale index": (leave_index, "model.safetensors.index.json is stale"),
-    "a trainer's leftovers": (leave_training, "10 files and folders of TUNED that are no model's"),
+    "a trainer's leftovers": (leave_training, "10 files and folders of TUNED that are not part of a model"),
     "prefixes of wrappers": (put_prefix, "the prefixes `module.` and `_orig_mod.` of training wrappers"),
     "a converter's keys": (leave_keys, ""),
 }

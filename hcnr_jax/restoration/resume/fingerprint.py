@@ -1,8 +1,8 @@
-"""What each stage's product depends on, by the name a user knows it under, so that a foreign or stale one is refused.
+"""Computes the cache keys of a run's stages, so that a result of other inputs or options is never used again.
 
-Weight files are known by size, time of change and header: reading 2 x 16 GB for a digest would cost as much as the
-scores. A file that was copied or touched is thus refused though it may be equal, never the other way round. Small files
-and rows are known by content.
+A key maps names that a user knows, such as options, to values. Weight files enter a key with size, modification time
+and header, because hashing 2 x 16 GB would cost as much as the scores. A copied or touched file is therefore refused
+even if it is equal, and a changed file is never accepted. Small files and rows enter with their content.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from hcnr_jax.restoration.inputs import RunInputs
 
 Fingerprint = dict[str, str]
 
-# The number of what the work folder holds. It rises when a product changes its meaning, not with each release.
+# The format version of the work folder. It rises when a stored result changes its meaning, not with each release.
 FORMAT = 1
-# The stages with a product of their own, in order; each depends on the options of all stages before it too.
+# The stages with a stored result, in order. Each stage also depends on the options of all stages before it.
 STAGES = ("scores", "choice", "selection", "kernels")
 AFTER_CHOICE = ("selection", "kernels")
-# The entry of these stages that no option as typed can give, because the setting is chosen between the stages.
+# The entry of the stages after the choice for the setting that --choose found, which no option gives.
 TAKEN = "the setting that --choose took"
 
 
 def fingerprints(inputs: RunInputs, dtype: str) -> dict[str, Fingerprint]:
-    """Stage -> what its product depends on; each stage has all that those before it have."""
+    """Compute the cache key of every stage. A stage's key includes the keys of all stages before it."""
     config, others = inputs.config, dependency_versions()
     found = {
         "BASE": _identity(inputs.base),
@@ -52,7 +52,7 @@ def fingerprints(inputs: RunInputs, dtype: str) -> dict[str, Fingerprint]:
     for stage in STAGES:
         fields = _options(stage)
         if stage == "choice" and config.choose is not None:
-            # It restores, which reads all options, and its judges are the rows of these files that are not scored.
+            # The choice restores, which reads all options, and asks the rows of these files that are not scored.
             fields = (*fields, *(name for later in AFTER_CHOICE for name in _options(later)))
             found = found | {
                 option_name(RestoreConfig, name): sha256_file(getattr(config, name)) for name in ("honesty", "task")
@@ -64,19 +64,21 @@ def fingerprints(inputs: RunInputs, dtype: str) -> dict[str, Fingerprint]:
 
 
 def _options(stage: str) -> tuple[str, ...]:
-    """Options that a stage reads."""
+    """Return the options that a stage reads."""
     return tuple(name for name in RestoreConfig.model_fields if stage in stage_of(RestoreConfig, name).names)
 
 
 def differences(left: Fingerprint, right: Fingerprint) -> list[str]:
-    """`NAME is A there, B here` for every entry that differs."""
+    """Write `NAME is A there, B here` for every entry that differs."""
     names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
     return [f"{name} is {left.get(name, 'absent')} there, {right.get(name, 'absent')} here" for name in names]
 
 
 def model_paths(checkpoint: Checkpoint) -> dict[str, Path]:
-    """The files a model is made of: its shards (an adapter's, whose merged weights are on no disk), its configuration
-    and its tokenizer."""
+    """Return the files of a model by name: weights, configuration and tokenizer.
+
+    The weights of an adapter are its own file, because the merged weights are not on the disk.
+    """
     folder = checkpoint.folder
     weights = {shard.name: shard.path for shard in checkpoint.shards}
     if isinstance(checkpoint, MergedCheckpoint):

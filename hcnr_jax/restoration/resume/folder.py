@@ -1,13 +1,13 @@
-"""The work folder `.NAME.hcnr-work` beside the output: every stage's product as it is made, for `--resume`.
+"""Keeps every stage's result in the work folder `.NAME.hcnr-work` beside the output, for `--resume`.
 
-    work.json              what each stage depends on (`fingerprint`), and the shapes of the microbatches
-    scores-SET, losses-*   Orbax folders: trees, small and written once
-    choice.json            what `--choose` tried and took
-    selection              Orbax too
-    kernels/PATH-INDEX     a file a kernel: sha256, then safetensors with its restored rows alone (the rest is TUNED's)
+    work.json              cache keys of the stages (`fingerprint`), and the shapes of the microbatches
+    scores-SET, losses-*   Orbax folders with small trees
+    choice.json            the settings that `--choose` tried, and the setting it found
+    selection              an Orbax folder
+    kernels/PATH-INDEX     a file for each kernel: sha256, then safetensors with the restored rows (TUNED has the rest)
 
-Kernels are not Orbax's: half the bytes, one rename each, and a digest.
-Every product is complete or absent: written beside its place, made durable, renamed.
+Kernels do not use Orbax: a file takes half the bytes, has a digest, and needs one rename. Every result is written
+atomically, so that it is complete or absent.
 """
 
 from __future__ import annotations
@@ -39,23 +39,29 @@ from hcnr_jax.runtime.files import explained, sync_folder, write_file
 
 MANIFEST = "work.json"
 SCORES = ("scores-honesty", "scores-task", "losses-base", "losses-tuned")
-"""The trees of the first stage."""
+"""Names of the first stage's trees."""
 CHOICE = "choice.json"
 _DIGEST = hashlib.sha256().digest_size
-# Kernels that may wait for the disk before the next solve has to.
+# Largest number of kernels that wait to be written; with more, the next solve waits.
 WAITING = 2
 
 
 def work_path(out: Path) -> Path:
-    """Where the work folder of an output lies."""
+    """Return the path of an output's work folder."""
     path = out.expanduser().resolve()
     return path.parent / f".{path.name}.hcnr-work"
 
 
 class Work:
-    """The products of one run. Nothing is on the disk before the first one is kept.
+    """Stores the results of one run's stages. The folder does not exist before the first result is kept.
 
-    Of several processes the first alone writes and clears; all read, which takes storage that they share.
+    In a run of several processes only the first process writes and clears. All processes read, so that the folder must
+    be on shared storage.
+
+    Args:
+        out: the output folder.
+        stages: cache key of every stage.
+        shapes: of the microbatches.
     """
 
     def __init__(self, out: Path, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...]) -> None:
@@ -67,7 +73,11 @@ class Work:
         self._pending: deque[Future[None]] = deque()
 
     def open(self) -> None:
-        """Take over what an interrupted run left. InputError names what of its inputs or options is another's."""
+        """Open the results of an interrupted run.
+
+        Raises:
+            InputError: the results depend on other inputs or options, which the message names, or cannot be read.
+        """
         if not is_left(self.folder):
             self.clear()
             return
@@ -80,17 +90,20 @@ class Work:
         self._left = tuple(self._begun())
         for stage in self._left:
             there = found.get(stage, {})
-            # What --choose took is known later: compared in `settle_choice`, and kept until then.
+            # The setting that --choose found is not known yet; `settle_choice` compares it later.
             taken = {name: value for name, value in there.items() if name == TAKEN}
             self._check(stage, there, self.stages[stage] | taken)
             self.stages[stage] = self.stages[stage] | taken
-        self.shapes = shapes  # an accelerator's free memory, and with it the choice, may have changed
+        self.shapes = shapes  # this run may have chosen others, as an accelerator's free memory may have changed
         if is_first():
             self._write_manifest()
 
     def settle_choice(self, taken: str) -> None:
-        """What `--choose` took (kept before) becomes a part of the later stages. InputError where one that is left was
-        made with another setting."""
+        """Add the setting that `--choose` found to the cache keys of the later stages.
+
+        Raises:
+            InputError: a kept later stage was made with another setting.
+        """
         later = {stage: self.stages[stage] | {TAKEN: taken} for stage in AFTER_CHOICE}
         for stage in [stage for stage in self._left if stage in later]:
             self._check(stage, self.stages[stage], later[stage])
@@ -99,7 +112,7 @@ class Work:
             self._write_manifest()
 
     def choice(self) -> dict[str, Any] | None:
-        """The kept choice, None where there is none."""
+        """Read the kept record of the choice, None if there is no record."""
         if not self.has(CHOICE):
             return None
         try:
@@ -109,7 +122,7 @@ class Work:
                              "anew") from error  # fmt: skip
 
     def keep_choice(self, record: Mapping[str, Any]) -> None:
-        """Save what was chosen, and from what."""
+        """Save the record of the choice: the chosen setting and all tried settings."""
         if not is_first():
             return
         self._begin()
@@ -117,7 +130,7 @@ class Work:
             write_file(self.folder / CHOICE, to_json(record))
 
     def tree(self, name: str) -> dict[str, Any] | None:
-        """A kept tree of numpy arrays, None where there is none."""
+        """Read a kept tree of numpy arrays, None if it is absent."""
         if not (self.folder / name).is_dir():
             return None
         return jax.tree.map(np.asarray, load_orbax(self.folder / name))
@@ -132,11 +145,18 @@ class Work:
             sync_folder(self.folder / name)
 
     def kernels(self) -> set[str]:
-        """The keys of the kept kernels."""
+        """Return the keys of the kept kernels."""
         return {path.name for path in self._kernels.glob("[!.]*")}
 
     def keep_kernel(self, kernel: Kernel, form: str, rows: Any, *, info: Any) -> None:
-        """Save one kernel's rows and what its solve said; a thread writes while the next kernel is solved."""
+        """Save one kernel in a background thread, while the next kernel is solved.
+
+        Args:
+            kernel: the kernel.
+            form: form of its solve.
+            rows: the restored rows, or the whole kernel.
+            info: pytree that the solve reported.
+        """
         if not is_first():
             return
         self._begin()
@@ -145,7 +165,11 @@ class Work:
         self._pending.append(self._pool.submit(self._write_kernel, kernel, form, rows, info))
 
     def kernel(self, kernel: Kernel) -> tuple[str, np.ndarray, list[np.ndarray]]:
-        """A kept kernel: the form of its solve, its rows, and the leaves of what was said of it."""
+        """Read a kept kernel: the form of its solve, its rows, and the leaves of its info.
+
+        Raises:
+            InputError: the file cannot be read or is damaged.
+        """
         path = self._kernels / key_of(kernel)
         try:
             whole = path.read_bytes()
@@ -158,25 +182,25 @@ class Work:
         return bytes(held["form"]).decode(), held["rows"], leaves
 
     def settle(self) -> None:
-        """Wait until all that was kept is on the disk."""
+        """Wait until all kept kernels are on the disk."""
         while self._pending:
             self._pending.popleft().result()
 
     def describe(self) -> str:
-        """What is kept, as a person reads it."""
+        """Write for a person which results are kept."""
         trees = [name.removesuffix(".json") for name in (*SCORES, CHOICE, "selection") if self.has(name)]
         count = len(self.kernels())
         return ", ".join([*trees, *([f"{count} kernels"] if count else [])]) or "nothing"
 
     def clear(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder with all results."""
         with contextlib.suppress(Exception):
             self.settle()
         if is_first():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def has(self, name: str) -> bool:
-        """Whether a tree, or the choice, is kept."""
+        """Return whether a tree, or the record of the choice, is kept."""
         return (self.folder / name).exists()
 
     def _begun(self) -> Iterator[str]:
@@ -189,8 +213,8 @@ class Work:
         other = differences(there, here)
         if other:
             raise InputError(
-                f"--resume: the {stage} in {self.folder} were made otherwise ({'; '.join(other)}); repeat the command "
-                "as it was, or remove that folder to begin anew"
+                f"--resume: the {stage} in {self.folder} were made with other inputs or options ({'; '.join(other)}); "
+                "repeat the command as it was, or remove that folder to begin anew"
             )
 
     def _begin(self) -> None:
@@ -217,12 +241,12 @@ class Work:
 
 
 def key_of(kernel: Kernel) -> str:
-    """A kernel as a file name."""
+    """Return the file name of a kernel."""
     return "-".join([kernel.path.replace("/", "."), *map(str, kernel.index)])
 
 
 def is_left(folder: Path) -> bool:
-    """Whether a work folder holds a product; one killed before its first has nothing to go on with."""
+    """Return whether a work folder holds a result. A run that was killed before its first result left none."""
     if not folder.is_dir():
         return False
     return any((folder / name).is_dir() for name in SCORES) or any((folder / "kernels").glob("[!.]*"))

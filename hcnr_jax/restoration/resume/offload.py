@@ -1,4 +1,4 @@
-"""Arrays that wait on the disk beside the output, where memory is meant to hold a few blocks and no more."""
+"""Offloads arrays to the disk beside the output, for runs whose memory holds only a few blocks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hcnr_jax.runtime.files import explained
 
 
 class Spill(MutableMapping[Any, np.ndarray]):
-    """A mapping whose values are files: set writes, get reads, nothing stays in memory but the keys.
+    """Maps keys to arrays in files: setting an item writes a file, and getting an item reads the file.
 
-    Keys are tuples or words without separators; values are arrays of any dtype, bfloat16 too, and come back as numpy.
+    Only the keys stay in memory. Keys are words or tuples of words and numbers. Values are arrays of any dtype,
+    including bfloat16, and are read as numpy arrays.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +52,7 @@ class Spill(MutableMapping[Any, np.ndarray]):
 
 @contextlib.contextmanager
 def spill_folder(out: Path) -> Iterator[Path]:
-    """A folder `.NAME.hcnr-spill` beside the output, cleared of what a killed run left, and gone at the end."""
+    """Make an empty folder `.NAME.hcnr-spill` beside the output, and remove it at the end."""
     path = out.expanduser().resolve()
     folder = path.parent / f".{path.name}.hcnr-spill"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Every stage's product as the work folder keeps it: scores, the selection, corrected kernels."""
+"""Saves and reads every stage's result in the work folder: scores, the selection, corrected kernels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hcnr_jax.restoration.resume.folder import Work, key_of
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection
 
-# How the leaves of what a solve said are put together again.
+# The tree structure of `Info`, with which the saved leaves of a solve's info are put together again.
 _INFO = jax.tree.structure(Info(SolveInfo(*[0] * 4), *[0] * 4))  # type: ignore[arg-type]
 
 
 def has_scores(work: Work, name: str) -> bool:
-    """Return whether one set's scores are kept."""
+    """Return whether the scores of one set of rows are kept."""
     return work.has(f"scores-{name}")
 
 
@@ -38,7 +38,7 @@ def keep_scores(work: Work, name: str, scores: Scores) -> None:
 
 
 def recall_scores(work: Work, name: str, spec: ModelSpec) -> Scores | None:
-    """Read one set's scores as an interrupted run left them, None where it left none."""
+    """Read the scores that an interrupted run kept for one set of rows, None if it kept none."""
     tree = work.tree(f"scores-{name}")
     if tree is None:
         return None
@@ -48,7 +48,7 @@ def recall_scores(work: Work, name: str, spec: ModelSpec) -> Scores | None:
 
 
 def keep_selection(work: Work, selection: Selection) -> None:
-    """Save masks and perturbations; the kept kernels follow from them, as those with a restored neuron."""
+    """Save masks and perturbations. The kept kernels follow from the masks: they have a restored neuron."""
     rows = {path: np.zeros(mask.shape[:1]) for path, mask in selection.masks.items()}
     for kernel, value in selection.perturbations.items():
         rows[kernel.path][kernel.index] = value
@@ -57,7 +57,7 @@ def keep_selection(work: Work, selection: Selection) -> None:
 
 
 def recall_selection(work: Work, spec: ModelSpec) -> Selection | None:
-    """Read the selection as an interrupted run left it, None where it left none."""
+    """Read the selection that an interrupted run kept, None if it kept none."""
     tree = work.tree("selection")
     if tree is None:
         return None
@@ -73,9 +73,12 @@ def recall_selection(work: Work, spec: ModelSpec) -> Selection | None:
 
 @dataclass(frozen=True)
 class CorrectedKernel:
-    """Holds one kept kernel's new weights (in, out) in the leaf's dtype.
+    """Holds one kept kernel's new weights.
 
-    The weights lie on the device or in the work folder. info: what the solve reported, None for `none`.
+    Args:
+        weights: (in, out) in the leaf's dtype, on the device or in the work folder.
+        form: form of the solve, "none" without a solve.
+        info: report of the solve, None without a solve.
     """
 
     weights: jax.Array | StoredKernel
@@ -85,9 +88,17 @@ class CorrectedKernel:
 
 @dataclass(frozen=True)
 class KernelStore:
-    """Keeps corrected kernels in the work folder: the restored rows, which are laid over TUNED's when a kernel is read.
+    """Keeps corrected kernels in the work folder.
 
-    release: whether kept kernels leave memory, as in a run that streams.
+    A file holds only the restored rows where rows are the neurons; reading a kernel takes all other rows from TUNED.
+
+    Args:
+        work: the work folder.
+        tuned: TUNED, opened.
+        spec: description of the model.
+        selection: the restored neurons.
+        granularity: unit of restoring.
+        release: whether saved kernels leave memory, as in a streamed run.
     """
 
     work: Work
@@ -98,14 +109,14 @@ class KernelStore:
     release: bool
 
     def keep(self, kernel: Kernel, item: CorrectedKernel) -> CorrectedKernel:
-        """Save a kernel, and return what the run goes on with: the same kernel, or a handle on the saved one."""
+        """Save a kernel. Return the same kernel, or with `release` a handle on the saved kernel."""
         rows = self._rows(kernel)
         changed = item.weights if rows is None else jnp.asarray(item.weights)[rows]
         self.work.keep_kernel(kernel, item.form, changed, info=item.info)
         return CorrectedKernel(StoredKernel(self, kernel), item.form, item.info) if self.release else item
 
     def known(self) -> dict[Kernel, CorrectedKernel]:
-        """Return the kernels an interrupted run left, in data-flow order."""
+        """Return the kernels that an interrupted run solved, in data-flow order."""
         found, items = self.work.kernels(), {}
         for kernel in [kernel for kernel in self.selection.kept if key_of(kernel) in found]:
             form, _, leaves = self.work.kernel(kernel)
@@ -114,7 +125,7 @@ class KernelStore:
         return items
 
     def weights(self, kernel: Kernel) -> np.ndarray:
-        """Read a kept kernel, whole."""
+        """Read all weights of a saved kernel, (in, out)."""
         self.work.settle()
         rows, changed = self._rows(kernel), self.work.kernel(kernel)[1]
         if rows is None:
@@ -124,14 +135,14 @@ class KernelStore:
         return whole
 
     def _rows(self, kernel: Kernel) -> np.ndarray | None:
-        """Return the restored rows of a kernel; None where other entries than whole rows are restored."""
+        """Return the indices of a kernel's restored rows; None unless the unit of restoring is a row."""
         mask = np.asarray(self.selection.masks[kernel.path][kernel.index])
         return np.flatnonzero(mask) if self.granularity == "input" else None
 
 
 @dataclass(frozen=True)
 class StoredKernel:
-    """Stands for a kernel in the work folder: numpy reads the file when it asks for the values."""
+    """Stands for a kernel in the work folder. Conversion to a numpy array reads the file."""
 
     store: KernelStore
     kernel: Kernel
@@ -142,7 +153,7 @@ class StoredKernel:
 
 
 class KnownWeights(Mapping[Kernel, jax.Array]):
-    """Maps the kernels that are done to their weights, which are read when a sweep uses them."""
+    """Maps solved kernels to their weights, which are read when a sweep uses them."""
 
     def __init__(self, items: Mapping[Kernel, CorrectedKernel]) -> None:
         self._items = items

@@ -1,4 +1,4 @@
-"""One run's hold on its output place: the lock, what an interrupted run left, and how the run ends."""
+"""Manages a run's output folder: the lock, the work folder of an interrupted run, and the end of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hcnr_jax.runtime.files import output_lock
 
 
 def check_leftover(config: RestoreConfig) -> None:
-    """Refuse to begin where an interrupted run left work, unless it is to be gone on with: none is lost unasked."""
+    """Refuse to start over an interrupted run unless --resume is given, so that no work is lost by accident."""
     folder = work_path(config.out)
     if not config.resume and is_left(folder):
         kept = Work(config.out, {}, ()).describe()
@@ -46,7 +46,11 @@ def fix_date(config: RestoreConfig) -> None:
 
 
 def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> bool:
-    """With --resume: whether the output is there already. InputError where it was made otherwise, saying how."""
+    """Return whether --resume is given and the output is already complete.
+
+    Raises:
+        InputError: the output was made with other inputs or options, which the message names.
+    """
     if not (config.resume and (config.out / RECORD).is_file()):
         return False
     try:
@@ -56,13 +60,14 @@ def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> boo
     other = differences(found, stages["kernels"])
     if other:
         raise InputError(
-            f"--out {config.out}: a model restored otherwise lies there ({'; '.join(other)}); choose another folder"
+            f"--out {config.out}: a model restored with other inputs or options is there ({'; '.join(other)}); choose "
+            "another folder"
         )
     return True
 
 
 def clear_leftovers(config: RestoreConfig) -> None:
-    """What a run leaves that was killed after its output appeared: its work, its spill folder, its lock."""
+    """Remove the work folder, spill folder and lock of a run that was killed after its output was complete."""
     if not is_first():
         return
     with output_lock(config.out), spill_folder(config.out):
@@ -73,10 +78,16 @@ def clear_leftovers(config: RestoreConfig) -> None:
 def session(
     config: RestoreConfig, stages: Mapping[str, Fingerprint], shapes: tuple[Shape, ...], *, reporter: Reporter
 ) -> Iterator[Work]:
-    """Hold the output place and its work folder.
+    """Lock the output folder, and yield the work folder.
 
-    The work folder goes when the run has ended well, and when the user is told to change something (InputError: nothing
-    is left, unless --resume asked to keep it); it stays after a signal or a fault, with the command that goes on.
+    The work folder is removed after a successful run, and after an InputError unless --resume is given. After a signal
+    or a fault the work folder stays, and the user is told the command that continues the run.
+
+    Args:
+        config: the options of the run.
+        stages: cache key of every stage.
+        shapes: of the microbatches.
+        reporter: prints which results are kept.
     """
     with output_lock(config.out) if is_first() else contextlib.nullcontext():
         work = Work(config.out, stages, shapes)
@@ -96,7 +107,10 @@ def session(
 
 
 def _leave(work: Work, config: RestoreConfig, error: BaseException, reporter: Reporter) -> None:
-    """Say what is kept and how to go on; a signal's own message is told where it is caught."""
+    """Tell the user which results are kept and how to continue.
+
+    After a signal the text is added to the `Stopped` error, which its handler prints.
+    """
     with contextlib.suppress(Exception):
         work.settle()
     if not is_left(work.folder):

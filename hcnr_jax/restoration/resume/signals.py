@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run stops where what it has done is whole, and says how to go on."""
+"""Handles SIGTERM and Ctrl-C: a run stops between steps, keeps its results, and says how to continue."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopping:
-    """Listens to the signals. Outside `held` one stops the run at once: nothing unfinished can be left there. Inside,
-    it stops at the next `check`; a second one at once.
+    """Handles the signals while `listening`.
+
+    Outside `held` a signal stops the run at once, because no unfinished work exists there. Inside `held` the run stops
+    at the next `check`, and a second signal stops the run at once.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -27,7 +29,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stopping]:
-        """Handle the signals while the block runs. Only the main thread can; in another one nothing changes."""
+        """Handle the signals while the block runs. Only the main thread can do so; in other threads nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -40,7 +42,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """A block that stops at its checks alone."""
+        """Delay the stop to the next `check` while the block runs."""
         self._held = True
         try:
             yield
@@ -49,7 +51,7 @@ class Stopping:
             self._held = False
 
     def check(self) -> None:
-        """A clean point: raises `Stopped` if a signal came."""
+        """Raise `Stopped` if a signal came. Called between the steps of a stage."""
         if self._pending is not None:
             raise _stopped(self._pending)
 
@@ -65,7 +67,7 @@ def _stopped(number: signal.Signals) -> Stopped:
 
 
 def resume_command(config: RestoreConfig) -> str:
-    """The command line that goes on with this run."""
+    """Return the command line that continues this run."""
     words = ["hcnr", "restore"]
     for name, info in RestoreConfig.model_fields.items():
         value = getattr(config, name)

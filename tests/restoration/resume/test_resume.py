@@ -185,7 +185,7 @@ def test_resume_where_there_is_nothing_to_resume_and_where_all_is_done(world, tm
     assert call(*world.arguments("--out", out, "--compensation", "none", "--resume")).code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (out / "hcnr.json").write_text("{}")
-    assert "restored otherwise" in call(*world.arguments("--out", out, "--resume")).err
+    assert "restored with other inputs or options" in call(*world.arguments("--out", out, "--resume")).err
 
 
 def test_a_fault_keeps_what_is_done(world, tmp_path, monkeypatch) -> None:
