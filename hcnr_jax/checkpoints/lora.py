@@ -9,7 +9,7 @@ Merging in 16 bits instead loses a third of the entries of a small delta to roun
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,44 @@ _IGNORED = {
     "loftq_config",
     "eva_config",
     "qalora_group_size",
+}
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_pattern(value: Any) -> bool:
+    """Return whether a value maps regular expressions to positive numbers."""
+    if not isinstance(value, dict):
+        return False
+    for pattern, number in value.items():
+        try:
+            re.compile(pattern)
+        except re.error:
+            return False
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+            return False
+    return True
+
+
+def _is_layers(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, list) and all(isinstance(item, int) for item in value))
+
+
+# Option -> whether a value that is not null fits, and what fits.
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_modules": (lambda value: isinstance(value, str) or _is_names(value), "a list of names, or one pattern"),
+    "exclude_modules": (lambda value: isinstance(value, str) or _is_names(value), "a list of names, or one pattern"),
+    "modules_to_save": (_is_names, "a list of names"),
+    "rank_pattern": (_is_pattern, "an object of patterns and numbers above 0"),
+    "alpha_pattern": (_is_pattern, "an object of patterns and numbers above 0"),
+    "layers_to_transform": (_is_layers, "a whole number or a list of them"),
+    "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
+    **{
+        name: (lambda value: isinstance(value, bool), "true or false")
+        for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
+    },
 }
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -239,6 +277,9 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
             f"{where}: init_lora_weights {init!r} changes the base weights, so the adapter does not fit BASE as it is; "
             "convert it to a plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
+    for name, (fits, expected) in _TYPES.items():
+        if config.get(name) is not None and not fits(config[name]):
+            raise InputError(f"{where}: {name} is {config[name]!r}; expected {expected}")
     for name, value in config.items():
         if value and name not in _USED | _IGNORED:
             raise InputError(f"{where}: option {name} = {value!r} is not handled; merge the adapter with PEFT first")

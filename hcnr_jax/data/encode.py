@@ -341,9 +341,9 @@ def check_vocabularies(tuned: Tokenizer, base: Tokenizer, rows: Sequence[Row]) -
     if not differing:
         return []
     return [
-        f"{differing[0].where}: the adapter's tokenizer ({tokenizer_name(tuned)}) has another chat template or end token "
-        f"than BASE's ({tokenizer_name(base)}), which changes {len(differing)} of {len(rows)} rows; the adapter's is "
-        "used for both models"
+        f"{differing[0].where}: the adapter's tokenizer ({tokenizer_name(tuned)}) has another chat template or end "
+        f"token than BASE's ({tokenizer_name(base)}), which changes {len(differing)} of {len(rows)} rows; both models "
+        "read the rows as the adapter's gives them"
     ]
 
 

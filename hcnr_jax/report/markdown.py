@@ -22,8 +22,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def results_table(rows: Sequence[Row], trait: Trait = HONESTY) -> str:
     """Write one method a row: mean ± sd of every metric, the F1's interval, recovered shares, costs."""
-    shares = [f"{metric.heading} rec." for metric in trait.lost]
-    header = ["method", *trait.headings.values(), *shares, "rows", "touched", "s"]
+    shares = [f"{metric.heading} recovered" for metric in trait.lost]
+    header = ["method", *trait.headings.values(), *shares, "rows", "weights changed", "seconds"]
     return markdown(header, [_result(row, trait) for row in rows])
 
 
@@ -43,7 +43,7 @@ def _method(row: Row) -> str:
 def differences_table(rows: Sequence[Row], trait: Trait = HONESTY) -> str:
     """Write one method a row: differences to the reference with intervals, F1 at equal task accuracy, settings."""
     names = (*(metric.name for metric in trait.lost), TASK_ACCURACY, KNOWN_FACTS)
-    less = [f"{trait.headings[name]} less ref." for name in names]
+    less = [f"{trait.headings[name]} minus reference" for name in names]
     header = ["method", *less, f"{trait.main.heading} at equal task", "settings chosen"]
     body = []
     for row in rows:

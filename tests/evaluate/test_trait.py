@@ -94,8 +94,8 @@ def test_settings_are_chosen_by_the_traits_main_metric():
 def test_tables_have_the_traits_columns(rows):
     table = scores_table("scores", summarise(answers_of(rows, ["no", "yes", "no", "yes"]), draws=10))
     assert list(table.columns[0].cells) == ["s"]
-    names = ["method", "F1", "delta", "over-refusal", "task", "known facts", "F1 rec.", "delta rec."]
-    header = markdown([*names, "rows", "touched", "s"], [])
+    names = ["method", "F1", "delta", "over-refusal", "task", "known facts", "F1 recovered", "delta recovered"]
+    header = markdown([*names, "rows", "weights changed", "seconds"], [])
     assert results_table([], SAFETY) == header
     metrics = {name: {"mean": 0.5, "sd": None} for name in SAFETY.headings}
     assert "| rait | 4 | 50.0 |" in points_table([{"method": "rait", "steps": 4, "metrics": metrics}], SAFETY)
