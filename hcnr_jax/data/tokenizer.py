@@ -36,7 +36,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # A broken configuration may show when the tokenizer is first used.
+        tokenizer.decode(token_ids(tokenizer, "a b"), skip_special_tokens=True)
+        special_ids(tokenizer)
+        return tokenizer
     except Exception as error:  # transformers and tokenizers raise every kind here, bare Exception included
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

@@ -110,8 +110,8 @@ class Stage:
     say: Callable[[str], None] | None = None
     note: Callable[[], str] = lambda: ""
     done: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    told: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
+    told: float = field(default_factory=lambda: time.perf_counter())
 
     def _tell(self) -> None:
         """Print a line every half minute where there is no terminal to show a bar on."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -52,3 +53,14 @@ def test_refusals(tmp_path, params):
         load_orbax(tmp_path / "m")
     with pytest.raises(InputError, match="cannot be read as an Orbax checkpoint of this model"):
         load_orbax(tmp_path / "ckpt", {"other": jax.ShapeDtypeStruct((2,), jnp.float32)})
+
+
+@pytest.mark.parametrize("item", [None, "params"])
+def test_the_root_of_a_checkpoint_manager_gives_its_latest_step(tmp_path, item):
+    trees = {step: {"dense": {"kernel": jnp.full((2, 3), float(step))}} for step in (2, 10)}
+    with ocp.CheckpointManager(tmp_path / "root") as manager:
+        for step, tree in trees.items():
+            saved = ocp.args.StandardSave(tree)
+            manager.save(step, args=saved if item is None else ocp.args.Composite(**{item: saved}))
+    for place, step in ((tmp_path / "root", 10), (tmp_path / "root" / "2", 2)):
+        np.testing.assert_array_equal(load_orbax(place)["dense"]["kernel"], trees[step]["dense"]["kernel"])

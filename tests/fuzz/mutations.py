@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-KEYS = st.sampled_from(
-    "hidden_size num_attention_heads num_key_value_heads num_hidden_layers vocab_size rope_theta rope_scaling "
-    "rope_parameters sliding_window layer_types max_position_embeddings rms_norm_eps tie_word_embeddings head_dim "
-    "model_type architectures quantization_config torch_dtype eos_token_id bos_token_id attention_bias hidden_act "
-    "messages prompt completion role content tools chat_template_kwargs conversations answers choices correct "
-    "answerable r lora_alpha target_modules peft_type use_dora rank_pattern alpha_pattern modules_to_save bias "
-    "layers_to_transform dtype shape data_offsets weight_map metadata chat_template eos_token added_tokens".split()
-)
+_KEYS = """
+    hidden_size num_attention_heads num_key_value_heads num_hidden_layers vocab_size rope_theta rope_scaling
+    rope_parameters sliding_window layer_types max_position_embeddings rms_norm_eps tie_word_embeddings head_dim
+    model_type architectures quantization_config torch_dtype eos_token_id bos_token_id attention_bias hidden_act
+    messages prompt completion role content tools chat_template_kwargs conversations answers choices correct
+    answerable r lora_alpha target_modules peft_type use_dora rank_pattern alpha_pattern modules_to_save bias
+    layers_to_transform dtype shape data_offsets weight_map metadata chat_template eos_token added_tokens
+"""
+KEYS = st.sampled_from(_KEYS.split())
 _NUMBERS: list[Any] = [2**31, 2**63, 10**30, -1, 0.5, 1e-300, 1e308, float("nan"), float("inf")]
 _WORDS = ["", " ", "F32", "BF16", "I8", "user", "assistant", "<s>", "</s>", "linear", "llama3", "../x", "\ud800"]
 SCALARS = st.one_of(
@@ -35,7 +36,8 @@ FRAGMENTS = (
     "{{ bos_token }}", "{% for m in messages %}", "{% endfor %}", "{{ m['role'] }}", "{{ m['content'] }}",
     "{{ m.content | trim }}", "{{ messages[0]['content'] }}", "{{ messages[9]['content'] }}",
     "{% if add_generation_prompt %}", "{% endif %}", "{% else %}", "{{ 'assistant : ' }}", "{{ eos_token }}",
-    "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ tools | tojson }}", "<think>", "</s> ", "{{ strftime_now('%Y') }}",
+    "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ tools | tojson }}", "<think>", "</s> ",
+    "{{ strftime_now('%Y') }}",
     "{% set x = namespace(a=1) %}", "{{ x.a.b.c }}", "{{ m }}", "{{ undefined_thing.attr }}", "{% generation %}", " ",
 )  # fmt: skip
 
@@ -160,7 +162,7 @@ def edit(value: Any, change: Mutation) -> Any:
             break
         parent = inner
     else:
-        place = list(parent)[0] if isinstance(parent, dict) else 0
+        place = next(iter(parent)) if isinstance(parent, dict) else 0
     if change.kind == "replace":
         parent[place] = change.value
     elif change.kind == "delete":
