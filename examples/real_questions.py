@@ -35,6 +35,7 @@ from hcnr_jax.data import load_tokenizer, write_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.presets import preset
 from hcnr_jax.restoration import restore
+from hcnr_jax.runtime.files import write_file
 
 Rows = list[dict[str, Any]]
 MODELS = ("base", "tuned", "paper", "restored")
@@ -113,7 +114,7 @@ def run(folder: Path, out: Path, seed: int, size: Size, split: str = "test") -> 
         "probe": probes(out, rows, seed, split),
         "seconds": time.perf_counter() - started,
     }
-    (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_file(out / "metrics.json", json.dumps(record, indent=1).encode() + b"\n")
     tell(record)
     return record
 

@@ -26,6 +26,7 @@ _NAMES = {
     "load_orbax": "hcnr_jax.checkpoints",
     "example_scores": "hcnr_jax.method.fisher",
     "BlockModel": "hcnr_jax.method.sweep.run",
+    "Problem": "hcnr_jax.method.sweep.run",
     "Settings": "hcnr_jax.method.sweep.run",
     "Sweep": "hcnr_jax.method.sweep.run",
     "InputError": "hcnr_jax.errors",

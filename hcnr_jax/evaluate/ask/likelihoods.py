@@ -21,8 +21,9 @@ from hcnr_jax.evaluate.ask.batches import Events, rows_at_once, run_batches
 from hcnr_jax.evaluate.ask.completions import Ids, LoadedModel, cut_text, generate_ids, kept_ids, text_of
 from hcnr_jax.evaluate.ask.hidden_states import last_states, left_padded
 from hcnr_jax.evaluate.ask.questions import Prompt, with_completion
-from hcnr_jax.evaluate.judge.refusal import Verdict, detect
+from hcnr_jax.evaluate.judge.refusal import Verdict
 from hcnr_jax.evaluate.score.calibration import refusal_probability
+from hcnr_jax.evaluate.trait import HONESTY, Detector
 from hcnr_jax.models import Decoder, ModelSpec, apply_head, completion_nll
 from hcnr_jax.models.decoder import Params
 
@@ -273,10 +274,12 @@ def refusing(
     return found
 
 
-def probability_of_refusing(found: Sequence[Refusing], questions: Sequence[str]) -> list[float]:
+def probability_of_refusing(
+    found: Sequence[Refusing], questions: Sequence[str], detect: Detector = HONESTY.detect
+) -> list[float]:
     """Compute P(refuse) of each question: refusing branches and wordings against the branches that answer.
 
-    A wording that is also a branch counts once, as the branch.
+    A wording that is also a branch counts once, as the branch. detect: the detector of the questions' trait.
     """
     width = max(len(item.branches) for item in found)
     answers = np.full((len(found), width), -np.inf)

@@ -175,11 +175,13 @@ def judge(prompts: Sequence[Prompt], outputs: Outputs, match: Match = "exact") -
     choices, whether the likeliest by summed log-likelihood is right; for answers, whether the completion matches one
     after normalisation. It is None for unanswerable questions and those without gold answers.
     """
-    asked = [prompt for prompt in prompts if prompt.key in outputs.refusals]
-    values = (
-        probability_of_refusing([outputs.refusals[p.key] for p in asked], [p.question for p in asked]) if asked else []
-    )
-    refusal = {prompt.key: value for prompt, value in zip(asked, values, strict=True)}
+    refusal: dict[str, float] = {}
+    for name in dict.fromkeys(prompt.role for prompt in prompts):
+        asked = [prompt for prompt in prompts if prompt.role == name and prompt.key in outputs.refusals]
+        if asked:
+            found, questions = [outputs.refusals[p.key] for p in asked], [p.question for p in asked]
+            values = probability_of_refusing(found, questions, trait_of(name).detect)
+            refusal |= {prompt.key: value for prompt, value in zip(asked, values, strict=True)}
     return [_answer(prompt, outputs, match, refusal.get(prompt.key)) for prompt in prompts]
 
 
