@@ -156,3 +156,15 @@ def test_an_adapter_is_not_where_training_starts(tmp_path, rows) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValidationError, match="learning_rte"):
         TuneConfig(model="m", data="d", out="o", learning_rte=1.0)
+
+
+def test_one_long_row_refuses_no_data_set(tmp_path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    long = {"prompt": "sky " * 40, "completion": " blue ."}
+    rows = write_rows(tmp_path / "rows.jsonl", [*task_rows(6), long])
+    given = {"model": model, "data": rows, "max_length": 24, **QUICK}
+    result = tune(TuneConfig(**given, out=tmp_path / "out"))
+    (warning,) = [text for text in result.warnings if "left out" in text]
+    assert "line 7: 1 of 7 rows have a prompt that fills the limit of 24 tokens" in warning
+    with pytest.raises(InputError, match=r"line 7: the prompt takes 41 tokens .* --long-rows drop"):
+        tune(TuneConfig(**given, out=tmp_path / "other", long_rows="refuse"))
