@@ -206,7 +206,7 @@ def split_half(
     """
     how = Scoring(spec, config.loss, config.granularity, window=loss_window(examples))
     halves = [
-        score(how, params, examples[start::2], shapes, f"{name} half {start + 1}", reporter).scores
+        score(how, params, examples[start::2], shapes=shapes, name=f"{name} half {start + 1}", reporter=reporter).scores
         for start in range(2)
     ]
     scores = {

@@ -115,6 +115,7 @@ def score(
     how: Scoring,
     params: Params | StreamedParams,
     examples: Sequence[Example],
+    *,
     shapes: Sequence[Shape],
     name: str,
     reporter: Reporter,

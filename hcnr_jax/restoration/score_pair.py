@@ -40,7 +40,16 @@ def score_pair(run: Run, work: Work | None = None, spill: Path | None = None) ->
         if found is None:
             # One set suffices, because the rounding depends on the program and hardly on the rows.
             measured = name == "honesty" and spill is None and work is not None
-            found = score(how, at, examples, run.plan.shapes, name, run.reporter, spill and spill / name, measured)
+            found = score(
+                how,
+                at,
+                examples,
+                shapes=run.plan.shapes,
+                name=name,
+                reporter=run.reporter,
+                spill=spill and spill / name,
+                rounding=measured,
+            )
             if work:
                 keep_scores(work, name, found)
         scores[name] = found

@@ -29,7 +29,9 @@ def scores_of(world: World, measured: bool = False, **options) -> Scores:
     with jax.default_matmul_precision("highest"):
         tuned = load_run(inputs, plan, Reporter()).models.tuned
         how = scoring_of(inputs, plan)
-        return score(how, tuned, inputs.honesty, plan.shapes, "honesty", Reporter(), rounding=measured)
+        return score(
+            how, tuned, inputs.honesty, shapes=plan.shapes, name="honesty", reporter=Reporter(), rounding=measured
+        )
 
 
 @pytest.fixture(scope="module")
