@@ -240,9 +240,11 @@ def _check_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
     odd = [name for name, info in tensors.items() if info.dtype not in FLOATS or _QUANTISED.search(name)]
     if not odd:
         kinds = " and ".join(sorted({info.dtype for info in tensors.values()}))
+        found = config["quantization_config"]
+        method = found.get("quant_method") if isinstance(found, Mapping) else found
         raise InputError(
-            f"{folder / 'config.json'}: quantization_config is left over: all {len(tensors)} tensors are plain "
-            f"{kinds}; remove the key `quantization_config` (transformers would quantise the weights again)"
+            f"{folder / 'config.json'}: quantization_config (quant_method {method!r}) is left over: all {len(tensors)} "
+            f"tensors are plain {kinds}; remove the key `quantization_config` (transformers would quantise the weights again)"
         )
 
 

@@ -1,8 +1,8 @@
-"""How sure a mask is: the gap at the cut of a ranking, and which neurons rounding could have put on its other side.
+"""Measure how certain a mask is: the tie margin at the cut of a ranking (docs/method.md, 1.5).
 
-Scores are sums whose last digits hang on the order of summation, and with it on the mesh, the microbatch and the
-device. Two neurons whose priorities are nearer than that to the cut may change places between machines; all others may
-not.
+The cut lies between the last neuron that a ranking selects and the first neuron that the ranking leaves out. Scores are
+sums whose last digits depend on the order of summation. That order depends on the mesh, the microbatch and the device.
+Only neurons whose priorities lie within this rounding of the cut may change sides between machines.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from jaxtyping import Array, Bool, Float
 from hcnr_jax.method.priority import PRIORITIES, PriorityName
 from hcnr_jax.method.select import top_mask
 
-# The rounding of a single neuron is drawn, its kernel's is a root mean square: so many of these cover the draw.
+# Each neuron's rounding is a random draw, and a kernel's rounding is the root mean square of these draws. This multiple
+# of the root mean square covers a single draw.
 DRAWS = 4.0
 
 
 class Cut(NamedTuple):
-    """Of one kernel's ranking.
+    """Holds the tie margin of one kernel's ranking.
 
-    gap: priority of the last neuron taken less that of the first one left; inf where none is left. rounding: how much
-    of it rounding may take away. near: neurons of both sides that may change places; none where gap > rounding.
+    Args:
+        gap: priority of the last selected neuron minus that of the first neuron left out; inf where none is left out.
+        rounding: the part of the gap that rounding can remove, in the priority's unit.
+        near: True at a neuron of either side that may change sides. No neuron is near where gap > rounding.
     """
 
     gap: Float[Array, ""]
@@ -43,10 +46,23 @@ def cut_of(
     count: int,
     rounding: Float[Array, ""] | float,
 ) -> Cut:
-    """The cut of `select.top_mask` after `count` neurons. rounding: of the scores, relative (see `relative_rounding`).
+    """Compute the tie margin of the mask that `select.top_mask` makes.
 
-    Each neuron's priority is taken anew with its scores moved by DRAWS times `rounding`, up for half of the neurons and
-    down for the others, so that what a priority is normalised by stays put, in all four ways for the two sets.
+    Each priority r_jk is computed again from scores moved by DRAWS times `rounding`. Half of the neurons move up and
+    the others move down, so that the normalisers of the priorities stay the same. The directions of the two score sets
+    combine in four ways, and all four are tried.
+
+    Args:
+        name: an entry of `PRIORITIES`.
+        honesty: scores s_hon of one kernel, (n,).
+        task: scores s_task of the kernel, (n,).
+        count: how many of the n neurons the mask selects.
+        rounding: relative rounding of the scores, without a unit (see `relative_rounding`).
+
+    >>> scores = jnp.asarray([8.0, 4.0, 3.9999, 1.0])
+    >>> cut = cut_of("honesty", scores, scores, 2, 1e-5)
+    >>> round(float(cut.gap), 4), round(float(cut.rounding), 4), cut.near.tolist()
+    (0.0001, 0.0003, [False, True, True, False])
     """
 
     def rank(honesty: Array, task: Array) -> Array:
@@ -70,9 +86,13 @@ def cut_of(
 
 
 def relative_rounding(scores: Float[np.ndarray, "*k n"], again: Float[np.ndarray, "*k n"]) -> Float[np.ndarray, "*k"]:
-    """Root mean square over neurons of the relative difference of two computations of the same scores; float64.
+    """Compute the root mean square over neurons of the relative difference between two computations of the same scores.
 
-    Not below half a unit of their dtype, which no computation is free of.
+    The result is float64 and has no unit. It is at least half a unit of the scores' dtype, because every computation
+    has that much rounding.
+
+    >>> relative_rounding(np.asarray([[1.0, 2.0]]), np.asarray([[1.1, 2.2]])).round(6).tolist()
+    [0.1]
     """
     first, second = np.asarray(scores, np.float64), np.asarray(again, np.float64)
     relative = np.where(first > 0, (second - first) / np.where(first > 0, first, 1), 0)
@@ -81,7 +101,13 @@ def relative_rounding(scores: Float[np.ndarray, "*k n"], again: Float[np.ndarray
 
 
 class KernelCut(NamedTuple):
-    """Of the ranking of kernels by d_j: the same, relative to the least d_j taken; `near` are places in the ranking."""
+    """Holds the tie margin of the ranking of kernels by d_j.
+
+    Args:
+        gap: the last kept d_j minus the first d_j left out, relative to the last kept d_j; inf where none is left out.
+        rounding: the part of the gap that rounding can remove, relative to the last kept d_j.
+        near: places in the ranking of the kernels that may change sides.
+    """
 
     gap: float
     rounding: float
@@ -89,9 +115,19 @@ class KernelCut(NamedTuple):
 
 
 def kernel_cut(perturbations: Sequence[float], weights: Sequence[int], count: int) -> KernelCut:
-    """The cut of kernels ranked from the largest d_j on, after `count`. weights: how many each has.
+    """Compute the tie margin of the `count` kernels of largest d_j.
 
-    Rounding of a d_j is bounded, not measured: sums of n squares in pairs are within log2(n) half units.
+    The rounding of d_j is a bound and not a measurement. A pairwise sum of n squares is exact within log2(n) half
+    units.
+
+    Args:
+        perturbations: d_j in decreasing order, without a unit.
+        weights: the number of weights of each kernel, in the same order.
+        count: how many kernels are kept.
+
+    >>> cut = kernel_cut([0.5, 0.4, 0.1], [4096, 4096, 4096], 2)
+    >>> print(round(cut.gap, 3), cut.near)
+    0.75 []
     """
     if count == len(perturbations):
         return KernelCut(float("inf"), 0.0, [])

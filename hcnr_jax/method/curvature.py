@@ -1,14 +1,16 @@
-"""Curvature of a layer's output distance: second moments of its inputs, or Hessian-vector products without them.
+"""Compute the curvature of a layer's output distance, from input moments or from Hessian-vector products.
 
     d(E) = mean over tokens ||E x||^2 = tr(E H E^T),     H = mean x x^T                     (paper, stage 2)
 
-Here kernels are Flax's (in, out), so that E x reads `x @ E` and d(E) = sum(E * (H E)). `Moments` streams over batches
-of
-tokens and divides once; `Inputs` keeps the tokens themselves, where they are fewer than the inputs or where no in x in
-matrix is wanted. Both have a *reference* x (the model whose outputs are the aim) and the inputs x' a kernel meets
-now; they
-differ once earlier kernels were restored (propagated inputs). Their difference is summed, never the two separately:
-mean x' x'^T - mean x' x^T would lose the digits that matter.
+The equation has the paper's (out, in) kernels. In code kernels are Flax's (in, out), so that E x reads `x @ E` and
+d(E) = sum(E * (H E)).
+
+`Moments` sums over batches of tokens, and `mean_moments` divides once. `Inputs` keeps the tokens themselves. `Inputs`
+serves where tokens are fewer than input channels, or where no (in, in) matrix is wanted.
+
+Both hold two kinds of inputs. The *reference* inputs x come from the model whose outputs are the aim. The inputs x' are
+those that the kernel receives now. x' differs from x once earlier kernels were restored (propagated inputs). The
+difference x' - x is summed directly, since mean x' x'^T - mean x' x^T would lose the digits that matter.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ MOMENT_TAP = "moment_tap"
 
 
 class Moments(NamedTuple):
-    """Sums over tokens, until `mean_moments` divides them.
+    """Holds the second moments of a kernel's inputs, as sums over tokens or as means after `mean_moments`.
 
-    tokens: how many. inputs: sum x' x'^T. shift: sum x' (x' - x)^T, None where x' = x. reference: sum x x^T, None where
-    x' = x or where nothing asks for `output_distance`.
+    Attributes:
+        tokens: the number of tokens, a scalar.
+        inputs: sum x' x'^T, (in, in).
+        shift: sum x' (x' - x)^T, (in, in), or None where x' = x.
+        reference: sum x x^T, (in, in). None where x' = x, or where no caller needs `output_distance`.
     """
 
     tokens: Float[Array, ""]
@@ -41,20 +46,37 @@ class Moments(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Tokens kept as they are: x' (n, i) and the shift x' - x (n, i), None where x' = x. No padding among them."""
+    """Holds the inputs of a kernel token by token, without padding.
+
+    Attributes:
+        inputs: x' of n tokens, (n, in).
+        shift: x' - x of the same tokens, (n, in), or None where x' = x.
+    """
 
     inputs: Float[Array, "n i"]
     shift: Float[Array, "n i"] | None
 
 
 def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32, *, distances: bool = True) -> Moments:
-    """Zero moments of `fan_in` inputs. Without `distances` a third of the work is saved and `output_distance` is not
-    to be had of propagated ones."""
+    """Make zero moments for a kernel.
+
+    Args:
+        fan_in: the number of input channels, `in`.
+        propagated: whether x' differs from x, so that `shift` is summed.
+        dtype: the dtype of the sums.
+        distances: whether to sum `reference` for propagated inputs. Without `reference` a third of the work is saved,
+            and `output_distance` refuses propagated moments.
+
+    >>> init_moments(2, False).inputs.tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    >>> init_moments(2, True, distances=False).reference is None
+    True
+    """
 
     def zeros(wanted: bool) -> Array | None:
         return jnp.zeros((fan_in, fan_in), dtype) if wanted else None
 
-    # Buffers of their own, not one: a caller may donate them.
+    # Each field has its own buffer, since a caller may donate the buffers.
     return Moments(
         jnp.zeros((), dtype), jnp.zeros((fan_in, fan_in), dtype), zeros(propagated), zeros(propagated and distances)
     )
@@ -63,7 +85,19 @@ def init_moments(fan_in: int, propagated: bool, dtype: Any = jnp.float32, *, dis
 def update_moments(
     moments: Moments, now: Float[Array, "*b i"], reference: Float[Array, "*b i"] | None, mask: Bool[Array, "*b"]
 ) -> Moments:
-    """Add the tokens where `mask` is True. `reference` is None for local inputs (x' = x)."""
+    """Add a batch of tokens to the sums.
+
+    Args:
+        moments: the sums so far.
+        now: x', the inputs that the kernel receives now, (*b, in).
+        reference: x, the reference inputs, (*b, in), or None for local inputs (x' = x).
+        mask: True for each token that counts, (*b).
+
+    >>> x = jnp.asarray([[1.0, 2.0], [9.0, 9.0]])
+    >>> moments = update_moments(init_moments(2, False), x, None, jnp.asarray([True, False]))
+    >>> print(moments.tokens, moments.inputs.tolist())
+    1.0 [[1.0, 2.0], [2.0, 4.0]]
+    """
     dtype = moments.inputs.dtype
     keep = mask.reshape(-1, 1)
     now = jnp.where(keep, now.reshape(-1, now.shape[-1]), 0).astype(dtype)
@@ -78,16 +112,23 @@ def update_moments(
 
 
 def mean_moments(moments: Moments) -> Moments:
-    """Means per token, `tokens` kept: the one division."""
+    """Divide the sums by the number of tokens; the field `tokens` is kept.
+
+    >>> mean_moments(Moments(jnp.asarray(2.0), jnp.asarray([[4.0, 0.0], [0.0, 2.0]]), None, None)).inputs.tolist()
+    [[2.0, 0.0], [0.0, 1.0]]
+    """
     return Moments(moments.tokens, *jax.tree.map(lambda total: total / moments.tokens, moments[1:]))
 
 
 def _outer(left: Float[Array, "n i"], right: Float[Array, "n j"]) -> Float[Array, "i j"]:
+    """Return the sum over tokens of the outer products; float32 is never multiplied as TF32."""
     return jnp.einsum("ni,nj->ij", left, right, precision="highest")
 
 
 def damping_of(statistic: Moments | Inputs, damping: float | Array) -> Float[Array, ""]:
-    """Return damping * mean(diag H) of the inputs a kernel meets now; `Moments` are read as means.
+    """Return damping * mean(diag H), with H of the inputs x' that the kernel receives now.
+
+    `Moments` must be means, as `mean_moments` returns them.
 
     >>> print(damping_of(Inputs(jnp.asarray([[1.0, 2.0], [3.0, 0.0]]), None), 2.0))
     7.0
@@ -96,7 +137,7 @@ def damping_of(statistic: Moments | Inputs, damping: float | Array) -> Float[Arr
 
 
 def trace_of(statistic: Moments | Inputs) -> Float[Array, ""]:
-    """Return tr H = mean ||x'||^2.
+    """Return tr H = mean ||x'||^2, for `Moments` that are means.
 
     >>> print(trace_of(Inputs(jnp.asarray([[1.0, 2.0], [3.0, 0.0]]), None)))
     7.0
@@ -107,9 +148,15 @@ def trace_of(statistic: Moments | Inputs) -> Float[Array, ""]:
 
 
 def output_distance(statistic: Moments | Inputs, change: Float[Array, "i o"]) -> Float[Array, ""]:
-    """d(E) = mean ||x E||^2 over the REFERENCE inputs, undamped: how far a change E of the kernel moves its outputs.
+    """Return d(E) = mean ||x E||^2, the mean squared distance by which a kernel change E moves the outputs.
 
-    ValueError for propagated moments that were summed without `distances`.
+    The mean is over the reference inputs x, without damping. `Moments` must be means.
+
+    Raises:
+        ValueError: the moments are propagated and were summed without `distances`.
+
+    >>> print(output_distance(Inputs(jnp.asarray([[1.0, 2.0], [3.0, 0.0]]), None), jnp.asarray([[1.0], [0.0]])))
+    5.0
     """
     if isinstance(statistic, Moments):
         return jnp.sum(change * _matmul(_reference_moment(statistic), change))
@@ -118,9 +165,12 @@ def output_distance(statistic: Moments | Inputs, change: Float[Array, "i o"]) ->
 
 
 class Distances(NamedTuple):
-    """d(E) of a kernel for three changes E that agree on the task rows: E_T = D_T.
+    """Holds d(E) of a kernel for three changes E that all have E_T = D_T in the rows of the task neurons.
 
-    tuned: E_R = D_R. plain: E_R = 0. restored: E_R the correction.
+    Attributes:
+        tuned: d(E) with E_R = D_R, which is TUNED's kernel.
+        plain: d(E) with E_R = 0, which is plain restoration.
+        restored: d(E) with E_R equal to the correction.
     """
 
     tuned: Float[Array, ""]
@@ -135,15 +185,30 @@ def distances(
     restored: Int[Array, " r"],
     task: Int[Array, " t"],
 ) -> Distances:
-    """`output_distance` of all three at a third of the cost, by what they share.
+    """Compute `output_distance` of all three changes at a third of the cost of three calls.
 
-    With P = H_TT D_T and Q = H_RT D_T, which every one of them needs,
+    All three distances need P = H_TT D_T and Q = H_RT D_T, which are computed once:
 
         plain     <D_T, P>
         tuned     plain + <D_R, H_RR D_R + 2 Q>
         restored  <E_R, H_RR E_R + Q> + <D_T, H_TR E_R + P>
 
-    The last is written so that what cancels does so entry by entry, before anything is summed.
+    In the last formula, opposite terms cancel entry by entry before the sum.
+
+    Args:
+        statistic: the inputs of the kernel, or their means, which give H = mean x x^T.
+        delta: D = W_tuned - W_base, (in, out).
+        correction: E_R, (r, out).
+        restored: the indices R of the restored neurons, (r,).
+        task: the indices T of the task neurons, (t,).
+
+    Raises:
+        ValueError: the moments are propagated and were summed without `distances`.
+
+    >>> inputs = Inputs(jnp.asarray([[1.0, 2.0], [3.0, 0.0]]), None)
+    >>> found = distances(inputs, jnp.ones((2, 1)), jnp.asarray([[-0.5]]), jnp.asarray([1]), jnp.asarray([0]))
+    >>> print(*found)
+    9.0 5.0 4.5
     """
     delta_task, delta_restored = delta[task], delta[restored]
     if isinstance(statistic, Inputs):
@@ -159,23 +224,28 @@ def distances(
     both = jnp.sum(correction * (_matmul(inner, correction) + q)) + jnp.sum(
         delta_task * (_matmul(cross.T, correction) + p)
     )
-    # Sums of squares, but not computed as such: rounding may leave one that is 0 below it.
+    # Each distance is a sum of squares, but is not computed as one: rounding may turn a 0 into a negative number.
     return Distances(*(jnp.where(d < 0, 0, d) for d in (tuned, plain, both)))
 
 
 def _reference_moment(moments: Moments) -> Float[Array, "i i"]:
-    """mean x x^T of the reference inputs; ValueError where it was not summed."""
+    """Return mean x x^T of the reference inputs.
+
+    Raises:
+        ValueError: the moments are propagated and were summed without `distances`.
+    """
     if moments.shift is not None and moments.reference is None:
         raise ValueError("these moments were summed without distances; see init_moments")
     return moments.inputs if moments.reference is None else moments.reference
 
 
 def _matmul(left: Array, right: Array) -> Array:
+    """Multiply two matrices; float32 is never multiplied as TF32."""
     return jnp.matmul(left, right, precision="highest")
 
 
 def hessian_vector_product(function: Callable[[Any], Array], at: Any, vector: Any) -> Any:
-    """Return (d^2 f / d at^2) vector, forward over reverse, for any function of any pytree.
+    """Return (d^2 f / d at^2) vector, by forward-over-reverse differentiation of any function of a pytree.
 
     >>> print(hessian_vector_product(lambda x: jnp.sum(x**3), jnp.asarray([1.0, 2.0]), jnp.ones(2)))
     [ 6. 12.]
@@ -184,12 +254,24 @@ def hessian_vector_product(function: Callable[[Any], Array], at: Any, vector: An
 
 
 def linearised_gradient(function: Callable[[Any], Array], at: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """grad f at a point and its Hessian-vector product there: many products for one linearisation."""
+    """Return the gradient of f at a point, and a function that computes Hessian-vector products there.
+
+    All the products share one linearisation.
+
+    >>> gradient, product = linearised_gradient(lambda x: jnp.sum(x**3), jnp.asarray([1.0, 2.0]))
+    >>> print(gradient, product(jnp.ones(2)))
+    [ 3. 12.] [ 6. 12.]
+    """
     return jax.linearize(jax.grad(function), at)
 
 
 class Captured(NamedTuple):
-    """What `capture_inputs` saw: the output of the function and the input of each named nn.Dense."""
+    """Holds the result of `capture_inputs`.
+
+    Attributes:
+        output: the output of the function.
+        inputs: the inputs of each named nn.Dense, (..., in), by the path of its kernel.
+    """
 
     output: Any
     inputs: dict[str, Array]
@@ -198,11 +280,25 @@ class Captured(NamedTuple):
 def capture_inputs(
     function: Callable[..., Any], paths: Sequence[str], *args: Any, given: Mapping[str, Array] | None = None
 ) -> Captured:
-    """Call a plain Linen apply (no scan, no remat inside) and keep what the kernels at `paths` were fed.
+    """Call a Linen apply and keep the inputs of the kernels at `paths`.
 
-    paths: relative to the module that `function` applies, 'attention/q/kernel'. given: inputs by path that kernels are
-    fed in place of what reaches them; under jit nothing is computed that only led to these. InputError for a path never
-    reached.
+    The applied module must contain no `nn.scan` and no `nn.remat`.
+
+    Args:
+        function: the apply of a module.
+        paths: the kernels' paths relative to the applied module, such as 'attention/q/kernel'.
+        *args: the arguments of `function`.
+        given: inputs by path, (..., in), that replace the kernels' own inputs. Under jit, XLA drops the computations
+            that only led to the replaced inputs.
+
+    Raises:
+        InputError: no `nn.Dense` was called at one of the paths.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> captured = capture_inputs(nn.Dense(3).apply, ["kernel"], {"params": params}, jnp.asarray([[1.0, 2.0]]))
+    >>> print(captured.output, captured.inputs["kernel"])
+    [[3. 3. 3.]] [[1. 2.]]
     """
     with taps.record(paths) as seen, taps.feed(given or {}):
         output = function(*args)
@@ -214,6 +310,7 @@ def capture_inputs(
 
 @jax.custom_vjp
 def _tapped(x: Array, weights: Array, tap: Array) -> Array:
+    """Return x unchanged; the cotangent of `tap` is defined as sum x x^T over the tokens of positive weight."""
     return x
 
 
@@ -234,13 +331,30 @@ def input_moments(
     batch: Any,
     token_mask: Bool[Array, "*b"],
 ) -> Leaves:
-    """sum x x^T (*stack, in, in) of every kernel at `paths`, for ANY Linen model made of nn.Dense, scanned and
-    remat-ed too.
+    """Compute sum x x^T, of shape (*stack, in, in), for every kernel at `paths` of any Linen model made of `nn.Dense`.
 
-    forward: (params, batch) -> an array that depends on all the kernels. token_mask: True where a token counts; its
-    shape must be that of the inputs without their last axis. As in fisher.py, the cotangent of a tap beside each
-    kernel is defined to be the moment. Holds the moments of all the kernels at once; the block sweep
-    of `sweep/run.py` does not. The caller divides by the number of tokens.
+    The model may use `nn.scan` and `nn.remat`. As in fisher.py, each kernel has a tap whose cotangent is defined as the
+    moment. The moments of all the kernels are in memory at once, unlike in the block sweep of `sweep/run.py`. The
+    caller divides by the number of tokens.
+
+    Args:
+        forward: (params, batch) -> an array that depends on all the kernels.
+        params: the nested dict of the model's parameters.
+        paths: the paths of the kernels.
+        batch: the second argument of `forward`.
+        token_mask: True for each token that counts, (*b), where every kernel has inputs x of shape (*b, in).
+
+    Raises:
+        InputError: the inputs of a kernel do not have the shape of `token_mask` before their last axis.
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> from flax import linen as nn
+    >>> params, x = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, jnp.asarray([[1.0, 2.0], [3.0, 0.0]])
+    >>> def forward(params, batch):
+    ...     return nn.Dense(3).apply({"params": params}, batch)
+    >>> moments = input_moments(forward, params, ["kernel"], batch=x, token_mask=jnp.asarray([True, True]))
+    >>> moments["kernel"].tolist()
+    [[10.0, 2.0], [2.0, 4.0]]
     """
     weights = token_mask.astype(jnp.float32)
 

@@ -1,18 +1,19 @@
-"""Fisher scores of neurons: per-example squared gradients, summed over each neuron's weights.
+"""Compute Fisher scores of neurons: per-example squared gradients, summed over each neuron's weights.
 
     s_k = mean over examples of sum_o (dL/dW[k, o])^2                       (paper, stage 1; granularity `input`)
 
-No weight gradient is needed for it. With a linear layer's inputs X (T x in) and output cotangents G (T x out),
-dL/dW = X^T G, hence
+The score needs no stored weight gradient. Let X (T, in) be a linear layer's inputs and G (T, out) its output
+cotangents, for an example of T tokens. Then dL/dW = X^T G, hence
 
     input channel   s_k = sum_t X[t,k] (G G^T X)[t,k]
     output channel  s_o = sum_t G[t,o] (X X^T G)[t,o]
 
-at T^2 (in + out) multiplications instead of T in out; where rows are long, the gradient itself is cheaper and is made a
-few output channels at a time. A *tap* is a dummy argument of the linear op, one number per
-neuron, whose cotangent is defined to be s. Then `jax.vmap(jax.grad(loss wrt taps))` returns per-example scores,
-through `nn.scan` and `nn.remat` alike. `taps.replace` swaps the op in, so that any Linen model made of `nn.Dense` can
-be scored without touching its code.
+These forms take T^2 (in + out) multiplications, and the weight gradient takes T in out. For long examples the weight
+gradient is cheaper, and is computed a few output channels at a time.
+
+A *tap* is a dummy argument of the linear layer, with one number per neuron. The cotangent of the tap is defined as the
+score s. `jax.vmap` of `jax.grad` with respect to the taps therefore returns per-example scores, also through `nn.scan`
+and `nn.remat`. `taps.replace` makes every `nn.Dense` with a tap compute its scores, so that no model code changes.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ Loss = Callable[[Params, Example], Float[Array, ""]]
 
 TAPS: dict[Granularity, str] = {"input": "input_tap", "output": "output_tap", "weight": "weight_tap"}
 
-# Output channels of a weight gradient that are alive at a time, for each example of a batch.
+# The number of output channels of a weight gradient in memory at a time, for each example of a batch.
 CHANNELS = 256
 
 
 def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
-    """s_k = sum_o (X^T G)[k,o]^2 of one example, by the cheaper of the two forms (the shapes decide).
+    """Compute s_k = sum_o (X^T G)[k,o]^2 of one example; the shapes decide which of the two forms is cheaper.
 
-    x and g share a dtype; the scores are in `neurons.wide` of it.
+    X is `x` and G is `g`, of the same dtype. The scores have the dtype `neurons.wide(x.dtype)`.
 
     >>> print(input_scores(jnp.asarray([[1.0, 2.0]]), jnp.ones((1, 3))))
     [ 3. 12.]
@@ -61,12 +62,15 @@ def input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array,
         return _chunked_input_scores(x, g)
     gram, x_wide = _einsum("to,so->ts", g, g), x.astype(wide(x.dtype))
     product = jnp.einsum("ts,si->ti", gram, x_wide, precision=_precision(x))
-    # A sum of squares, but not computed as one: where it cancels, rounding may leave it below 0.
+    # The score is a sum of squares, but is not computed as one: where terms cancel, rounding may leave it below 0.
     return jnp.maximum(jnp.sum(x_wide * product, axis=0), 0)
 
 
 def _chunked_input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " i"]:
-    """The same from the gradient, CHANNELS of its columns at a time: under vmap too, no example's is ever whole."""
+    """Compute the input scores from the weight gradient, CHANNELS of its columns at a time.
+
+    No example's gradient is ever whole in memory, under `jax.vmap` either.
+    """
     whole, rest = divmod(g.shape[1], CHANNELS)
 
     def add(total: Array, start: Array) -> tuple[Array, None]:
@@ -78,7 +82,7 @@ def _chunked_input_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Flo
 
 
 def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, " o"]:
-    """s_o = sum_i (X^T G)[i,o]^2 of one example: the same with X and G exchanged.
+    """Compute s_o = sum_i (X^T G)[i,o]^2 of one example, by `input_scores` with X and G exchanged.
 
     >>> print(output_scores(jnp.asarray([[1.0, 2.0]]), jnp.ones((1, 3))))
     [5. 5. 5.]
@@ -87,7 +91,13 @@ def output_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array
 
 
 def weight_scores(x: Float[Array, "t i"], g: Float[Array, "t o"]) -> Float[Array, "i o"]:
-    """(X^T G)^2 of one example: single weights have no shortcut."""
+    """Compute s_io = (X^T G)[i,o]^2 of one example, from the whole weight gradient.
+
+    Single weights have no cheaper form.
+
+    >>> weight_scores(jnp.asarray([[1.0, 2.0]]), jnp.ones((1, 3))).tolist()
+    [[1.0, 1.0, 1.0], [4.0, 4.0, 4.0]]
+    """
     return jnp.square(_einsum("ti,to->io", x, g))
 
 
@@ -99,29 +109,36 @@ SCORES: dict[Granularity, Callable[..., Array]] = {
 
 
 def _einsum(letters: str, left: Array, right: Array) -> Array:
-    """A product accumulated, and given, in `wide` of the operands' dtype."""
+    """Compute a product that is accumulated and returned in `wide` of the operands' dtype."""
     return jnp.einsum(letters, left, right, precision=_precision(left), preferred_element_type=wide(left.dtype))
 
 
 def _precision(x: Array) -> jax.lax.Precision:
-    """Float32 operands are multiplied as float32 on every device, never as TF32. Factors that were 16-bit hold no more
-    digits than TF32 keeps."""
+    """Return the precision that multiplies float32 operands as float32 on every device, never as TF32.
+
+    16-bit operands keep the default precision, since they hold no more digits than TF32.
+    """
     return jax.lax.Precision.DEFAULT if jnp.dtype(x.dtype).itemsize == 2 else jax.lax.Precision.HIGHEST
 
 
 def _materialising_is_cheaper(x: Array, g: Array) -> bool:
+    """Return whether the weight gradient takes fewer multiplications than the form without the gradient."""
     (tokens, fan_in), fan_out = x.shape, g.shape[1]
     return tokens * (fan_in + fan_out) > fan_in * fan_out
 
 
 @jax.custom_vjp
 def tapped_linear(x: Array, kernel: Array, given: dict[Granularity, Array]) -> Array:
-    """x (..., in) @ kernel (in, out). The cotangent of `given[g]` is not a derivative but the score s at granularity
-    g.
+    """Compute x (..., in) @ kernel (in, out), with taps `given` whose cotangents are defined as Fisher scores.
 
-    All leading axes of x count as the tokens of ONE example; batches go through `jax.vmap`. The other cotangents are
-    the
-    true ones; that of the kernel is never computed unless asked for.
+    The cotangent of `given[g]` is not a derivative, but the score s at granularity g. All leading axes of x count as
+    the tokens of one example; batches go through `jax.vmap`. The cotangents of x and of the kernel are true
+    derivatives. Under jit, XLA drops the kernel's cotangent where nothing uses that cotangent.
+
+    >>> def total(tap):
+    ...     return jnp.sum(tapped_linear(jnp.asarray([[1.0, 2.0]]), jnp.ones((2, 3)), {"input": tap}))
+    >>> print(jax.grad(total)(jnp.zeros(2)))
+    [ 3. 12.]
     """
     return x @ kernel
 
@@ -142,7 +159,16 @@ tapped_linear.defvjp(_tapped_forward, _tapped_backward)
 
 
 def tapped() -> AbstractContextManager[None]:
-    """Compute every `nn.Dense` that has Fisher taps beside its kernel through `tapped_linear`."""
+    """Compute every `nn.Dense` that has Fisher taps beside its kernel with `tapped_linear`.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> def loss(tap):
+    ...     with tapped():
+    ...         return jnp.sum(nn.Dense(3).apply({"params": params | {"input_tap": tap}}, jnp.asarray([[1.0, 2.0]])))
+    >>> print(jax.grad(loss)(jnp.zeros(2)))
+    [ 3. 12.]
+    """
 
     def compute(call: taps.Call, found: Leaves) -> Array:
         given: dict[Granularity, Array] = {g: found[name] for g, name in TAPS.items() if name in found}
@@ -152,8 +178,17 @@ def tapped() -> AbstractContextManager[None]:
 
 
 def make_taps(params: Params, paths: Sequence[str], granularities: Sequence[Granularity]) -> Leaves:
-    """Make zero taps for the kernels at `paths`, keyed by their own paths beside the kernels; float32, or float64 for
-    such kernels."""
+    """Make zero taps for the kernels at `paths`, as a dict from the tap's path beside its kernel to the tap.
+
+    A tap has shape (*stack, n), or (*stack, in, out) at granularity `weight`. Its dtype is `neurons.wide` of the
+    kernel's dtype.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> make_taps({"q": {"kernel": jnp.ones((2, 3))}}, ["q/kernel"], ["input"])["q/input_tap"].tolist()
+    [0.0, 0.0]
+    """
     leaves = get_leaves(params, paths)
     return {
         beside(path, TAPS[g]): jnp.zeros(stack_shape(leaf) + neuron_shape(leaf, g), wide(leaf.dtype))
@@ -163,7 +198,16 @@ def make_taps(params: Params, paths: Sequence[str], granularities: Sequence[Gran
 
 
 def tapped_loss(loss: Loss, params: Params) -> Callable[[Leaves, Example], Float[Array, ""]]:
-    """The loss as a function of (taps, example): its gradient in the taps is that example's neuron scores."""
+    """Return the loss as a function of (taps, example), whose gradient in the taps is the example's neuron scores.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> def loss(params, x):
+    ...     return jnp.sum(nn.Dense(3).apply({"params": params}, x))
+    >>> taps, example = {"input_tap": jnp.zeros(2)}, jnp.asarray([[1.0, 2.0]])
+    >>> print(jax.grad(tapped_loss(loss, params))(taps, example)["input_tap"])
+    [ 3. 12.]
+    """
 
     def of_taps(leaves: Leaves, example: Example) -> Float[Array, ""]:
         with tapped():
@@ -179,17 +223,20 @@ def example_scores(
     batch: Example,
     granularities: Sequence[Granularity] = ("input",),
 ) -> tuple[dict[Granularity, Leaves], Float[Array, " b"]]:
-    """Per-example scores {granularity: {path: (b, *stack, n)}} and losses (b,).
+    """Compute per-example scores {granularity: {path: (b, *stack, n)}} and losses (b,).
 
-    loss: (params, example) -> scalar, example = `batch` without its leading axis b. Each kernel must be used once per
-    example (`check_uses`): for a shared kernel the square of the summed gradient is not the sum of squares.
+    Each kernel must be used once per example (`check_uses`). For a shared kernel, the square of the summed gradient is
+    not the sum of the squares.
 
     Args:
-      loss: (params, example) -> scalar L.
-      params: the nested dict of the Linen model's parameters.
-      paths: of the kernels W to score.
-      batch: examples stacked along a leading axis b.
-      granularities: the kinds of neuron k that get a score s_k.
+        loss: (params, example) -> scalar L, where an example is one entry of `batch` along the axis b.
+        params: the nested dict of the Linen model's parameters.
+        paths: the paths of the kernels W to score.
+        batch: a pytree of examples, stacked along a leading axis b.
+        granularities: the kinds of neuron k that get a score s_k.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
 
     >>> from flax import linen as nn
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
@@ -213,9 +260,31 @@ def score_batch(
     sums: Sums,
     granularities: Sequence[Granularity] = ("input",),
 ) -> tuple[Sums, Float[Array, " b"]]:
-    """One microbatch added to the streamed scores; rows of weight 0 are padding. `mean_sums` reads the scores.
+    """Add the scores of one microbatch to `sums`, and return the new sums with the losses (b,).
 
-    Weight scores are as large as the weights, so that only one example's are alive at a time.
+    `mean_sums` then gives the scores s_k. At granularity `weight` the scores are as large as the kernels. Such scores
+    are therefore in memory for one example at a time.
+
+    Args:
+        loss: (params, example) -> scalar L, where an example is one entry of `batch` along the axis b.
+        params: the nested dict of the Linen model's parameters.
+        paths: the paths of the kernels W to score.
+        batch: a pytree of examples, stacked along a leading axis b.
+        weights: the weight of each example in the mean, (b,), where 0 marks padding.
+        sums: the sums so far, first from `init_scores` with the same paths and granularities.
+        granularities: the kinds of neuron k that get a score s_k.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> def loss(params, x):
+    ...     return jnp.sum(nn.Dense(3).apply({"params": params}, x))
+    >>> batch, weights = jnp.asarray([[[1.0, 2.0]], [[9.0, 9.0]]]), jnp.asarray([1.0, 0.0])
+    >>> sums, losses = score_batch(loss, params, ["kernel"], batch, weights, init_scores(params, ["kernel"]))
+    >>> print(sums.total["input"]["kernel"] / sums.weight, losses)
+    [ 3. 12.] [ 9. 54.]
     """
     if "weight" not in granularities:
         scores, losses = example_scores(loss, params, paths, batch, granularities)
@@ -230,7 +299,14 @@ def score_batch(
 
 
 def init_scores(params: Params, paths: Sequence[str], granularities: Sequence[Granularity] = ("input",)) -> Sums:
-    """Zero sums for `score_batch`."""
+    """Make zero sums for `score_batch`.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> init_scores({"kernel": jnp.ones((2, 3))}, ["kernel"]).total["input"]["kernel"].tolist()
+    [0.0, 0.0]
+    """
     zeros = make_taps(params, paths, granularities)
     return init_sums({g: {path: zeros[beside(path, TAPS[g])] for path in paths} for g in granularities})
 
@@ -242,8 +318,28 @@ def materialised_scores(
     batch: Example,
     granularities: Sequence[Granularity] = ("input",),
 ) -> dict[Granularity, Leaves]:
-    """The plain reference: vmapped per-example gradients of the kernels, squared and summed. Same result, all the
-    memory."""
+    """Compute the scores of `example_scores` from whole per-example kernel gradients, squared and summed.
+
+    This plain reference gives the same scores up to rounding. It holds the kernel gradients of all b examples in
+    memory.
+
+    Args:
+        loss: (params, example) -> scalar L, where an example is one entry of `batch` along the axis b.
+        params: the nested dict of the Linen model's parameters.
+        paths: the paths of the kernels W to score.
+        batch: a pytree of examples, stacked along a leading axis b.
+        granularities: the kinds of neuron k that get a score s_k.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> def loss(params, x):
+    ...     return jnp.sum(nn.Dense(3).apply({"params": params}, x))
+    >>> print(materialised_scores(loss, params, ["kernel"], jnp.asarray([[[1.0, 2.0]]]))["input"]["kernel"])
+    [[ 3. 12.]]
+    """
 
     def of_kernels(kernels: Leaves, example: Example) -> Float[Array, ""]:
         return loss(put_leaves(params, kernels), example)
@@ -256,9 +352,26 @@ def materialised_scores(
 
 
 def count_uses(loss: Loss, params: Params, paths: Sequence[str], *, example: Example) -> Leaves:
-    """How often each kernel is used in the forward pass of one example: {path: (*stack,)}; 1 is what scoring needs.
+    """Count how often each kernel is used in the forward pass of one example, as {path: (*stack,)}.
 
-    Costs no arithmetic: the cotangent of the counter is the constant 1 per use, so XLA drops the model around it.
+    Scoring needs a count of 1. Counting costs no arithmetic. The cotangent of a counter is the constant 1 per use, so
+    XLA drops the model around the counters.
+
+    Args:
+        loss: (params, example) -> scalar L.
+        params: the nested dict of the Linen model's parameters.
+        paths: the paths of the kernels.
+        example: one example, without a batch axis.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> from flax import linen as nn
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> def loss(params, x):
+    ...     return jnp.sum(nn.Dense(3).apply({"params": params}, x))
+    >>> print(count_uses(loss, params, ["kernel"], example=jnp.ones((1, 2)))["kernel"])
+    1.0
     """
 
     def of_counters(counters: Leaves) -> Float[Array, ""]:
@@ -272,7 +385,25 @@ def count_uses(loss: Loss, params: Params, paths: Sequence[str], *, example: Exa
 
 
 def check_uses(loss: Loss, params: Params, paths: Sequence[str], *, example: Example) -> None:
-    """InputError unless every kernel at `paths` is an nn.Dense used exactly once per example."""
+    """Check that every kernel at `paths` belongs to an `nn.Dense` and is used exactly once per example.
+
+    Args:
+        loss: (params, example) -> scalar L.
+        params: the nested dict of the Linen model's parameters.
+        paths: the paths of the kernels.
+        example: one example, without a batch axis.
+
+    Raises:
+        InputError: a kernel is shared or unused, or `params` has no leaf at one of the paths.
+
+    >>> from flax import linen as nn
+    >>> def loss(params, x):
+    ...     apply = nn.Dense(2, use_bias=False).apply
+    ...     return jnp.sum(apply({"params": params}, apply({"params": params}, x)))
+    >>> check_uses(loss, {"kernel": jnp.ones((2, 2))}, ["kernel"], example=jnp.ones((1, 2)))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    hcnr_jax.errors.InputError: kernel kernel: used 2 times per example, expected once...
+    """
     for path, uses in count_uses(loss, params, paths, example=example).items():
         if not bool(jnp.all(uses == 1)):
             raise InputError(

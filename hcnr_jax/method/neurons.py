@@ -1,9 +1,12 @@
-"""Which leaves of a param pytree are kernels, and which of their axes is the neuron.
+"""Find the kernels of a param pytree, and describe the neurons of each kernel.
 
-A *kernel* is one linear weight matrix. In Flax it is a leaf (in, out), or one slice of a stacked leaf (*stack, in, out)
-as `nn.scan` makes them. A *neuron* is one input channel, row k of the Flax kernel (column k of the paper's out x in);
-output channels and single weights are the other granularities. Sets of kernels are flat dicts, path -> array, which are
-pytrees: scores and masks have the leaf's stack axes and then the neuron axis (or axes: a weight is its own neuron).
+A *kernel* is one linear weight matrix. In Flax a kernel is a leaf of shape (in, out), or one slice of a stacked leaf.
+`nn.scan` makes stacked leaves, of shape (*stack, in, out). A *neuron* is one input channel. That channel is row k of
+the Flax kernel, and column k of the paper's (out, in) matrix. The other granularities take output channels or single
+weights as neurons.
+
+A set of kernels is a flat dict from path to array, which is a pytree. Scores and masks have the leaf's stack axes, then
+the neuron axis n. At granularity `weight` the neuron axes are (in, out), since each weight is its own neuron.
 """
 
 from __future__ import annotations
@@ -28,16 +31,24 @@ Granularity = Literal["input", "output", "weight"]
 
 @runtime_checkable
 class Shaped(Protocol):
-    """An array or a description of one: all that counting needs."""
+    """Describes anything with a shape, such as an array or a ShapeDtypeStruct."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of the axes."""
+        """Return the sizes of the axes."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One linear weight matrix: the path of its leaf, and its place along the leaf's stack axes (() when unstacked)."""
+    """Identifies one linear weight matrix of a param pytree.
+
+    Attributes:
+        path: the path of the kernel's leaf, such as 'blocks/q/kernel'.
+        index: the kernel's position along the stack axes of the leaf, () for an unstacked leaf.
+
+    >>> print(Kernel("blocks/q/kernel", (3,)))
+    blocks/q/kernel[3]
+    """
 
     path: str
     index: tuple[int, ...]
@@ -47,17 +58,23 @@ class Kernel:
 
 
 def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype of scores, moments and solves on arrays of `dtype`: float64 for float64, else float32.
+    """Return the dtype of scores, moments and solves on arrays of `dtype`: float64 for float64, else float32.
 
-    Spelled out, since `jnp.promote_types` refuses bfloat16 beside float32 where dtype promotion is strict.
+    `jnp.promote_types` is not used, since it refuses bfloat16 beside float32 where dtype promotion is strict.
+
+    >>> wide(jnp.bfloat16)
+    dtype('float32')
     """
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 def find_kernels(params: Params, pattern: str = r".*") -> tuple[str, ...]:
-    """Paths ('a/b/kernel') of the leaves named `kernel` with at least two axes whose path matches `pattern` in full.
+    """Return the paths ('a/b/kernel') of the kernels whose full path matches the regular expression `pattern`.
 
-    In the order of the tree. Raises InputError where nothing matches.
+    A kernel is a leaf named `kernel` with at least two axes. The paths keep the order of the tree.
+
+    Raises:
+        InputError: no kernel matches the pattern.
 
     >>> find_kernels({"q": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
     ('q/kernel',)
@@ -74,8 +91,14 @@ def find_kernels(params: Params, pattern: str = r".*") -> tuple[str, ...]:
 
 
 def get_leaves(params: Params, paths: Iterable[str]) -> dict[str, Any]:
-    """The named leaves (arrays, or descriptions of them) of a nested dict as a flat dict; InputError for a path that is
-    not there."""
+    """Return the leaves at `paths` of a nested dict as a flat dict; the leaves are arrays or ShapeDtypeStructs.
+
+    Raises:
+        InputError: `params` has no leaf at one of the paths.
+
+    >>> get_leaves({"q": {"kernel": 1.0, "bias": 2.0}}, ["q/bias"])
+    {'q/bias': 2.0}
+    """
     leaves = flatten_dict(params, sep="/")
     missing = [path for path in paths if path not in leaves]
     if missing:
@@ -84,7 +107,11 @@ def get_leaves(params: Params, paths: Iterable[str]) -> dict[str, Any]:
 
 
 def put_leaves(params: Params, leaves: Mapping[str, Array]) -> Params:
-    """A new nested dict with the named leaves replaced or added; nothing is copied."""
+    """Return a new nested dict in which `leaves` replace or join those of `params`; no array is copied.
+
+    >>> put_leaves({"q": {"kernel": 1.0}}, {"q/kernel": jnp.asarray([2.0, 3.0])})["q"]["kernel"].tolist()
+    [2.0, 3.0]
+    """
     return unflatten_dict({**flatten_dict(params, sep="/"), **leaves}, sep="/")
 
 
@@ -126,7 +153,13 @@ def neuron_count(leaf: Shaped, granularity: Granularity) -> int:
 
 
 def spread(mask: Array, leaf: Array, granularity: Granularity) -> Array:
-    """A neuron mask (*stack, n) laid over its weights: (*stack, in, out), no copy for `weight`."""
+    """Broadcast a neuron mask of shape (*stack, n) to the leaf's weights, of shape (*stack, in, out).
+
+    At granularity `weight` the mask has the weights' shape already and is returned as it is.
+
+    >>> spread(jnp.asarray([True, False]), jnp.zeros((2, 3)), "input").tolist()
+    [[True, True, True], [False, False, False]]
+    """
     if granularity == "weight":
         return mask
     axis = -1 if granularity == "input" else -2
@@ -134,9 +167,14 @@ def spread(mask: Array, leaf: Array, granularity: Granularity) -> Array:
 
 
 def order_kernels(leaves: Mapping[str, Shaped], paths: Sequence[str] | None = None) -> list[Kernel]:
-    """All kernels, by block and then in the order of `paths` (default: the order of `leaves`).
+    """List all kernels by block, and within a block in the order of `paths` (default: the order of `leaves`).
 
-    Ties between kernels are broken in this order (docs/method.md, 1.4): by block, then q, k, v, o, gate, up, down.
+    Ties between kernels go to the earlier kernel of this list (docs/method.md, 1.4). For a transformer the order is by
+    block, then q, k, v, o, gate, up, down.
+
+    >>> stacked = jnp.zeros((2, 3, 3))
+    >>> [str(kernel) for kernel in order_kernels({"q": stacked, "k": stacked})]
+    ['q[0]', 'k[0]', 'q[1]', 'k[1]']
     """
     paths = tuple(leaves) if paths is None else tuple(paths)
     kernels = [Kernel(path, index) for path in paths for index in _indices(stack_shape(leaves[path]))]
@@ -145,6 +183,7 @@ def order_kernels(leaves: Mapping[str, Shaped], paths: Sequence[str] | None = No
 
 
 def _indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """List every index of an array of this shape, in row-major order."""
     indices: list[tuple[int, ...]] = [()]
     for size in shape:
         indices = [(*index, i) for index in indices for i in range(size)]

@@ -1,8 +1,8 @@
-"""Priorities: how the neurons of a kernel are ranked from their scores on honesty rows and on task rows.
+"""Rank the neurons of a kernel from their scores on honesty rows and on task rows.
 
     r_jk = s_hon * log(s_hon / s_task)            the paper's priority of neuron k in kernel j
 
-A further priority is one function and one entry of `PRIORITIES`.
+To add a priority, write one function and add one entry to `PRIORITIES`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from hcnr_jax.method.neurons import Leaves
 
 PriorityName = Literal["kl", "raw", "honesty", "random"]
 
-# Scores are raised by this share of their kernel's mean before the logarithm: it only has to keep log finite, and the
-# result is flat in it from 0 to 1e-1.
+# Scores are raised by this share of their kernel's mean before the logarithm. The share only has to keep the logarithm
+# finite. The result hardly depends on the share from 0 to 1e-1.
 FLOOR = 1e-12
 
 
 def raw_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The paper's formula r = s_hon log(s_hon / s_task), without normalisation."""
+    """Compute the paper's formula r = s_hon log(s_hon / s_task), without normalisation.
+
+    >>> r = raw_priority(jnp.asarray([1.0, 4.0]), jnp.asarray([2.0, 2.0]))
+    >>> [round(float(x), 3) for x in r]
+    [-0.693, 2.773]
+    """
     relative_honesty, honesty_mean = _relative(honesty)
     relative_task, task_mean = _relative(task)
     log_ratio = _safe_log(relative_honesty) - _safe_log(relative_task) + _safe_log(honesty_mean) - _safe_log(task_mean)
@@ -34,9 +39,14 @@ def raw_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float
 
 
 def kl_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
-    """p log(p / q) with p, q the scores normalised to sum 1: the neuron's summand of KL(honesty || task).
+    """Compute r = p log(p / q), where p and q are the honesty and task scores divided by their sums.
 
-    Frees the ranking of the two losses' scales, which otherwise make the logarithm nearly constant within a kernel.
+    r is the neuron's term of KL(p || q). The normalisation makes the ranking independent of the scales of the two
+    losses. Without it, these scales make the logarithm nearly constant within a kernel.
+
+    >>> r = kl_priority(jnp.asarray([1.0, 3.0]), jnp.asarray([2.0, 2.0]))
+    >>> [round(float(x), 3) for x in r]
+    [-0.173, 0.304]
     """
     relative_honesty, _ = _relative(honesty)
     relative_task, _ = _relative(task)
@@ -46,7 +56,11 @@ def kl_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[
 
 
 def honesty_priority(honesty: Float[Array, " n"], task: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The ablation without the task term: r = s_hon."""
+    """Return r = s_hon, the ablation without the task term.
+
+    >>> honesty_priority(jnp.asarray([1.0, 4.0]), jnp.asarray([2.0, 2.0])).tolist()
+    [1.0, 4.0]
+    """
     return honesty
 
 
@@ -63,7 +77,12 @@ class Priority(NamedTuple):
 
 
 def per_kernel(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array, Array, int], Array]:
-    """Turn a ranking of one kernel, ([n], [n]) -> [n], into a ranking of a leaf with any stack of kernels."""
+    """Turn a ranking of one kernel, ([n], [n]) -> [n], into a ranking of a leaf with any stack of kernels.
+
+    >>> rank = per_kernel(lambda honesty, task: honesty / jnp.sum(honesty))
+    >>> rank(jnp.asarray([[1.0, 3.0], [2.0, 2.0]]), jnp.ones((2, 2)), jax.random.key(0), 1).tolist()
+    [[0.25, 0.75], [0.5, 0.5]]
+    """
 
     def rank(honesty: Array, task: Array, key: Array, neuron_axes: int) -> Array:
         shape = honesty.shape
@@ -74,7 +93,17 @@ def per_kernel(function: Callable[[Array, Array], Array]) -> Callable[[Array, Ar
 
 
 def random_priority(honesty: Array, task: Array, key: Array, neuron_axes: int) -> Array:
-    """Draw priorities uniformly: the ablation without scores."""
+    """Draw priorities r uniformly from [0, 1), the ablation without scores.
+
+    Args:
+        honesty: scores s_hon, which give only the shape and the dtype.
+        task: scores s_task, not read.
+        key: PRNG key.
+        neuron_axes: not read.
+
+    >>> random_priority(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jax.random.key(0), 1).shape
+    (2, 3)
+    """
     return jax.random.uniform(key, honesty.shape, honesty.dtype)
 
 
@@ -84,16 +113,16 @@ PRIORITIES: dict[str, Priority] = {
     "honesty": Priority(per_kernel(honesty_priority)),
     "random": Priority(random_priority, reads="key"),
 }
-"""Name -> priority."""
+"""Maps a name to its priority."""
 
 
 def priorities(name: str, honesty: Leaves, task: Leaves, *, key: Array, neuron_axes: int = 1) -> Leaves:
-    """Rank the neurons of all kernels; the result is never NaN or Inf for finite scores.
+    """Compute the priorities r_jk of all kernels. They are finite for finite scores.
 
     Args:
         name: an entry of `PRIORITIES`.
-        honesty: scores s_hon, {path: (*stack, n)}.
-        task: scores s_task, shaped alike.
+        honesty: scores s_hon, {path: (*stack, *neuron axes)}.
+        task: scores s_task, of the same shapes.
         key: PRNG key, split over the paths in alphabetical order.
         neuron_axes: trailing axes that count neurons (2 for weight granularity).
 
@@ -111,14 +140,18 @@ def _tiny(x: Array) -> Array:
 
 
 def _safe_log(x: Array) -> Array:
-    """log of x raised to the smallest normal number: a kernel whose task scores are all 0 is ranked by s_hon alone."""
+    """Compute the logarithm of x after raising x to at least the smallest normal number.
+
+    A kernel whose task scores are all 0 is therefore ranked by s_hon alone.
+    """
     return jnp.log(jnp.maximum(x, _tiny(x)))
 
 
 def _relative(scores: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Scores over their kernel's mean, raised by FLOOR; the division first, so that tiny scores do not underflow.
+    """Divide scores by their kernel's mean, then add FLOOR. Return the result and the mean.
 
-    A NaN score stays NaN and leaves the others alone: taken into the mean it would make the whole kernel one tie.
+    The division comes first, so that tiny scores do not underflow. A NaN score stays NaN but is left out of the mean,
+    because a NaN mean would make the whole kernel one tie.
     """
     mean = jnp.nanmean(scores)
     relative = scores / jnp.maximum(mean, _tiny(scores))

@@ -1,4 +1,4 @@
-"""Plain restoration: base where the mask is True, tuned elsewhere (compensation `none`)."""
+"""Restore neurons plainly: base weights where the mask is True, tuned weights elsewhere (compensation `none`)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hcnr_jax.method.neurons import Granularity, Leaves, Params, get_leaves, put
 
 
 def restore_kernel(base: Array, tuned: Array, mask: Array, granularity: Granularity = "input") -> Array:
-    """Return W' = W_base where the neuron is restored, W_tuned elsewhere; (*stack, in, out), the dtype of `tuned`.
+    """Return W', which equals W_base where the neuron is restored and W_tuned elsewhere.
 
     Args:
-      base: W_base (*stack, in, out).
-      tuned: W_tuned, of the same shape.
-      mask: True for a restored neuron, (*stack, neurons).
-      granularity: which axis of the kernel is the neuron.
+        base: W_base, (*stack, in, out).
+        tuned: W_tuned, of the same shape. W' has its dtype.
+        mask: True for a restored neuron, (*stack, *neuron axes).
+        granularity: which axes of a kernel are the neuron.
 
     >>> print(restore_kernel(jnp.zeros((2, 2)), jnp.ones((2, 2)), jnp.asarray([True, False])))
     [[0. 0.]
@@ -27,15 +27,18 @@ def restore_kernel(base: Array, tuned: Array, mask: Array, granularity: Granular
 
 
 def restore(base: Params, tuned: Params, masks: Mapping[str, Array], granularity: Granularity = "input") -> Params:
-    """Return the tuned params with every masked neuron back at its base value; all other leaves are tuned's own arrays.
+    """Return the tuned params with the base values of every restored neuron.
 
-    This pure pytree transform works under jit and keeps shardings.
+    All leaves without a mask are tuned's own arrays. This pure pytree transform works under jit and keeps shardings.
 
     Args:
-      base: the params of W_base.
-      tuned: the params of W_tuned.
-      masks: {path: bool (*stack, neurons)}, True for a restored neuron.
-      granularity: which axis of a kernel is the neuron.
+        base: the params of BASE, with the kernels W_base.
+        tuned: the params of TUNED, with the kernels W_tuned.
+        masks: {path: bool (*stack, *neuron axes)}, True for a restored neuron.
+        granularity: which axes of a kernel are the neuron.
+
+    Raises:
+        InputError: `base` or `tuned` has no leaf at the path of a mask.
 
     >>> tuned = {"a": {"kernel": jnp.ones((2, 1))}}
     >>> restored = restore({"a": {"kernel": jnp.zeros((2, 1))}}, tuned, {"a/kernel": jnp.asarray([False, True])})

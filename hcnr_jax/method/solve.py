@@ -1,8 +1,8 @@
-"""Solvers of the damped normal equations: Cholesky, its dual, conjugate gradients. Each says how it ended.
+"""Solve the damped normal equations by Cholesky factorisation, by its dual, or by conjugate gradients.
 
-All solve S E = rhs for E (r, o) with S (r, r) positive definite. Nothing is raised in here: an outcome code and a
-residual come out of jit and the
-host decides. There is no fallback: a factorisation that failed is reported, never replaced.
+Every solver solves S E = rhs for E (r, o), with S (r, r) positive definite. No solver raises an error, because the
+solvers run under jit. Each solver returns an outcome code and a residual, and the host decides. There is no fallback: a
+failed factorisation is reported and never replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Outcome(enum.IntEnum):
-    """How a solve ended."""
+    """Says how a solve ended."""
 
     OK = 0
     NOT_POSITIVE_DEFINITE = 1
@@ -26,21 +26,24 @@ class Outcome(enum.IntEnum):
     NOT_CONVERGED = 3
 
 
-# Above this relative residual the system is not solved, by whatever solver.
+# Above this relative residual the system counts as not solved, for every solver.
 RESIDUAL_LIMIT = 1e-3
-# A solution whose backward error is above this many units of rounding is refined once.
+# A solution is refined once if its backward error is above this many units of rounding.
 REFINE_ABOVE = 1
-# Squared pivots of the unit-diagonal matrix within this many units of rounding are 0. Not more: two outlier channels in
-# step leave a true pivot of only some 40 of them under the usual damping.
+# Squared pivots of the unit-diagonal matrix within this many units of rounding count as 0. The limit must not be much
+# larger. Two correlated outlier channels leave a true pivot of only about 40 units under the usual damping.
 PIVOT_LIMIT = 8
 
 
 class SolveInfo(NamedTuple):
-    """What a person wants to see of a solve.
+    """Holds the report of one solve.
 
-    outcome: an `Outcome`. residual: ||rhs - S E|| / ||rhs||. condition: a lower bound of the condition number of S
-    scaled to
-    unit diagonal, from the Cholesky factor (NaN for conjugate gradients). steps: iterations, 0 for a direct solve.
+    Args:
+        outcome: an `Outcome`.
+        residual: ||rhs - S E|| / ||rhs||, without a unit.
+        condition: a lower bound of the condition number of S scaled to unit diagonal, from the Cholesky factor. The
+            dual bounds its own matrix instead of S. Conjugate gradients give NaN.
+        steps: the number of iterations, 0 for a direct solve.
     """
 
     outcome: Int[Array, ""]
@@ -50,9 +53,12 @@ class SolveInfo(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """Cholesky factor of a matrix scaled to unit diagonal: diag(scale) S diag(scale) = lower lower^T.
+    """Holds the Cholesky factor of a matrix scaled to unit diagonal: diag(scale) S diag(scale) = lower lower^T.
 
-    size: Frobenius norm of the scaled matrix.
+    Args:
+        lower: the lower triangular factor (r, r).
+        scale: 1 / sqrt(diag S), (r,).
+        size: Frobenius norm of the scaled matrix.
     """
 
     lower: Float[Array, "r r"]
@@ -61,8 +67,14 @@ class Factor(NamedTuple):
 
 
 def factorise(matrix: Float[Array, "r r"]) -> Factor:
-    """Scaled Cholesky. Scaling costs nothing and keeps outlier channels, 1e4 times the others, out of the
-    conditioning."""
+    """Scale a matrix to unit diagonal and factorise it by Cholesky.
+
+    Scaling costs nothing. It keeps outlier channels, 1e4 times as large as the others, out of the condition number.
+
+    >>> factor = factorise(jnp.asarray([[4.0, 0.0], [0.0, 1.0]]))
+    >>> factor.lower.tolist(), factor.scale.tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [0.5, 1.0])
+    """
     diagonal = jnp.diagonal(matrix)
     scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
     scaled = matrix * scale[:, None] * scale[None, :]
@@ -70,13 +82,23 @@ def factorise(matrix: Float[Array, "r r"]) -> Factor:
 
 
 def backsolve(factor: Factor, rhs: Float[Array, "r o"]) -> Float[Array, "r o"]:
-    """S^-1 rhs from the factor."""
+    """Compute S^-1 rhs from the factor of S.
+
+    >>> backsolve(factorise(jnp.asarray([[4.0, 0.0], [0.0, 1.0]])), jnp.asarray([[4.0], [3.0]])).tolist()
+    [[1.0], [3.0]]
+    """
     scaled = linalg.cho_solve((factor.lower, True), factor.scale[:, None] * rhs)
     return factor.scale[:, None] * scaled
 
 
 def condition_of(factor: Factor) -> Float[Array, ""]:
-    """(max l_ii / min l_ii)^2 <= cond of the scaled matrix; 1 for an empty one."""
+    """Compute (max l_ii / min l_ii)^2, a lower bound of the condition number of the scaled matrix.
+
+    The bound is 1 for an empty matrix.
+
+    >>> float(condition_of(Factor(jnp.diag(jnp.asarray([2.0, 1.0])), jnp.ones(2), jnp.asarray(4.0))))
+    4.0
+    """
     pivots = jnp.diagonal(factor.lower)
     if pivots.size == 0:
         return jnp.ones((), pivots.dtype)
@@ -84,9 +106,15 @@ def condition_of(factor: Factor) -> Float[Array, ""]:
 
 
 def is_definite(factor: Factor, residual: Float[Array, ""]) -> Bool[Array, ""]:
-    """Whether the matrix is positive definite to working precision: no pivot at the level of rounding, and it solved.
+    """Return whether a matrix is positive definite to working precision.
 
-    A singular matrix passes the factorisation whenever rounding leaves its last pivot above 0: about every second time.
+    No pivot may lie at the level of rounding, and the relative residual of the solve must be below RESIDUAL_LIMIT. The
+    factorisation alone does not tell. A singular matrix passes whenever rounding leaves its last pivot above 0, which
+    is about every second time.
+
+    >>> matrices = jnp.eye(2), jnp.ones((2, 2))
+    >>> [bool(is_definite(factorise(matrix), jnp.asarray(0.0))) for matrix in matrices]
+    [True, False]
     """
     squares = jnp.square(jnp.diagonal(factor.lower))
     limit = PIVOT_LIMIT * jnp.finfo(squares.dtype).eps
@@ -94,19 +122,29 @@ def is_definite(factor: Factor, residual: Float[Array, ""]) -> Bool[Array, ""]:
 
 
 def cholesky_solve(matrix: Float[Array, "r r"], rhs: Float[Array, "r o"]) -> tuple[Float[Array, "r o"], SolveInfo]:
-    """S E = rhs by Cholesky, with a step of iterative refinement where the residual asks for it."""
+    """Solve S E = rhs by Cholesky, with one step of iterative refinement where the backward error requires it.
+
+    >>> solution, info = cholesky_solve(jnp.asarray([[2.0, 1.0], [1.0, 2.0]]), jnp.asarray([[3.0], [0.0]]))
+    >>> jnp.round(solution, 4).tolist(), Outcome(int(info.outcome)).name
+    ([[2.0], [-1.0]], 'OK')
+    """
     factor = factorise(matrix)
     solution, rest = refined(factor, lambda x: _matmul(matrix, x), rhs)
     return solution, _report(factor, matrix, rhs, rest, solution)
 
 
 def refined(factor: Factor, operator: Callable[[Array], Array], rhs: Float[Array, "r o"]) -> tuple[Array, Array]:
-    """(S^-1 rhs, rhs - S of it), refined by a second substitution where the backward error asks for it.
+    """Compute E = S^-1 rhs and the rest rhs - S E, refined once where the backward error requires it.
 
-    That is ||rest|| / (||S|| ||E|| + ||rhs||), all scaled to unit diagonal. A residual that is large beside rhs alone
-    only tells of cancellation, which a second pass in the same precision does not mend: the paper's sum always has one,
-    and gained nothing from a step that cost it a quarter of its time. On a CPU substitutions run at a fifth to a third
-    of the rate of matrix products.
+    The backward error is ||rest|| / (||S|| ||E|| + ||rhs||), with all terms scaled to unit diagonal. A residual that is
+    large compared with rhs alone is only a sign of cancellation. A second pass in the same precision does not reduce
+    it. The paper's sum always has such a residual, and gained nothing from a step that cost a quarter of its time. On a
+    CPU, substitutions run at a fifth to a third of the rate of matrix products.
+
+    >>> matrix = jnp.asarray([[2.0, 1.0], [1.0, 2.0]])
+    >>> solution, rest = refined(factorise(matrix), lambda x: matrix @ x, jnp.asarray([[3.0], [0.0]]))
+    >>> jnp.round(solution, 4).tolist(), rest.shape
+    ([[2.0], [-1.0]], (2, 1))
     """
     first = backsolve(factor, rhs)
     rest = rhs - operator(first)
@@ -127,10 +165,25 @@ def dual_solve(
     errors: Float[Array, "n o"],
     pull: Float[Array, "r o"],
 ) -> tuple[Float[Array, "r o"], SolveInfo]:
-    """(Y^T Y + ridge I) E = Y^T Q + ridge P through the n x n dual (Woodbury), exact for ridge > 0 and cheaper for n
-    < r:
+    """Solve (Y^T Y + ridge I) E = Y^T Q + ridge P through the n x n dual, by the Woodbury identity.
 
-    E = P + Y^T (Y Y^T + ridge I)^-1 (Q - Y P),     Y tokens, Q errors, P pull.
+        E = P + Y^T (Y Y^T + ridge I)^-1 (Q - Y P)
+
+    The identity is exact for ridge > 0, and cheaper than the r x r system for n < r.
+
+    Args:
+        tokens: Y, one row per token (n, r), each scaled by the square root of its weight.
+        ridge: the damping a + b_s of the system, a scalar above 0 in the unit of Y^T Y.
+        errors: Q, the outputs that E has to reproduce (n, o), scaled like Y.
+        pull: P, the solution towards which the damping pulls (r, o), in the unit of the weights.
+
+    Returns:
+        E (r, o) in the unit of the weights, and the report. `residual` refers to the r x r system.
+
+    >>> tokens, errors = jnp.asarray([[1.0, 1.0]]), jnp.asarray([[3.0]])
+    >>> solution, info = dual_solve(tokens, jnp.asarray(1.0), errors, jnp.zeros((2, 1)))
+    >>> jnp.round(solution, 4).tolist(), Outcome(int(info.outcome)).name
+    ([[1.0], [1.0]], 'OK')
     """
 
     def normal(x: Array) -> Array:
@@ -153,11 +206,28 @@ def conjugate_gradients(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Float[Array, "r o"], SolveInfo]:
-    """S E = rhs knowing only E -> S E and the diagonal of S, by which the system is scaled to unit diagonal.
+    """Solve S E = rhs from the products E -> S E and the diagonal of S alone.
 
-    The columns share the operator's products and are otherwise solved apart; one stops when the recurrence's residual
-    is below `tolerance` of its scaled right-hand side in norm. The residual reported is the true one; converged means
-    that it too is within RESIDUAL_LIMIT.
+    The system is scaled to unit diagonal. The columns share the operator's products and are otherwise solved apart. The
+    reported residual is the true one and not that of the recurrence. A solve counts as converged only if the true
+    residual is also below RESIDUAL_LIMIT.
+
+    Args:
+        operator: E -> S E, for arrays (r, o).
+        rhs: the right-hand side (r, o).
+        diagonal: the diagonal of S (r,), positive.
+        tolerance: a column stops when the norm of the recurrence's residual is at most this share of the norm of the
+            column's scaled right-hand side.
+        max_steps: the number of iterations after which the solve stops unconverged.
+
+    Returns:
+        E (r, o), and the report.
+
+    >>> matrix = jnp.asarray([[2.0, 1.0], [1.0, 2.0]])
+    >>> rhs, diagonal = jnp.asarray([[3.0], [0.0]]), jnp.diagonal(matrix)
+    >>> solution, info = conjugate_gradients(lambda x: matrix @ x, rhs, diagonal, tolerance=1e-6, max_steps=10)
+    >>> jnp.round(solution, 4).tolist(), Outcome(int(info.outcome)).name
+    ([[2.0], [-1.0]], 'OK')
     """
     scale = jax.lax.rsqrt(diagonal)[:, None]
     solution, converged, steps = _iterate(lambda x: scale * operator(scale * x), scale * rhs, tolerance, max_steps)
@@ -170,7 +240,7 @@ def conjugate_gradients(
 
 
 class _Iterate(NamedTuple):
-    """Solution, residual, search direction, and each column's residual norm squared."""
+    """Holds the solution x, the residual r, the search direction p, and each column's squared residual norm gamma."""
 
     x: Float[Array, "r o"]
     r: Float[Array, "r o"]
@@ -182,10 +252,11 @@ class _Iterate(NamedTuple):
 def _iterate(
     operator: Callable[[Array], Array], rhs: Float[Array, "r o"], tolerance: float, max_steps: int
 ) -> tuple[Float[Array, "r o"], Bool[Array, ""], Int[Array, ""]]:
-    """Hestenes and Stiefel's recurrence for every column; solution, whether all columns converged, steps.
+    """Run the recurrence of Hestenes and Stiefel for every column.
 
-    Not lineax's CG: it takes a kernel for one vector of r * o unknowns and gives up (NaN) where p^T S p is below
-    100 eps r o of the residual, which is everywhere from 256 x 256 on in float32; and it goes on from a residual of 0.
+    Returns the solution, whether all columns converged, and the number of steps. The CG of lineax does not serve here,
+    because lineax treats a kernel as one vector of r * o unknowns. It gives up (NaN) where p^T S p is below 100 eps r o
+    of the residual, which happens everywhere from 256 x 256 on in float32. It also continues from a residual of 0.
     """
     norms = jnp.sqrt(_dots(rhs, rhs))
 

@@ -1,7 +1,7 @@
-"""Stream weighted means: `init_sums`, `update_sums`, and `mean_sums`, which divides once.
+"""Stream weighted means with `init_sums` and `update_sums`; `mean_sums` divides once at the end.
 
-Averages of averages are wrong as soon as two batches differ in size, and rounding depends on how often one divides.
-Every mean of scores therefore stays a `Sums` value until the mean is read.
+An average of batch averages is wrong as soon as two batches differ in size. Rounding also depends on the number of
+divisions. Every mean of scores therefore stays a `Sums` value until the mean is read.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ Tree = Any
 
 
 class Sums(NamedTuple):
-    """Hold the sums of a weighted mean. weight: sum of the weights, a scalar. total: sum of weight * value."""
+    """Holds the two sums of a weighted mean.
+
+    Attributes:
+        weight: the sum of the weights, a scalar.
+        total: the sum of weight * value, a pytree of arrays shaped like one value.
+    """
 
     weight: Float[Array, ""]
     total: Tree
 
 
 def init_sums(value: Tree) -> Sums:
-    """Make zero sums for values shaped like `value` (one example, no batch axis); arrays or ShapeDtypeStructs.
+    """Make zero sums for values shaped like `value`, a pytree of arrays or ShapeDtypeStructs without a batch axis.
 
     >>> print(init_sums(jnp.ones(2)).total)
     [0. 0.]
@@ -34,9 +39,10 @@ def init_sums(value: Tree) -> Sums:
 
 
 def update_sums(sums: Sums, values: Tree, weights: Float[Array, " b"]) -> Sums:
-    """Add a batch: leaves of `values` are (b, ...), row i counts `weights[i]` times.
+    """Add a batch of values to the sums.
 
-    A row of weight 0 (padding) is left out even if its value is NaN.
+    The leaves of `values` have shape (b, ...), and row i counts `weights[i]` times. A row of weight 0 (padding) is left
+    out, even where the row holds NaN.
 
     >>> sums = update_sums(init_sums(jnp.zeros(())), jnp.asarray([1.0, 4.0, jnp.nan]), jnp.asarray([2.0, 1.0, 0.0]))
     >>> print(sums.total, sums.weight)
@@ -54,7 +60,7 @@ def update_sums(sums: Sums, values: Tree, weights: Float[Array, " b"]) -> Sums:
 
 
 def mean_sums(sums: Sums) -> Tree:
-    """Divide: the weighted mean is total / weight, and NaN where nothing was added.
+    """Return the weighted mean total / weight, which is NaN if nothing was added.
 
     >>> print(mean_sums(Sums(jnp.asarray(4.0), jnp.asarray([8.0, 2.0]))))
     [2.  0.5]

@@ -1,10 +1,12 @@
-"""Intercept the calls of `nn.Dense` in any Linen model: replace, record, feed, count.
+"""Intercept the calls of `nn.Dense` in any Linen model with `replace`, `record`, `feed` and `count`.
 
-Each verb is a context manager around a model's `apply`. A *tap* is a leaf put beside a kernel in `params`, where
-`nn.scan` and `nn.remat` carry the leaf along. A collection of its own would be invisible inside a user's `nn.scan`.
-`replace` and `count` find a layer by its tap; `record` and `feed` find a layer by its path.
+Each of the four functions returns a context manager, to be entered around the model's `apply`. A *tap* is a leaf put
+beside a kernel in `params`, where `nn.scan` and `nn.remat` carry the leaf along. A separate collection would be
+invisible inside a user's `nn.scan`. `replace` and `count` find a layer by its tap; `record` and `feed` find a layer by
+its path.
 
-The verb entered first sees a call first: `with record(paths) as seen, feed(given)` records inputs before they are fed.
+The context manager entered first sees each call first. `with record(paths) as seen, feed(given)` therefore records the
+model's own inputs, not the fed inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from jaxtyping import Array
 
 
 class Call(NamedTuple):
-    """One call of an `nn.Dense`: the layer, its inputs, and the layer's own computation."""
+    """Holds one intercepted call of an `nn.Dense`.
+
+    Attributes:
+        layer: the bound `nn.Dense`.
+        inputs: the inputs x of the call, (..., in).
+        plain: the layer's own computation, from inputs to outputs (..., out).
+    """
 
     layer: Any
     inputs: Array
@@ -29,15 +37,18 @@ class Call(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The layer's path from the applied module, 'attention/q'."""
+        """Return the layer's path from the applied module, such as 'attention/q'."""
         return "/".join(self.layer.path)
 
     def leaf(self, name: str) -> Array:
-        """The leaf called `name` beside the kernel."""
+        """Return the leaf called `name` beside the kernel."""
         return self.layer.get_variable("params", name)
 
     def through(self, linear: Callable[[Array, Array], Array]) -> Array:
-        """The layer's output with `linear(x, kernel)` in place of `x @ kernel`; dtypes and bias are the layer's."""
+        """Compute the layer's output with `linear(x, kernel)` in place of `x @ kernel`.
+
+        The dtypes and the bias are the layer's own.
+        """
         bias: Array | None = self.layer.get_variable("params", "bias")
         x, kernel, bias = promote_dtype(self.inputs, self.leaf("kernel"), bias, dtype=self.layer.dtype)
         y = linear(x, kernel)
@@ -45,7 +56,9 @@ class Call(NamedTuple):
 
 
 def replace(names: Sequence[str], compute: Callable[[Call, dict[str, Array]], Array]) -> AbstractContextManager[None]:
-    """Compute every `nn.Dense` that has a leaf of `names` beside its kernel by `compute(call, leaves found)`.
+    """Compute every `nn.Dense` that has a leaf of `names` beside its kernel with `compute(call, found)`.
+
+    `found` maps each name that the layer has to its leaf.
 
     >>> x, layer = jnp.ones((1, 2)), nn.Dense(3)
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3), "gain": jnp.asarray(5.0)}
@@ -63,7 +76,9 @@ def replace(names: Sequence[str], compute: Callable[[Call, dict[str, Array]], Ar
 
 @contextmanager
 def record(paths: Sequence[str]) -> Iterator[dict[str, Array]]:
-    """Yield a dict that fills with the inputs of the kernels at `paths`; a kernel never reached stays absent.
+    """Yield a dict from path to inputs, filled when the kernels at `paths` are called.
+
+    A kernel that is never called stays absent.
 
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     >>> with record(["kernel"]) as seen:
@@ -84,7 +99,9 @@ def record(paths: Sequence[str]) -> Iterator[dict[str, Array]]:
 
 
 def feed(given: Mapping[str, Array]) -> AbstractContextManager[None]:
-    """Give the kernels at the paths of `given` these inputs; under jit, nothing that led only to the old inputs runs.
+    """Replace the inputs of the kernels at the paths of `given` with the arrays of `given`.
+
+    Under jit, XLA drops the computations that only led to the replaced inputs.
 
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     >>> with feed({"kernel": jnp.zeros((1, 2))}):

@@ -1,4 +1,4 @@
-"""One kernel of one block: what is asked for, which statistics its solve needs, and its new weights."""
+"""Solve one kernel of one block: the settings, the statistics that the solve reads, and the kernel's new weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ from hcnr_jax.method.objectives.compensate import Info, Method, Pair, choose_for
 from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
 from hcnr_jax.method.sweep.model import BlockModel
 
-# What a solve reads of a group's inputs on one side.
+# The inputs of a group on one side (honesty or task), in the form that a solve reads: moments, tokens or neither.
 Statistic = Moments | Inputs | None
 
 
 class Settings(NamedTuple):
-    """Holds how to compensate: stage 2 of docs/method.md."""
+    """Holds how to compensate (docs/method.md, stage 2).
+
+    Args:
+        method: a name in `OBJECTIVES`, the value of `--compensation`.
+        inputs: `local` solves every kernel alone. `propagated` solves with the inputs of the model restored so far.
+        solver: `dense` factorises a matrix, and `cg` iterates without a matrix.
+        damping: a / mean(diag A) and b / mean(diag B), without a unit.
+        task_weight: w, the weight of the task term of `two_sided`, without a unit.
+        moments_at: the model that local honesty inputs come from.
+    """
 
     method: Method = "two_sided"
     inputs: Literal["local", "propagated"] = "propagated"
@@ -35,11 +44,22 @@ class Settings(NamedTuple):
 
     @property
     def objective(self) -> Objective:
-        """What the method reads and solves."""
+        """Return the entry of `OBJECTIVES` that says what the method reads and solves."""
         return OBJECTIVES[self.method]
 
     def check(self) -> None:
-        """InputError for settings without a sweep: method 'none', and 'paper' with propagated inputs."""
+        """Refuse settings that no sweep can run.
+
+        Raises:
+            InputError: the method is 'none', or the method is 'paper' and the inputs are propagated.
+
+        >>> Settings().check()
+        >>> try:
+        ...     Settings(method="paper").check()
+        ... except InputError as error:
+        ...     print(error)
+        method 'paper' has no propagated form: use inputs 'local', or 'exact' or 'two_sided'
+        """
         if not self.objective.solves:
             raise InputError(
                 f"method {self.method!r} has nothing to solve: call `restore` of hcnr_jax.method.restore instead"
@@ -51,8 +71,16 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One kernel done: its new weights (in, out) in the stored dtype of tuned, whether all of them are finite there,
-    the form of the solve, what to report."""
+    """Holds one solved kernel.
+
+    Args:
+        kernel: which kernel was solved.
+        weights: W' (in, out), in the stored dtype of tuned.
+        finite: whether all restored weights are finite in that dtype, a boolean scalar.
+        form: the form of the solve, as in `form_of`.
+        tokens: the number of honesty and task tokens that the solve read.
+        info: the report of the solve.
+    """
 
     kernel: Kernel
     weights: Array
@@ -64,45 +92,60 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Masks:
-    """{path: bool (*stack, in)} on the host, asked for one kernel at a time."""
+    """Holds masks on the host, which are read one kernel at a time.
+
+    Args:
+        model: the model whose kernels the masks name.
+        leaves: {path: bool (*stack, in)}, True for a restored neuron.
+    """
 
     model: BlockModel
     leaves: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, model: BlockModel, masks: Mapping[str, Array]) -> Masks:
-        """From arrays anywhere."""
+        """Bring masks from any device to the host."""
         return cls(model, {path: np.asarray(mask) for path, mask in masks.items()})
 
     def of_kernel(self, index: int, path: str) -> np.ndarray:
-        """One kernel's mask (in,); a single False for a kernel that no mask names."""
+        """Return one kernel's mask (in,), or a single False for a kernel without a mask."""
         kernel = self.model.kernel(index, path)
         return self.leaves[kernel.path][kernel.index] if kernel.path in self.leaves else np.zeros(1, bool)
 
     def kept(self, index: int, group: tuple[str, ...]) -> list[str]:
-        """The kernels of a group with a restored neuron."""
+        """List the kernels of a group that have a restored neuron."""
         return [path for path in group if self.of_kernel(index, path).any()]
 
     def last_block(self) -> int:
-        """The last block with a restored neuron, -1 for none."""
+        """Return the index of the last block that has a restored neuron, or -1 if no block has one."""
         blocks = range(self.model.num_blocks)
         return max((k for k in blocks if any(self.kept(k, group) for group in self.model.groups)), default=-1)
 
 
 def form_of(settings: Settings, tokens: int, mask: np.ndarray) -> str:
-    """How a kernel with this mask is solved: 'moments', 'dual' or 'free'."""
+    """Choose the form in which a kernel with this mask is solved: 'moments', 'dual' or 'free'.
+
+    >>> form_of(Settings(), 3, np.ones(4, bool)), form_of(Settings(), 5, np.ones(4, bool))
+    ('dual', 'moments')
+    """
     return choose_form(settings.method, settings.solver, tokens, restored=int(mask.sum()), damping=settings.damping)
 
 
 class Case(NamedTuple):
-    """Holds one setting with its masks."""
+    """Holds the settings and the masks of one restoration."""
 
     settings: Settings
     masks: Masks
 
 
 class Statistics(NamedTuple):
-    """Holds what the solves of one group read: honesty and task statistics, and the number of tokens behind them."""
+    """Holds the statistics that the solves of one group read.
+
+    Args:
+        honesty: {True: moments, False: tokens} of the group's inputs on honesty rows, as far as a solve reads them.
+        task: the same on task rows.
+        tokens: the number of tokens in the statistics, honesty and task together.
+    """
 
     honesty: Mapping[bool, Statistic]
     task: Mapping[bool, Statistic]
@@ -115,11 +158,14 @@ def solve_block_kernel(
     """Solve one kernel of one block.
 
     Args:
-        model: whose kernel it is.
-        case: the settings, and the masks with the kernel's restored neurons.
-        place: the block's index and the kernel's path in it.
-        blocks: the block's params in base and in tuned, as they are now.
-        statistics: of what the kernel's group reads, as moments (True) or tokens (False).
+        model: the model to which the kernel belongs.
+        case: the settings, and the masks with the kernel's restored neurons R.
+        place: the block's index, and the kernel's path relative to the block.
+        blocks: the block's params in base and in tuned, as they are now; the kernels W_base and W_tuned are read.
+        statistics: the inputs of the kernel's group, as moments (True) or tokens (False).
+
+    Returns:
+        W' and the report. A failed solve raises nothing, and `info.solve.outcome` names the failure.
     """
     settings, mask = case.settings, case.masks.of_kernel(*place)
     form = form_of(settings, statistics.tokens, mask)
@@ -147,7 +193,7 @@ def _solve(
     weight: float | Array,
     damping: float | Array,
 ) -> tuple[Array, Array, Info]:
-    """One kernel, solved in the statistics' precision; rows that are not restored keep tuned's very bits."""
+    """Solve one kernel in the precision of the statistics. Rows that are not restored stay bit-identical to tuned."""
     dtype = honesty.inputs.dtype
     pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
     rows, info = restored_rows(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)

@@ -1,8 +1,8 @@
-"""A model seen as embedding, blocks and a loss, and the small compiled programs that walk rows through it.
+"""Describe a model as embedding, blocks and a loss, and compile the small programs that pass rows through the model.
 
-The block sweep (`run`) and the block-wise scores (`scores`) read models in this form. Parameters are
-only ever asked for one block at a time, so that they may be a tree in memory or something that reads a block from a
-disk when it is asked.
+The block sweep (`run`) and the block-wise scores (`scores`) read models in this form. They ask for the parameters of
+one block at a time. The parameters can therefore be a tree in memory, or an object that reads a block from disk on
+request.
 """
 
 from __future__ import annotations
@@ -22,16 +22,36 @@ Batch = Any
 
 
 class BlockModel(NamedTuple):
-    """A model seen as embedding and blocks; a value, whose compiled programs are shared by all who hold it.
+    """Describes a model as embedding and blocks. Equal descriptions share their compiled programs.
 
-    embed: (outer params, batch) -> hidden. apply: (block params, hidden, batch, index) -> hidden, a plain Linen apply.
-    block_params: (params, index) -> the block's subtree. token_mask: batch -> bool, True where a token counts, shaped
-    like hidden without its last axis. groups: kernels that read the same input, in data-flow order, paths relative to
-    the block. kernel: (index, relative path) -> which `Kernel` of the params that is. outer: params -> what `embed`
-    and `loss` read of them. loss: (outer params, hidden after the last block, batch) -> (rows,), one loss a row;
-    needed by `scores` alone. to_solver: (kernel, what its solve reads) -> the same where it is to be solved;
-    from_solver: (kernel, new weights) -> the same where the block's other weights are. They move arrays and change
-    none: with several devices, kernels that share an input are solved side by side.
+    Args:
+        num_blocks: the number of blocks.
+        embed: (outer params, batch) -> hidden states before the first block.
+        apply: (block params, hidden, batch, index) -> hidden states after the block, by a plain Linen apply.
+        block_params: (params, index) -> the subtree of one block.
+        token_mask: batch -> bool, True where a token counts, shaped like hidden without its last axis.
+        groups: kernels that read the same input, in data-flow order, as paths relative to the block.
+        kernel: (index, relative path) -> the `Kernel` of the params at that place.
+        outer: params -> the part that `embed` and `loss` read.
+        loss: (outer params, hidden after the last block, batch) -> (rows,), one loss L per row. Only `scores` needs it.
+        to_solver: (kernel, operands of its solve) -> the same operands on the device that solves the kernel.
+        from_solver: (kernel, new weights) -> the same weights on the device of the block's other weights. Both
+            functions move arrays without changing values. With several devices, kernels that share an input are solved
+            in parallel.
+
+    >>> model = BlockModel(
+    ...     num_blocks=2,
+    ...     embed=lambda params, batch: 10 * batch,
+    ...     apply=lambda block, hidden, batch, index: hidden @ block["q"]["kernel"],
+    ...     block_params=lambda params, index: params[index],
+    ...     token_mask=lambda batch: batch[..., 0] != 0,
+    ...     groups=(("q/kernel", "k/kernel"), ("o/kernel",)),
+    ...     kernel=lambda index, path: Kernel(f"block_{index}/{path}", ()),
+    ... )
+    >>> model.paths
+    ('q/kernel', 'k/kernel', 'o/kernel')
+    >>> embed(model, {}, jax.numpy.ones((1, 2))).tolist()
+    [[10.0, 10.0]]
     """
 
     num_blocks: int
@@ -48,18 +68,22 @@ class BlockModel(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every kernel's path relative to its block, in data-flow order."""
+        """List every kernel's path relative to its block, in data-flow order."""
         return tuple(path for group in self.groups for path in group)
 
 
 class Steps(NamedTuple):
-    """The compiled pieces of a walk.
+    """Holds the compiled programs that pass rows through a model.
 
-    apply: (block params, hidden, batch, index) -> next hidden.
-    capture: (first, block params, hidden, batch, index, given) -> what the group that starts with `first` reads.
-    finish: (block params, hidden, batch, index, given) -> next hidden.
-    walk: (firsts, block params, batch, hidden, index) -> (next hidden, {first: input of its group}).
-    given: {first: what its group reads}, of groups before; nothing that led to these is computed again.
+    `first` names a group by its first kernel. `given` is {first: inputs} of earlier groups in the block. No program
+    computes again what only led to these inputs.
+
+    Args:
+        embed: (outer params, batch) -> hidden before the first block.
+        apply: (block params, hidden, batch, index) -> next hidden.
+        capture: (first, block params, hidden, batch, index, given) -> inputs of the group `first`.
+        finish: (block params, hidden, batch, index, given) -> next hidden.
+        walk: (firsts, block params, batch, hidden, index) -> (next hidden, {first: inputs}).
     """
 
     embed: Callable[..., Hidden]
@@ -69,16 +93,17 @@ class Steps(NamedTuple):
     walk: Callable[..., tuple[Hidden, dict[str, Array]]]
 
 
-# Models whose programs stay compiled. A BlockModel is known by its functions: whoever builds it anew out of new lambdas
-# compiles anew, and the oldest programs are then let go.
+# The number of models whose programs stay compiled. A BlockModel is cached by its functions. A model built again from
+# new lambdas is therefore compiled again, and the least recently used programs are dropped.
 CACHED_MODELS = 16
 
 
 @functools.lru_cache(maxsize=CACHED_MODELS)
 def steps_of(model: BlockModel) -> Steps:
-    """Compile the pieces of a walk once per model, so that a second run on the same model and shapes compiles nothing.
+    """Return the programs of a model, made once per model.
 
-    Models that are equal, built of the same functions, share their programs.
+    Models that are built from the same functions are equal, and share their programs. A second run on the same model
+    and shapes therefore compiles nothing.
     """
     return Steps(
         jax.jit(model.embed),
@@ -90,14 +115,14 @@ def steps_of(model: BlockModel) -> Steps:
 
 
 def embed(model: BlockModel, params: Params, batch: Batch) -> Hidden:
-    """The rows before the first block."""
+    """Compute the hidden states of a batch before the first block."""
     return steps_of(model).embed(model.outer(params), batch)
 
 
 def _capture(
     model: BlockModel, first: str, block: Params, hidden: Hidden, batch: Batch, index: Any, given: Mapping[str, Array]
 ) -> Array:
-    """What the group that starts with kernel `first` reads; what comes after it in the block is never computed."""
+    """Compute the inputs of the group that starts with kernel `first`. Later parts of the block are not computed."""
     known = _of_kernels(model, given)
     return capture_inputs(model.apply, [first], block, hidden, batch, index, given=known).inputs[first]
 
@@ -105,18 +130,18 @@ def _capture(
 def _finish(
     model: BlockModel, block: Params, hidden: Hidden, batch: Batch, index: Any, given: Mapping[str, Array]
 ) -> Hidden:
-    """The block's output from what its groups read."""
+    """Compute the block's output from the inputs of its groups."""
     return capture_inputs(model.apply, [], block, hidden, batch, index, given=_of_kernels(model, given)).output
 
 
 def _of_kernels(model: BlockModel, given: Mapping[str, Array]) -> dict[str, Array]:
-    """What groups read, by kernel."""
+    """Spread the inputs of groups over their kernels, as {kernel path: inputs}."""
     return {path: given[group[0]] for group in model.groups if group[0] in given for path in group}
 
 
 def _walk(
     model: BlockModel, firsts: Sequence[str], aim: Params, batch: Batch, x: Hidden, index: Any
 ) -> tuple[Hidden, dict[str, Array]]:
-    """One block of one model, and what its groups read: one forward pass for all of them."""
+    """Compute the output of one block and the inputs of its groups in one forward pass."""
     captured = capture_inputs(model.apply, firsts, aim, x, batch, index)
     return captured.output, captured.inputs

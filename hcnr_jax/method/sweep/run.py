@@ -1,8 +1,8 @@
-"""The block sweep: second moments and corrections one block at a time, in the order data flows.
+"""Run the block sweep: accumulate second moments and solve kernels one block at a time, in data-flow order.
 
-`Sweep` runs one setting and `sweep_cases` runs many; cases with local inputs share everything but their solves. Only
-one block's moments are alive at a time. A sweep also holds the hidden states of all rows, one copy for each model it
-follows.
+`Sweep` runs one case, and `sweep_cases` runs many. Cases with local inputs share everything but their solves. Only one
+block's moments are in memory at a time. A sweep also holds the hidden states of all rows, one copy for each model that
+the sweep follows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ __all__ = ["BlockModel", "Problem", "Result", "Settings", "Sweep", "sweep_cases"
 
 @dataclass
 class Sweep:
-    """Solves every restored kernel of a `Problem`. Each group, side and shape compiles once, whatever the depth.
+    """Solves every kernel of a `Problem` that has a restored neuron.
+
+    Each group, side (honesty or task) and shape compiles once, whatever the depth.
 
     Args:
         settings: how to compensate.
@@ -36,7 +38,25 @@ class Sweep:
             give the same bits.
 
     Raises:
-        InputError: settings without a sweep, which are method 'none', and 'paper' with propagated inputs.
+        InputError: the method is 'none', or the method is 'paper' and the inputs are propagated.
+
+    >>> from flax import linen as nn
+    >>> dense = nn.Dense(2, use_bias=False)
+    >>> model = BlockModel(
+    ...     num_blocks=2,
+    ...     embed=lambda params, batch: batch,
+    ...     apply=lambda block, hidden, batch, index: dense.apply({"params": block}, hidden),
+    ...     block_params=lambda params, index: params[index],
+    ...     token_mask=lambda batch: np.ones(batch.shape[:-1], bool),
+    ...     groups=(("kernel",),),
+    ...     kernel=lambda index, path: Kernel(f"{index}/{path}", ()),
+    ... )
+    >>> base, tuned = {"kernel": jnp.eye(2)}, {"kernel": jnp.asarray([[1.0, 0.0], [1.0, 1.0]])}
+    >>> problem = Problem(model, [base, base], [tuned, base], honesty=[jnp.ones((1, 1, 2))], task=[])
+    >>> masks = {"0/kernel": jnp.asarray([True, False])}
+    >>> for result in Sweep(Settings(method="exact")).run(problem, masks):
+    ...     print(result.kernel, np.asarray(result.weights, np.float64).round(2).tolist())
+    0/kernel [[0.01, 0.0], [1.0, 1.0]]
     """
 
     settings: Settings
@@ -56,8 +76,8 @@ class Sweep:
         Args:
             problem: both models and their rows.
             masks: {path: bool (*stack, in)}, True for a restored neuron.
-            known: new weights (in, out) of kernels that an interrupted run solved. The sweep uses them and yields only
-                the other kernels.
+            known: new weights W' (in, out) of the kernels that an interrupted run has solved. The sweep uses them and
+                yields only the other kernels.
         """
         # Local solves do not depend on each other, so that a known kernel is left out of the masks.
         left = without(masks, known) if known and self.settings.inputs == "local" else masks
@@ -67,7 +87,12 @@ class Sweep:
 
 
 def without(masks: Mapping[str, Array], kernels: Iterable[Kernel]) -> dict[str, Array]:
-    """Return the masks with these kernels cleared."""
+    """Return a copy of the masks in which these kernels have no restored neuron.
+
+    >>> left = without({"q/kernel": jnp.ones((2, 2), bool)}, [Kernel("q/kernel", (1,))])
+    >>> left["q/kernel"].tolist()
+    [[True, True], [False, False]]
+    """
     left = {path: np.array(mask) for path, mask in masks.items()}
     for kernel in kernels:
         left[kernel.path][kernel.index] = False
@@ -82,20 +107,20 @@ def sweep_cases(
     known: Mapping[Kernel, Array] | None = None,
     keep_inputs: bool = True,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield (place of the case, result) for every restored kernel of every case.
+    """Yield the position of the case and the result, for every case and every kernel with a restored neuron.
 
-    Cases with local inputs and the same `moments_at` share one walk and come block by block. Each case with propagated
-    inputs pays for a sweep of its own; these come last, one after another.
+    Cases with local inputs and the same `moments_at` share one sweep, whose results come block by block. Each case with
+    propagated inputs needs its own sweep. These sweeps come last, one after another.
 
     Args:
         problem: both models and their rows.
-        cases: settings and masks.
+        cases: settings, and masks {path: bool (*stack, in)} with True for a restored neuron.
         on_block: called with a block's index when the block is done.
-        known: as in `Sweep.run`, for propagated inputs alone.
+        known: as in `Sweep.run`, but read by cases with propagated inputs alone.
         keep_inputs: as in `Sweep`.
 
     Raises:
-        InputError: settings without a sweep.
+        InputError: a case has settings that `Settings.check` refuses.
     """
     for settings, _ in cases:
         settings.check()

@@ -1,11 +1,12 @@
-"""Fisher scores one block at a time: a forward sweep that keeps block inputs, a backward sweep of block VJPs.
+"""Compute Fisher scores one block at a time: a forward sweep keeps block inputs, a backward sweep applies block VJPs.
 
-The same scores as `fisher.score_batch`, for models of which only a block fits in memory: parameters are asked for one
-block at a time, forward and then backward, and the inputs of every block go to a mapping of the caller's (a dict, or
-files). Beside them one block's weights and one microbatch's activations are alive.
+The scores equal those of `fisher.score_batch`, and models of which only a block fits in memory can be scored. The
+sweeps ask for the parameters of one block at a time, forward and then backward. The caller's mapping (a dict, or files)
+keeps the inputs of every block. Apart from that mapping, memory holds one block's weights, one microbatch's
+activations, and one block output and one gradient of that shape for every row.
 
     h_0 = embed, h_{i+1} = block_i(h_i), L = loss(h_n)            forward
-    (s_i, dL/dh_i) = VJP of block_i at (taps, h_i)              backward, the taps' cotangent being the score
+    (s_i, dL/dh_i) = VJP of block_i at (taps, h_i)              backward; the taps' cotangent is the score
 """
 
 from __future__ import annotations
@@ -24,13 +25,39 @@ from hcnr_jax.method.sums import Sums, init_sums, mean_sums, update_sums
 from hcnr_jax.method.sweep.model import Batch, BlockModel, Hidden, embed, steps_of
 
 Store = MutableMapping[tuple[int, int], Any]
-"""(block, microbatch) -> the hidden states before that block."""
+"""Maps (block, microbatch) to the hidden states before that block."""
 
 
 def layerwise_losses(
     model: BlockModel, params: Params, batches: Sequence[Batch], *, on_block: Callable[[int], None] = lambda index: None
 ) -> list[Float[Array, " b"]]:
-    """The loss of every row, by microbatch: one forward sweep."""
+    """Compute the loss L of every row in one forward sweep.
+
+    Args:
+        model: the model as blocks; its `loss` is needed.
+        params: the params that `model` reads, one block at a time.
+        batches: microbatches of rows.
+        on_block: called with a block's index when the block is done.
+
+    Returns:
+        One array (rows,) for each microbatch, in the unit of `model.loss`.
+
+    Raises:
+        ValueError: `model.loss` is None.
+
+    >>> model = BlockModel(
+    ...     num_blocks=2,
+    ...     embed=lambda params, batch: batch,
+    ...     apply=lambda block, hidden, batch, index: block * hidden,
+    ...     block_params=lambda params, index: params[index],
+    ...     token_mask=lambda batch: batch[..., 0] != 0,
+    ...     groups=(),
+    ...     kernel=lambda index, path: Kernel(path, (index,)),
+    ...     loss=lambda params, hidden, batch: jnp.sum(hidden, axis=-1),
+    ... )
+    >>> [loss.tolist() for loss in layerwise_losses(model, jnp.asarray([2.0, 3.0]), [jnp.asarray([[1.0], [5.0]])])]
+    [[6.0, 30.0]]
+    """
     hidden = [embed(model, params, batch) for batch in batches]
     for index in range(model.num_blocks):
         block = model.block_params(params, index)
@@ -50,10 +77,42 @@ def layerwise_scores(
     store: Store,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> tuple[dict[Kernel, Array], list[Float[Array, " b"]]]:
-    """Mean score of every kernel's neurons over all rows, and the rows' losses by microbatch.
+    """Compute the scores s_jk, averaged over all rows, and the rows' losses.
 
-    weights: 1 for a row, 0 for padding. store: emptied again as it is read. on_block is called once a block in either
-    direction.
+    Args:
+        model: the model as blocks; its `loss` is needed.
+        params: the params that `model` reads, one block at a time, at which the gradients are taken.
+        batches: microbatches of rows.
+        weights: for each microbatch (rows,), 1 for a row and 0 for padding.
+        granularity: which axes of a kernel are the neuron.
+        store: keeps the hidden states before every block, and is empty again at the end.
+        on_block: called with a block's index when the block is done, once in the forward and once in the backward
+            sweep.
+
+    Returns:
+        {kernel: s_jk (*neuron axes)} in the unit of a squared gradient of L, and the losses as in `layerwise_losses`.
+
+    Raises:
+        ValueError: `model.loss` is None.
+
+    >>> from flax import linen as nn
+    >>> dense = nn.Dense(1, use_bias=False)
+    >>> model = BlockModel(
+    ...     num_blocks=1,
+    ...     embed=lambda params, batch: batch,
+    ...     apply=lambda block, hidden, batch, index: dense.apply({"params": block}, hidden),
+    ...     block_params=lambda params, index: params,
+    ...     token_mask=lambda batch: batch[..., 0] != 0,
+    ...     groups=(("kernel",),),
+    ...     kernel=lambda index, path: Kernel(path, ()),
+    ...     loss=lambda params, hidden, batch: jnp.sum(hidden, axis=(-2, -1)),
+    ... )
+    >>> params, rows = {"kernel": jnp.ones((2, 1))}, jnp.asarray([[[1.0, 2.0]], [[3.0, 0.0]]])
+    >>> scores, losses = layerwise_scores(
+    ...     model, params, [rows], weights=[jnp.ones(2)], granularity="input", store={}
+    ... )
+    >>> scores[Kernel("kernel", ())].tolist(), losses[0].tolist()
+    ([5.0, 2.0], [3.0, 3.0])
     """
     hidden = [embed(model, params, batch) for batch in batches]
     for index in range(model.num_blocks):
@@ -82,7 +141,14 @@ def layerwise_scores(
 
 
 def stack_scores(scores: dict[Kernel, Array], paths: Sequence[str]) -> dict[str, Array]:
-    """{path: (*stack, n)} as `fisher` gives them, from single kernels with at most one stack axis."""
+    """Stack the scores of single kernels into leaves {path: (*stack, *neuron axes)}, as `fisher` returns them.
+
+    A leaf may have at most one stack axis.
+
+    >>> scores = {Kernel("q/kernel", (1,)): jnp.asarray([3.0, 4.0]), Kernel("q/kernel", (0,)): jnp.asarray([1.0, 2.0])}
+    >>> stack_scores(scores, ["q/kernel"])["q/kernel"].tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
 
     def leaf(path: str) -> Array:
         found = {kernel.index: score for kernel, score in scores.items() if kernel.path == path}
@@ -98,7 +164,10 @@ def _losses(model: BlockModel, outer: Params, hidden: Hidden, batch: Batch) -> F
 
 @functools.partial(jax.jit, static_argnums=0)
 def _head(model: BlockModel, outer: Params, hidden: Hidden, batch: Batch) -> tuple[Float[Array, " b"], Hidden]:
-    """Losses, and each row's own dL/dh: rows do not meet, so that the gradient of their sum holds every row's."""
+    """Compute the losses and each row's own dL/dh.
+
+    Rows do not influence each other, so that the gradient of the summed loss holds every row's gradient.
+    """
 
     def total(x: Hidden) -> tuple[Array, Array]:
         losses = _loss_of(model)(outer, x, batch)
@@ -121,7 +190,7 @@ def _backward(
     weights: Float[Array, " b"],
     sums: Sums,
 ) -> tuple[Sums, Hidden]:
-    """One block of one microbatch: per-row scores added up, and the cotangent of its input."""
+    """Add the scores of each row of one microbatch to the sums of one block. Also return dL/dh before the block."""
 
     def one(x: Hidden, row: Batch, g: Hidden) -> tuple[dict[str, Array], Hidden]:
         lone = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], row)
@@ -137,7 +206,7 @@ def _backward(
         scores, before = jax.vmap(one)(hidden, batch, cotangent)
         return update_sums(sums, scores, weights), before
 
-    # Weight scores are as large as the weights: only one row's are alive at a time.
+    # Weight scores are as large as the weights. Only one row's scores are in memory at a time.
     def step(carry: Sums, row: tuple[Hidden, Batch, Hidden, Array]) -> tuple[Sums, Hidden]:
         scores, before = one(*row[:3])
         return update_sums(carry, jax.tree.map(lambda leaf: leaf[None], scores), row[3][None]), before

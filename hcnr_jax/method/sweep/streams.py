@@ -1,4 +1,4 @@
-"""The hidden states of rows in the models a sweep follows, and the statistics of what kernels read there."""
+"""Follow the hidden states of rows through models, and accumulate statistics of the kernels' inputs there."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from hcnr_jax.method.sweep.model import Batch, BlockModel, Hidden, embed, steps_
 
 @dataclass
 class Stream:
-    """The hidden states of one set of rows in one model, microbatch by microbatch.
+    """Holds the hidden states of one set of rows in one model, microbatch by microbatch.
 
-    keep: whether what the groups of the current block were seen to read is kept in `read`, {first kernel: inputs}, and
-    the rest of the block computed from there; else a block is gone through from its start for every group. The same
-    numbers either way: memory against time.
+    Args:
+        batches: microbatches of rows.
+        hidden: the hidden states before the current block, one entry for each microbatch.
+        keep: whether to keep the inputs of the current block's groups in `read`, as {first kernel: inputs}. The rest of
+            the block then starts from these inputs, which costs memory. Without them the block is run again from its
+            start for every group, which costs time. Both give the same numbers.
     """
 
     batches: Sequence[Batch]
@@ -37,12 +40,28 @@ class Stream:
 
     @classmethod
     def start(cls, model: BlockModel, params: Params, batches: Sequence[Batch], keep: bool = True) -> Stream:
-        """The rows before the first block."""
+        """Embed the rows, so that the stream stands before the first block.
+
+        Args:
+            model: the model as blocks.
+            params: the params that `model` reads.
+            batches: microbatches of rows.
+            keep: as in `Stream`.
+        """
         return cls(batches, [embed(model, params, batch) for batch in batches], keep)
 
     def capture(self, model: BlockModel, first: str, block: Params, index: int, place: int) -> Array:
-        """What the group that starts with `first` reads of the microbatch at `place`. Groups are asked for in data-flow
-        order, the kernels of those before being what they will stay."""
+        """Return the inputs of one group on one microbatch.
+
+        Call this in data-flow order, when the kernels of all earlier groups have their final weights.
+
+        Args:
+            model: the model as blocks.
+            first: the first kernel of the group, as a path relative to the block.
+            block: the params of the current block.
+            index: the index of the current block.
+            place: the position of the microbatch in `batches`.
+        """
         read, batch = self.read[place], self.batches[place]
         found = steps_of(model).capture(first, block, self.hidden[place], batch, index, read)
         if self.keep:
@@ -50,7 +69,7 @@ class Stream:
         return found
 
     def advance(self, model: BlockModel, block: Params, index: int) -> None:
-        """Through one block; each microbatch's states replace the ones before."""
+        """Pass all microbatches through one block. The new hidden states replace the old ones."""
         finish = steps_of(model).finish
         for place, batch in enumerate(self.batches):
             self.hidden[place] = finish(block, self.hidden[place], batch, index, self.read[place])
@@ -58,19 +77,31 @@ class Stream:
 
 
 def token_masks(model: BlockModel, batches: Sequence[Batch]) -> list[np.ndarray]:
-    """Which tokens of each microbatch count, on the host."""
+    """Return on the host which tokens of each microbatch count."""
     return [np.asarray(model.token_mask(batch)) for batch in batches]
 
 
 def count_tokens(masks: Sequence[np.ndarray]) -> int:
-    """How many tokens count."""
+    """Count the tokens that are True in the masks.
+
+    >>> count_tokens([np.asarray([[True, False]]), np.asarray([[True, True]])])
+    3
+    """
     return int(sum(mask.sum() for mask in masks))
 
 
 class Accumulator:
-    """Statistics of the inputs of one group on one side, microbatch by microbatch: moments, the tokens, or both.
+    """Accumulates the inputs of one group on one side (honesty or task): as moments, as tokens, or as both.
 
-    distances: whether `output_distance` will be asked of the moments (it is on honesty rows alone).
+    Args:
+        as_moments: whether to sum second moments.
+        as_tokens: whether to keep the tokens.
+        distances: whether `output_distance` will read the moments, which happens on honesty rows alone.
+
+    >>> accumulator = Accumulator(as_moments=True, as_tokens=True, distances=False)
+    >>> accumulator.add(jnp.asarray([[1.0, 3.0], [9.0, 9.0]]), None, np.asarray([True, False]))
+    >>> accumulator.result()[True].inputs.tolist(), accumulator.result()[False].inputs.tolist()
+    ([[1.0, 3.0], [3.0, 9.0]], [[1.0, 3.0]])
     """
 
     def __init__(self, as_moments: bool, as_tokens: bool, distances: bool) -> None:
@@ -80,7 +111,13 @@ class Accumulator:
         self._shifts: list[Array] = []
 
     def add(self, now: Array, reference: Array | None, mask: np.ndarray) -> None:
-        """Inputs (*b, in) of one microbatch: those met now and, for propagated inputs, those of the aim."""
+        """Add the inputs of one microbatch.
+
+        Args:
+            now: the inputs x' (honesty) or z' (task) that the group receives now, (*b, in).
+            reference: the inputs x of BASE or z of TUNED, of the same shape; None for local inputs.
+            mask: True where a token counts, (*b,).
+        """
         if self._as_moments:
             moments = _moments_on(_mesh_of(now), now.shape[-1], reference is not None, wide(now.dtype), self._distances)
             self._moments = moments.add(self._moments or moments.zeros(), now, reference, mask)
@@ -90,7 +127,7 @@ class Accumulator:
                 self._shifts.append(self._tokens[-1] - _rows(reference, mask))
 
     def result(self) -> dict[bool, Moments | Inputs]:
-        """{True: moments as means, False: the tokens themselves}, as far as they were asked for."""
+        """Return {True: moments as means, False: the tokens}, as far as they were asked for."""
         found: dict[bool, Moments | Inputs] = {}
         if self._moments is not None:
             found[True] = _mean(self._moments)
@@ -101,13 +138,16 @@ class Accumulator:
 
 
 def _mesh_of(array: Array) -> Mesh | None:
-    """The mesh an array lies on; None where it is no mesh's."""
+    """Return the mesh of an array, or None for an array without a mesh."""
     sharding = array.sharding
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
 
 
 class _Moments(NamedTuple):
-    """The two programs of one kind of sums. Compiled whole: op by op, each would be a program of its own."""
+    """Holds the two programs of one kind of sums.
+
+    Each is compiled whole, because JAX would otherwise compile one program for every operation.
+    """
 
     zeros: Callable[[], Moments]
     add: Callable[..., Moments]
@@ -115,7 +155,10 @@ class _Moments(NamedTuple):
 
 @functools.cache
 def _moments_on(mesh: Mesh | None, fan_in: int, propagated: bool, dtype: Any, distances: bool) -> _Moments:
-    """On a mesh the matrices are split by columns over all its devices, where their number divides them."""
+    """Make the programs for one kind of sums.
+
+    On a mesh, the columns of the matrices are split over all devices if the number of devices divides `fan_in`.
+    """
 
     def zeros() -> Moments:
         return init_moments(fan_in, propagated, dtype, distances=distances)
@@ -135,6 +178,6 @@ _mean = jax.jit(mean_moments)
 
 
 def _rows(inputs: Array, mask: np.ndarray) -> Array:
-    """The real tokens of a microbatch (n, in); padding dropped on the host, where the mask is."""
+    """Return the real tokens of a microbatch, (n, in). Padding is located on the host, where the mask is."""
     flat = inputs.reshape(-1, inputs.shape[-1])[np.flatnonzero(mask.reshape(-1))]
     return flat.astype(wide(inputs.dtype))

@@ -42,7 +42,7 @@ def fix_date(config: RestoreConfig) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             set_date(datetime.datetime.fromisoformat(json.loads(path.read_text("utf-8"))["template_date"]))
             return
-    set_date(datetime.datetime.now())
+    set_date(datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0))
 
 
 def is_finished(config: RestoreConfig, stages: Mapping[str, Fingerprint]) -> bool:
