@@ -70,6 +70,14 @@ class Checkpoint:
             raise InputError(f"{self.folder}: there is no tensor {name}; it has {len(self.tensors)} others")
         return read_tensor(self.tensors[name])
 
+    def value(self, name: str) -> np.ndarray:
+        """Return one tensor as models compute with it. For a folder this is the stored tensor."""
+        return self.read(name)
+
+    def value_dtype(self, name: str) -> np.dtype:
+        """Return the dtype of `value`, without reading the tensor."""
+        return self.tensors[name].numpy_dtype
+
     def companions(self) -> dict[str, Path]:
         """Return the files that belong to a model and are not weights, as a map from relative name to path.
 

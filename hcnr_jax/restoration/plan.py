@@ -134,7 +134,11 @@ def make_plan(inputs: RunInputs) -> Plan:
     shapes = rounded_up(shapes, inputs.layout.row_count if inputs.layout else 1)
     tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
     stored = sum(info.nbytes for info in inputs.tuned.tensors.values())
-    both = sum(info.nbytes for info in inputs.base.tensors.values()) + stored
+    both = sum(
+        info.nbytes // info.numpy_dtype.itemsize * model.value_dtype(name).itemsize
+        for model in (inputs.base, inputs.tuned)
+        for name, info in model.tensors.items()
+    )
     restored_share = kernel_weights / parameters * (kept / kernels) * config.in_weight
     share_of_block = kernel_weights / parameters / spec.num_layers
     weight_bytes = int(both * (1 - kernel_weights / parameters + 3 * share_of_block)) if config.stream else both
