@@ -252,7 +252,7 @@ def _check_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
         method = found.get("quant_method") if isinstance(found, Mapping) else found
         raise InputError(
             f"{folder / 'config.json'}: quantization_config (quant_method {method!r}) is left over: all {len(tensors)} "
-            f"tensors are plain {kinds}; remove the key `quantization_config` (transformers would quantise the weights again)"
+            f"tensors are plain {kinds}; remove the key `quantization_config` (transformers would quantise again)"
         )
 
 
