@@ -3,8 +3,8 @@
     plain, rsLoRA   W' = W + s B A,                        s = alpha / r, or alpha / sqrt(r)
     DoRA            W' = m * (W + s B A) / ||W + s B A||,  norms over each output's row
 
-with W (out, in), A (r, in), B (out, r), m (out,). The result is cast to BASE's dtype, and this cast model is TUNED.
-Merging in 16 bits instead loses a third of the entries of a small delta to rounding.
+with W (out, in), A (r, in), B (out, r), m (out,). TUNED is this result in float32 (`value`). It is cast to BASE's dtype
+only where a whole model is written (`read`): 16 bits round away most of a small change.
 """
 
 import math
