@@ -26,7 +26,7 @@ from hcnr_jax.checkpoints.checkpoint import (
     open_checkpoint,
     read_json,
 )
-from hcnr_jax.checkpoints.safetensors_file import FLOATS, TensorInfo, read_header, read_tensor
+from hcnr_jax.checkpoints.safetensors_file import FLOATS, ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.checkpoints.tensor_checks import count_nonfinite
 from hcnr_jax.errors import InputError
 from hcnr_jax.models.families.family import Family
@@ -192,6 +192,21 @@ class MergedCheckpoint(Checkpoint):
         has_own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
         return self.folder if has_own else self.base.tokenizer_folder
 
+    def low_rank(self, name: str) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Return A (r, in), B (out, r) and the scale c of a weight's update in float32, None for a weight without one.
+
+        A DoRA update is returned without its norms, which no low-rank product holds.
+        """
+        if name not in self.updates:
+            return None
+        update = self.updates[name]
+        a, b = (read_tensor(info).astype(np.float32) for info in (update.a, update.b))
+        return a, b, update.scale
+
+    def files(self) -> "AdapterFiles":
+        """Return the adapter's own tensors and files, which an adapter like this one is written from."""
+        return open_adapter_files(self.folder)
+
     def lost_entries(self, name: str) -> tuple[int, int]:
         """Count a kernel's entries that the adapter changes.
 
@@ -229,6 +244,35 @@ class MergedCheckpoint(Checkpoint):
         shared = min(len(rows), len(found))
         rows[:shared] = found[:shared]
         return rows
+
+
+@dataclass(frozen=True)
+class AdapterFiles(Checkpoint):
+    """Presents the tensors that an adapter stores, A and B apart, under the names that PEFT gave them."""
+
+    def companions(self) -> dict[str, Path]:
+        """Return adapter_config.json, the tokenizer and the model card, as a map from relative name to path."""
+        kept = {ADAPTER_CONFIG, "README.md"}
+        found = folder_files(self.folder)
+        return dict(sorted((name, path) for name, path in found if name in kept or is_tokenizer_file(name)))
+
+
+def open_adapter_files(folder: str | Path) -> AdapterFiles:
+    """Open an adapter's own tensors without its base.
+
+    Raises:
+        InputError: the folder has no readable adapter_model.safetensors.
+    """
+    path = local_folder(folder)
+    weights = path / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; save the adapter with safetensors (save_pretrained does)")
+    shard = read_header(weights)
+    return AdapterFiles(path, read_json(path / ADAPTER_CONFIG), (shard,), _by_name(shard))
+
+
+def _by_name(shard: ShardInfo) -> dict[str, TensorInfo]:
+    return {info.name: info for info in shard.tensors}
 
 
 def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:

@@ -19,6 +19,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import PATCH, Checkpoint, is_adapter, open_checkpoint
 from hcnr_jax.checkpoints.digest import model_digest, tensor_digest, tensor_digests
+from hcnr_jax.checkpoints.lora import open_adapter_files
 from hcnr_jax.checkpoints.safetensors_file import DTYPE_NAMES, ShardInfo, encode_header, read_header, read_tensor
 from hcnr_jax.checkpoints.save import save_like
 from hcnr_jax.errors import InputError, RunError
@@ -103,15 +104,23 @@ def apply_patch(patch: str | Path, model: str | Path | Checkpoint, out: str | Pa
             message names the first tensor that differs. Nothing is left behind.
     """
     opened = _open_patch(Path(patch))
-    if not isinstance(model, Checkpoint) and is_adapter(model):
+    source = model if isinstance(model, Checkpoint) else _open_source(model, opened)
+    expected, target = (opened.restored, opened.tuned) if revert else (opened.tuned, opened.restored)
+    _check_model(opened, source, expected, target, revert)
+    return save_like(source, out, _Patched(opened, source, target), inputs=[patch])
+
+
+def _open_source(model: str | Path, patch: "_Patch") -> Checkpoint:
+    """Open MODEL as what the patch was made for, which is an adapter or a whole model."""
+    for_adapter = any(".lora_" in name for name in patch.tuned)
+    if is_adapter(model) and not for_adapter:
         raise InputError(
             f"MODEL {model} is a LoRA adapter; the patch was made for a whole model. The restored folder is whole as "
             "it is, and --revert on it gives the adapter merged into its base"
         )
-    source = model if isinstance(model, Checkpoint) else open_checkpoint(model)
-    expected, target = (opened.restored, opened.tuned) if revert else (opened.tuned, opened.restored)
-    _check_model(opened, source, expected, target, revert)
-    return save_like(source, out, _Patched(opened, source, target), inputs=[patch])
+    if for_adapter and not is_adapter(model):
+        raise InputError(f"MODEL {model} is a whole model; the patch was made for a LoRA adapter: give that adapter")
+    return open_adapter_files(model) if for_adapter else open_checkpoint(model)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint, is_tokenizer_file
 from hcnr_jax.checkpoints.load import transpose_into
+from hcnr_jax.checkpoints.lora import AdapterFiles
 from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
 from hcnr_jax.checkpoints.safetensors_file import DTYPE_NAMES, ShardInfo, encode_header
 from hcnr_jax.errors import InputError
@@ -69,7 +70,7 @@ def write_companions(template: Checkpoint, stage: Path) -> None:
     for name, path in template.companions().items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, stage / name)
-    if not (stage / INDEX).exists():
+    if not (stage / INDEX).exists() and not isinstance(template, AdapterFiles):
         _write_index(stage, {info.name: shard.name for shard in template.shards for info in shard.tensors}, template)
 
 

@@ -42,7 +42,8 @@ from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
 from hcnr_jax.report.terminal import wide_table
 from hcnr_jax.restoration.decoder_blocks import block_model
-from hcnr_jax.restoration.inputs import RunInputs, kernel_names, open_inputs
+from hcnr_jax.restoration.inputs import RunInputs, open_inputs
+from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.microbatches import Shape, loss_window, microbatches
 from hcnr_jax.restoration.plan import make_plan
 from hcnr_jax.restoration.score import Scoring, score

@@ -55,6 +55,10 @@ class RestoreConfig(RunConfig):
     task: Annotated[Path, INPUTS] = Field(
         description="file of task rows, from the task TUNED was trained for, in the same format"
     )
+    output: Annotated[Literal["auto", "adapter", "model"], KERNELS] = Field(
+        "auto",
+        description="what to write: a LoRA adapter or a whole model; auto: an adapter if TUNED is one that allows it",
+    )
     out: Annotated[Path, OUTPUT] = Field(description="folder to write; must not exist, or be empty")
     in_weight: Annotated[float, SELECTION] = Field(
         0.5, gt=0, le=1, description="fraction of the neurons restored in each kept kernel, 0 to 1 (R_IW)"
@@ -159,6 +163,11 @@ class RestoreConfig(RunConfig):
             raise ValueError(
                 f"--compensation {self.compensation} has no propagated form: add --inputs local, or use two_sided or "
                 "exact"
+            )
+        if self.output == "adapter" and self.granularity != "input":
+            raise ValueError(
+                f"--output adapter goes with --granularity input alone, got {self.granularity}: an adapter holds one "
+                "column for an input channel. Use --output model"
             )
         for name, given in (("--stream", self.stream), ("--mesh", bool(self.mesh))):
             if self.refine and given:

@@ -92,7 +92,7 @@ def problem_of(run: Run, settings: Settings) -> Problem:
     layout = run.inputs.layout
     model = sweep_model(run.spec, settings, run.plan.dtype, layout=layout)
     honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(run))
-    return Problem(model, *run.models, honesty, task)
+    return Problem(model, *run.models, honesty, task, run.inputs.coordinates)
 
 
 def device_message(error: Exception) -> str:
@@ -145,7 +145,9 @@ def plain_kernels(
         for path, kernel in kernels.items():
             mask = np.asarray(selection.masks[kernel.path][kernel.index])
             pair = model.to_solver(kernel, (old[path], new[path]))
-            yield kernel, CorrectedKernel(_restore(*pair, mask, run.config.granularity), "none", None)
+            own = run.inputs.coordinates
+            thin = None if own is None else np.zeros((int(mask.sum()), own[kernel].rank), np.float32)
+            yield kernel, CorrectedKernel(_restore(*pair, mask, run.config.granularity), "none", None, thin)
 
 
 _restore = jax.jit(restore_kernel, static_argnums=3)
@@ -180,7 +182,7 @@ def checked(
     _check_rank(config, result, mask, name)
     info, finite = jax.device_get((result.info, result.finite))
     _check_solve(info, bool(finite), result.weights.dtype, name)
-    return result.kernel, CorrectedKernel(result.weights, result.form, info)
+    return result.kernel, CorrectedKernel(result.weights, result.form, info, result.thin)
 
 
 def _check_rank(config: RestoreConfig, result: SweepResult, mask: np.ndarray, tensor: str) -> None:

@@ -88,7 +88,12 @@ def try_grid(
     for place, config in enumerate(configs):
         try:
             selections[place] = select_neurons(
-                config, run.spec, squares, honesty=scores["honesty"].scores, task=scores["task"].scores
+                config,
+                run.spec,
+                squares,
+                honesty=scores["honesty"].scores,
+                task=scores["task"].scores,
+                moved=run.inputs.coordinates,
             )
         except InputError as error:
             yield GridFailure(place, error)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from hcnr_jax.checkpoints.checkpoint import RECORD, Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.lora import MergedCheckpoint, open_tuned
-from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.checkpoints.pair_checks import DeltaLoss, check_pair, check_windows, delta_lost
 from hcnr_jax.checkpoints.tensor_checks import check_finite
 from hcnr_jax.config import RestoreConfig
@@ -33,10 +33,13 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.questions import is_answerable
 from hcnr_jax.evaluate.score.constraint import parse_constraint
 from hcnr_jax.evaluate.score.measurement import NEED_ANSWERABLE
+from hcnr_jax.method.adapter import Coordinates
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.decoder_blocks import layout_of
+from hcnr_jax.restoration.kernel_names import kernel_names
+from hcnr_jax.restoration.output_kind import adapter_to_write, kernel_coordinates
 from hcnr_jax.runtime.files import check_output, check_writable
 from hcnr_jax.runtime.sharding import Layout, check_mesh, make_mesh
 
@@ -56,6 +59,7 @@ class RunInputs:
         honesty: the encoded honesty rows.
         task: the encoded task rows.
         layout: places of params and rows on the mesh of --mesh; None for one device.
+        adapter: TUNED, if an adapter like it is written; None if a whole model is written.
     """
 
     config: RestoreConfig
@@ -65,6 +69,12 @@ class RunInputs:
     honesty: list[Example]
     task: list[Example]
     layout: Layout | None = None
+    adapter: MergedCheckpoint | None = None
+
+    @cached_property
+    def coordinates(self) -> dict[Kernel, Coordinates] | None:
+        """Return the coordinates of every kernel that the adapter to write moves; None for a whole model."""
+        return None if self.adapter is None else kernel_coordinates(self.adapter, self.spec)
 
 
 def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
@@ -82,6 +92,7 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     if not (config.resume and (config.out / RECORD).is_file()):
         check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
     spec = check_pair(base, tuned)
+    adapter = adapter_to_write(config, tuned, spec)
     tokenizer = load_tokenizer(tuned.tokenizer_folder)
     honesty, task = _examples(config, tokenizer, spec, reporter)
     if config.choose is not None:
@@ -100,11 +111,12 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
         for checkpoint in (base, tuned):
             check_finite(checkpoint)
             stage.advance()
-        _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), tuned, reporter)
+        if adapter is None:
+            _warn_lost(delta_lost(base, tuned, kernel_names(spec).values()), tuned, reporter)
     layout = None if mesh is None else layout_of(mesh, spec)
     for warning in layout.warnings() if layout else []:
         reporter.warn(warning)
-    return RunInputs(config, base, tuned, spec, honesty, task, layout)
+    return RunInputs(config, base, tuned, spec, honesty, task, layout, adapter)
 
 
 def _mesh(config: RestoreConfig) -> Mesh | None:
@@ -117,15 +129,6 @@ def _mesh(config: RestoreConfig) -> Mesh | None:
             "splits the weights over its devices)"
         )
     return mesh
-
-
-def kernel_names(spec: ModelSpec) -> dict[Kernel, str]:
-    """Return every kernel and its Hugging Face tensor name, in canonical order."""
-    return {
-        Kernel(path, (layer,)): hf_name_of(path, layer, spec.recipe)
-        for layer in range(spec.num_layers)
-        for path in spec.kernels
-    }
 
 
 def _examples(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.neurons import Shaped, get_leaves, neuron_count
@@ -27,6 +28,7 @@ from hcnr_jax.restoration.microbatches import (
     rounded_up,
     row_bytes,
 )
+from hcnr_jax.restoration.output_kind import why_a_model
 from hcnr_jax.runtime.memory import free_bytes
 from hcnr_jax.runtime.sharding import Layout
 
@@ -61,6 +63,7 @@ class Plan:
         read_bytes: bytes of weights that a streamed run reads; 0 otherwise.
         flops: arithmetic of the run; a multiply-add counts as two.
         left_out: files and folders of TUNED that are not copied.
+        output: what is written, in words.
     """
 
     kernels: int
@@ -81,6 +84,7 @@ class Plan:
     read_bytes: int
     flops: float
     left_out: tuple[str, ...] = ()
+    output: str = "a whole model"
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the lines of the plan as (name, text), for printing."""
@@ -95,6 +99,7 @@ class Plan:
             *((f"{name} data", self._data(counts)) for name, counts in self.rows_by_shape.items()),
             ("at a time", " or ".join(f"{rows} rows x {length}" for length, rows in self.shapes) + f", {self.dtype}"),
             ("memory", f"{size(self.weight_bytes)} {held} + {working}"),
+            ("output", self.output),
             ("disk", size(self.output_bytes) + (f" + {size(self.spill_bytes)} meanwhile" if self.spill_bytes else "")),
             (
                 "arithmetic",
@@ -133,7 +138,8 @@ def make_plan(inputs: RunInputs) -> Plan:
     shapes = choose_shapes(spec, every, two - one, microbatch=config.microbatch)
     shapes = rounded_up(shapes, inputs.layout.row_count if inputs.layout else 1)
     tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
-    stored = sum(info.nbytes for info in inputs.tuned.tensors.values())
+    written = inputs.tuned if inputs.adapter is None else inputs.adapter.files()
+    stored = sum(info.nbytes for info in written.tensors.values())
     both = sum(
         info.nbytes // info.numpy_dtype.itemsize * model.value_dtype(name).itemsize
         for model in (inputs.base, inputs.tuned)
@@ -162,8 +168,20 @@ def make_plan(inputs: RunInputs) -> Plan:
         spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,
         read_bytes=STREAM_PASSES * both if config.stream else 0,
         flops=_flops(config, spec, parameters, tokens),
-        left_out=inputs.tuned.leftovers(),
+        left_out=inputs.tuned.leftovers() if inputs.adapter is None else (),
+        output=_output(inputs),
     )
+
+
+def _output(inputs: RunInputs) -> str:
+    """Say what is written, and why if it is a whole model in place of an adapter."""
+    if inputs.coordinates is not None:
+        ranks = sorted({own.rank for own in inputs.coordinates.values()})
+        width = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "rank 0"
+        return f"a LoRA adapter like TUNED ({width}, {len(inputs.coordinates)} kernels)"
+    if isinstance(inputs.tuned, MergedCheckpoint) and inputs.config.output == "auto":
+        return f"a whole model: {why_a_model(inputs.config, inputs.tuned, inputs.spec)}"
+    return "a whole model"
 
 
 def compute_dtype(asked: str, tuned: Checkpoint) -> str:

@@ -128,7 +128,14 @@ def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
     selection = recall_selection(work, spec)
     if selection is None:
         squares = kernel_squares(spec, run.models.base, run.models.tuned, granularity=config.granularity)
-        selection = select_neurons(config, spec, squares, honesty=scores["honesty"].scores, task=scores["task"].scores)
+        selection = select_neurons(
+            config,
+            spec,
+            squares,
+            honesty=scores["honesty"].scores,
+            task=scores["task"].scores,
+            moved=run.inputs.coordinates,
+        )
         keep_selection(work, selection)
     # On a mesh every corrected kernel lies whole on one device, and is offloaded to the disk to free that memory.
     release = config.stream or run.inputs.layout is not None

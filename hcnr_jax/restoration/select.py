@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +15,10 @@ from hcnr_jax.method import select
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
 from hcnr_jax.method.priority import PriorityName, priorities
 from hcnr_jax.method.select import Squares
+from hcnr_jax.method.sweep.run import without
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.decoder_blocks import block_model
-from hcnr_jax.restoration.inputs import kernel_names
+from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.score import check_scores
 
 
@@ -43,6 +44,7 @@ def select_neurons(
     *,
     honesty: Leaves,
     task: Leaves,
+    moved: Container[Kernel] | None = None,
 ) -> Selection:
     """Turn both sets' scores into the mask of restored neurons.
 
@@ -52,6 +54,7 @@ def select_neurons(
         squares: of `kernel_squares`.
         honesty: scores s_hon on honesty rows, by path.
         task: scores s_task on task rows, by path.
+        moved: the kernels that may be kept, those that an adapter moves; None for all.
 
     Raises:
         InputError: a score is NaN or Inf, or a ratio selects nothing.
@@ -65,6 +68,9 @@ def select_neurons(
     )
     perturbations = _perturbations(spec, squares, candidates)
     masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, ratio=config.cross_weight, names=names)
+    if moved is not None:
+        masks = without(masks, [kernel for kernel in kept if kernel not in moved])
+        kept = [kernel for kernel in kept if kernel in moved]
     return Selection(masks, dict(select.rank_kernels(perturbations, kernels, names)), kept)
 
 

@@ -25,7 +25,8 @@ from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.json import to_json, versions
-from hcnr_jax.restoration.inputs import kernel_names
+from hcnr_jax.restoration.adapter_output import RestoredAdapter
+from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
@@ -88,8 +89,7 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         fingerprint: cache key of the last stage, for --resume.
     """
     config, inputs, reporter = run.config, run.inputs, run.reporter
-    tuned, corrected = inputs.tuned, result.corrected
-    restored = RestoredTensors(corrected, tuned, run.spec)
+    tuned, restored, neurons = _written(run, result)
     share = divide_shards(tuned, jax.process_count())[jax.process_index()]
     distributed.barrier("corrected")  # other processes' kernels can be read from here on
     if not distributed.is_first():
@@ -107,12 +107,12 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
     ):
         distributed.barrier("begun")
         write_companions(tuned, folder)
-        _stop_where_evaluate_stops(tuned, run.spec, folder)
+        if inputs.adapter is None:
+            _stop_where_evaluate_stops(tuned, run.spec, folder)
         write_shards(tuned, folder, restored, share)
         distributed.barrier("weights")
         stage.advance(len(tuned.shards))
         before = tensor_digests(tuned)
-        neurons = _neurons(run, result)
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
         record = make_record(run, result)
@@ -122,6 +122,22 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         (folder / RECORD).write_bytes(to_json(record))
         stage.advance()
     return config.out
+
+
+def _written(run: Run, result: Result) -> tuple[Checkpoint, Mapping[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the checkpoint that the output is like, its changed tensors, and the changed neurons of each."""
+    inputs = run.inputs
+    if inputs.adapter is None or inputs.coordinates is None:
+        restored = RestoredTensors(result.corrected, inputs.tuned, run.spec)
+        return inputs.tuned, restored, _neurons(run, result)
+    changed = RestoredAdapter(
+        inputs.adapter,
+        run.spec,
+        result.selection,
+        corrected=result.corrected,
+        coordinates=inputs.coordinates,
+    )
+    return inputs.adapter.files(), changed, changed.neurons
 
 
 def _stop_where_evaluate_stops(tuned: Checkpoint, spec: ModelSpec, folder: Path) -> None:
@@ -164,6 +180,7 @@ def make_record(run: Run, result: Result) -> dict[str, Any]:
         "unused_options": list(config.unused),
         "template_date": set_date(None).isoformat(),
         "versions": versions(),
+        "output": "model" if run.inputs.adapter is None else "adapter",
         "dtype": run.plan.dtype,
         "batches": [shape._asdict() for shape in run.plan.shapes],
         "model": {"family": run.spec.family, "layers": run.spec.num_layers, "kernels": len(names)},

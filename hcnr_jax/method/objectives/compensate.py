@@ -121,6 +121,21 @@ def restored_rows(
     damping: float | Array,
 ) -> tuple[Float[Array, "r o"], Info]:
     """Compute the restored rows of W' alone, W_base,R + E_R; the arguments are those of `compensate`."""
+    correction, info = correction_of(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)
+    return pair.base[pair.restored] + correction, info
+
+
+def correction_of(
+    method: Method,
+    form: str,
+    pair: Pair,
+    *,
+    honesty: Moments | Inputs,
+    task: Moments | Inputs | None,
+    weight: float | Array,
+    damping: float | Array,
+) -> tuple[Float[Array, "r o"], Info]:
+    """Compute the correction E_R alone; the arguments are those of `compensate`."""
     dtype = pair.base.dtype
     task = task if OBJECTIVES[method].reads_task else None
     correction, solve = solve_of(OBJECTIVES[method], form)(
@@ -133,7 +148,7 @@ def restored_rows(
     finite = jnp.all(jnp.isfinite(rows)) & jnp.all(jnp.isfinite(pair.tuned[pair.task]))
     outcome = jnp.where((outcome == Outcome.OK) & ~finite, int(Outcome.NOT_FINITE), outcome)
     base_norm = jnp.linalg.norm(pair.base)
-    return rows, Info(
+    return correction, Info(
         solve._replace(outcome=outcome),
         *distances(honesty, delta_of(pair), correction, pair.restored, pair.task),
         jnp.linalg.norm(correction) / jnp.where(base_norm > 0, base_norm, 1),

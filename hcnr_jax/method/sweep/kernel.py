@@ -13,9 +13,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.method.adapter import Coordinates, thin_pair
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
-from hcnr_jax.method.objectives.compensate import Info, Method, Pair, choose_form, restored_rows
+from hcnr_jax.method.objectives.compensate import (
+    Info,
+    Method,
+    Pair,
+    choose_form,
+    correction_of,
+    matmul,
+    restored_rows,
+)
 from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
 from hcnr_jax.method.sweep.model import BlockModel
 
@@ -80,6 +89,7 @@ class Result(NamedTuple):
         form: the form of the solve, as in `form_of`.
         tokens: the number of honesty and task tokens that the solve read.
         info: the report of the solve.
+        thin: the restored rows of W' - W_base in the adapter's coordinates, (restored, k); None for whole kernels.
     """
 
     kernel: Kernel
@@ -88,6 +98,7 @@ class Result(NamedTuple):
     form: str
     tokens: int
     info: Info
+    thin: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,13 @@ class Statistics(NamedTuple):
 
 
 def solve_block_kernel(
-    model: BlockModel, case: Case, place: tuple[int, str], *, blocks: tuple[Params, Params], statistics: Statistics
+    model: BlockModel,
+    case: Case,
+    place: tuple[int, str],
+    *,
+    blocks: tuple[Params, Params],
+    statistics: Statistics,
+    adapter: Mapping[Kernel, Coordinates] | None = None,
 ) -> Result:
     """Solve one kernel of one block.
 
@@ -163,6 +180,7 @@ def solve_block_kernel(
         place: the block's index, and the kernel's path relative to the block.
         blocks: the block's params in base and in tuned, as they are now; the kernels W_base and W_tuned are read.
         statistics: the inputs of the kernel's group, as moments (True) or tokens (False).
+        adapter: coordinates of the kernels' adapters, as in `Problem`.
 
     Returns:
         W' and the report. A failed solve raises nothing, and `info.solve.outcome` names the failure.
@@ -174,10 +192,13 @@ def solve_block_kernel(
     read = statistics.honesty[as_moments], statistics.task.get(as_moments)
     old, new, honesty, task = model.to_solver(kernel, (*pair, *read))
     restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
-    weights, finite, info = _solve(
-        settings.method, form, old, new, restored, others, honesty, task, settings.task_weight, settings.damping
-    )
-    return Result(kernel, weights, finite, form, statistics.tokens, info)
+    operands = (old, new, restored, others, honesty, task, settings.task_weight, settings.damping)
+    if adapter is None:
+        weights, finite, info = _solve(settings.method, form, *operands)
+        return Result(kernel, weights, finite, form, statistics.tokens, info)
+    own = adapter[kernel]
+    weights, finite, info, thin = _solve_thin(settings.method, form, *operands, own.basis, own.change)
+    return Result(kernel, weights, finite, form, statistics.tokens, info, thin)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -199,3 +220,30 @@ def _solve(
     rows, info = restored_rows(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)
     stored = rows.astype(tuned.dtype)
     return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _solve_thin(
+    method: Method,
+    form: str,
+    base: Float[Array, "i o"],
+    tuned: Float[Array, "i o"],
+    restored: Array,
+    others: Array,
+    honesty: Any,
+    task: Any,
+    weight: float | Array,
+    damping: float | Array,
+    basis: Float[Array, "o k"],
+    change: Float[Array, "i k"],
+) -> tuple[Array, Array, Info, Array]:
+    """Solve one kernel in its adapter's coordinates; see `hcnr_jax.method.adapter`."""
+    dtype = honesty.inputs.dtype
+    pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
+    thin, info = correction_of(
+        method, form, thin_pair(pair, basis, change), honesty=honesty, task=task, weight=weight, damping=damping
+    )
+    stored = (pair.base[restored] + matmul(thin, basis.T.astype(dtype))).astype(tuned.dtype)
+    size = jnp.linalg.norm(pair.base)
+    info = info._replace(correction=jnp.linalg.norm(thin) / jnp.where(size > 0, size, 1))
+    return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info, thin

@@ -83,7 +83,9 @@ def sweep_local(
                     if asked not in solved:
                         on_task = walked[1][group[0]] if number in two_sided else {}
                         read = Statistics(walked[0][group[0]], on_task, tokens[number])
-                        solved[asked] = solve_block_kernel(model, case, (index, path), blocks=blocks, statistics=read)
+                        solved[asked] = solve_block_kernel(
+                            model, case, (index, path), blocks=blocks, statistics=read, adapter=problem.adapter
+                        )
                     yield number, solved[asked]
         on_block(index)
 

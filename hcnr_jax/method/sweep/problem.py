@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hcnr_jax.method.neurons import Params
+from hcnr_jax.method.adapter import Coordinates
+from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.method.sweep.model import Batch, BlockModel
 
 
@@ -18,6 +19,7 @@ class Problem(NamedTuple):
         tuned: params theta_f of the fine-tuned model, a tree like `base`.
         honesty: microbatches of honesty rows. Each shape among them compiles once.
         task: microbatches of task rows, read by objectives with a task term alone.
+        adapter: coordinates of every kernel's adapter, in which the corrections are solved; None for whole kernels.
     """
 
     model: BlockModel
@@ -25,6 +27,7 @@ class Problem(NamedTuple):
     tuned: Params
     honesty: Sequence[Batch]
     task: Sequence[Batch]
+    adapter: Mapping[Kernel, Coordinates] | None = None
 
     def blocks(self, index: int) -> tuple[Params, Params]:
         """Return the params of one block, in base and in tuned."""

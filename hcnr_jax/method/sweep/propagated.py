@@ -98,7 +98,9 @@ def sweep_propagated(
             on_task = task.statistics(group[0], (new, now), index, forms) if task else {}
             read = Statistics(on_honesty, on_task, tokens)
             for path in kept:
-                result = solve_block_kernel(model, case, (index, path), blocks=(old, new), statistics=read)
+                result = solve_block_kernel(
+                    model, case, (index, path), blocks=(old, new), statistics=read, adapter=problem.adapter
+                )
                 now = put_leaves(now, {path: model.from_solver(result.kernel, result.weights)})
                 yield result
         if index < last:

@@ -26,7 +26,7 @@ from hcnr_jax.restoration.inputs import RunInputs
 Fingerprint = dict[str, str]
 
 # The format version of the work folder. It rises when a stored result changes its meaning, not with each release.
-FORMAT = 2
+FORMAT = 3
 # The stages with a stored result, in order. Each stage also depends on the options of all stages before it.
 STAGES = ("scores", "choice", "selection", "kernels")
 AFTER_CHOICE = ("selection", "kernels")

@@ -148,7 +148,7 @@ class Work:
         """Return the keys of the kept kernels."""
         return {path.name for path in self._kernels.glob("[!.]*")}
 
-    def keep_kernel(self, kernel: Kernel, form: str, rows: Any, *, info: Any) -> None:
+    def keep_kernel(self, kernel: Kernel, form: str, rows: Any, *, info: Any, thin: Any = None) -> None:
         """Save one kernel in a background thread, while the next kernel is solved.
 
         Args:
@@ -156,16 +156,17 @@ class Work:
             form: form of its solve.
             rows: the restored rows, or the whole kernel.
             info: pytree that the solve reported.
+            thin: the correction in the adapter's coordinates, None for whole kernels.
         """
         if not is_first():
             return
         self._begin()
         while len(self._pending) >= WAITING:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._write_kernel, kernel, form, rows, info))
+        self._pending.append(self._pool.submit(self._write_kernel, kernel, form, rows, info, thin))
 
-    def kernel(self, kernel: Kernel) -> tuple[str, np.ndarray, list[np.ndarray]]:
-        """Read a kept kernel: the form of its solve, its rows, and the leaves of its info.
+    def kernel(self, kernel: Kernel) -> tuple[str, np.ndarray, list[np.ndarray], np.ndarray | None]:
+        """Read a kept kernel: the form of its solve, its rows, the leaves of its info, and its `thin`.
 
         Raises:
             InputError: the file cannot be read or is damaged.
@@ -178,8 +179,8 @@ class Work:
         if hashlib.sha256(whole[_DIGEST:]).digest() != whole[:_DIGEST]:
             raise InputError(f"{path}: damaged (its digest differs); remove it: it is solved again")
         held = load(whole[_DIGEST:])
-        leaves = [held[f"info.{i}"] for i in range(len(held) - 2)]
-        return bytes(held["form"]).decode(), held["rows"], leaves
+        leaves = [held[f"info.{i}"] for i in range(sum(name.startswith("info.") for name in held))]
+        return bytes(held["form"]).decode(), held["rows"], leaves, held.get("thin")
 
     def settle(self) -> None:
         """Wait until all kept kernels are on the disk."""
@@ -232,9 +233,11 @@ class Work:
         with explained(self.folder):
             write_file(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
-    def _write_kernel(self, kernel: Kernel, form: str, rows: Any, info: Any) -> None:
+    def _write_kernel(self, kernel: Kernel, form: str, rows: Any, info: Any, thin: Any) -> None:
         said = {f"info.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(info))}
         held = {"rows": np.ascontiguousarray(rows), "form": np.frombuffer(form.encode(), np.uint8), **said}
+        if thin is not None:
+            held["thin"] = np.ascontiguousarray(thin)
         content = save(held)
         with explained(self.folder):
             write_file(self._kernels / key_of(kernel), hashlib.sha256(content).digest() + content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,11 +80,13 @@ class CorrectedKernel:
         weights: (in, out) in the leaf's dtype, on the device or in the work folder.
         form: form of the solve, "none" without a solve.
         info: report of the solve, None without a solve.
+        thin: the restored rows of W' - W_base in the adapter's coordinates, (restored, k); None for whole kernels.
     """
 
     weights: jax.Array | StoredKernel
     form: str
     info: Info | None
+    thin: Any = None
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,16 @@ class KernelStore:
         """Save a kernel. Return the same kernel, or with `release` a handle on the saved kernel."""
         rows = self._rows(kernel)
         changed = item.weights if rows is None else jnp.asarray(item.weights)[rows]
-        self.work.keep_kernel(kernel, item.form, changed, info=item.info)
-        return CorrectedKernel(StoredKernel(self, kernel), item.form, item.info) if self.release else item
+        self.work.keep_kernel(kernel, item.form, changed, info=item.info, thin=item.thin)
+        return dataclasses.replace(item, weights=StoredKernel(self, kernel)) if self.release else item
 
     def known(self) -> dict[Kernel, CorrectedKernel]:
         """Return the kernels that an interrupted run solved, in data-flow order."""
         found, items = self.work.kernels(), {}
         for kernel in [kernel for kernel in self.selection.kept if key_of(kernel) in found]:
-            form, _, leaves = self.work.kernel(kernel)
+            form, _, leaves, thin = self.work.kernel(kernel)
             info = jax.tree.unflatten(_INFO, leaves) if leaves else None
-            items[kernel] = CorrectedKernel(StoredKernel(self, kernel), form, info)
+            items[kernel] = CorrectedKernel(StoredKernel(self, kernel), form, info, thin)
         return items
 
     def weights(self, kernel: Kernel) -> np.ndarray:
