@@ -38,7 +38,7 @@ _MODEL_FILES = re.compile(
 )
 # Names of tensors that quantisers store beside or in place of a weight.
 _QUANTISED = re.compile(r"(qweight|qzeros|scales?|weight_scale\w*|absmax|quant_map|quant_state\S*|weight_packed|SCB)$")
-_PREFIXES = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
+PREFIXES = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -111,7 +111,7 @@ class Checkpoint:
     @property
     def _renamed(self) -> bool:
         """Return whether any tensor's name differs from its name in the file."""
-        return any(_PREFIXES.search(name) for shard in self.shards for name in _header_names(shard))
+        return any(PREFIXES.search(name) for shard in self.shards for name in _header_names(shard))
 
     @property
     def sources(self) -> tuple[Path, ...]:
@@ -138,7 +138,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     notes: list[str] = []
     expected = _shard_contents(path, notes)
     opened = tuple(_open_shard(path, name) for name in expected)
-    shards = tuple(_without_prefixes(shard) for shard in opened)
+    shards = tuple(without_prefixes(shard) for shard in opened)
     if shards != opened:
         notes.append(
             f"{path}: the prefixes `module.` and `_orig_mod.` of training wrappers are left out of tensor names"
@@ -229,11 +229,11 @@ def _header_names(shard: ShardInfo) -> list[str]:
     return [info.file_name or info.name for info in shard.tensors]
 
 
-def _without_prefixes(shard: ShardInfo) -> ShardInfo:
+def without_prefixes(shard: ShardInfo) -> ShardInfo:
     """Strip the prefixes of torch.compile (`_orig_mod.`) and DistributedDataParallel (`module.`) from tensor names."""
-    if not any(_PREFIXES.search(info.name) for info in shard.tensors):
+    if not any(PREFIXES.search(info.name) for info in shard.tensors):
         return shard
-    tensors = tuple(replace(info, name=_PREFIXES.sub("", info.name), file_name=info.name) for info in shard.tensors)
+    tensors = tuple(replace(info, name=PREFIXES.sub("", info.name), file_name=info.name) for info in shard.tensors)
     layout = {info.name: (info.dtype, info.shape) for info in tensors}
     return replace(shard, tensors=tensors, header=encode_header(layout, shard.metadata))
 

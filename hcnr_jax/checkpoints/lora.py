@@ -18,6 +18,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
+    PREFIXES,
     Checkpoint,
     folder_files,
     is_adapter,
@@ -25,6 +26,7 @@ from hcnr_jax.checkpoints.checkpoint import (
     local_folder,
     open_checkpoint,
     read_json,
+    without_prefixes,
 )
 from hcnr_jax.checkpoints.safetensors_file import FLOATS, ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.checkpoints.tensor_checks import count_nonfinite
@@ -35,8 +37,6 @@ from hcnr_jax.models.spec import spec_from_config
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-# Prefixes that DistributedDataParallel and torch.compile add to names.
-_WRAPPERS = re.compile(r"^(module\.)+|(?<![^.])_orig_mod\.")
 _PARTS = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?P<kind>weight|bias))?")
 _USED = {
     "peft_type",
@@ -267,7 +267,7 @@ def open_adapter_files(folder: str | Path) -> AdapterFiles:
     weights = path / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; save the adapter with safetensors (save_pretrained does)")
-    shard = read_header(weights)
+    shard = without_prefixes(read_header(weights))
     return AdapterFiles(path, read_json(path / ADAPTER_CONFIG), (shard,), _by_name(shard))
 
 
@@ -292,7 +292,7 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
     if not weights.is_file():
         other = "adapter_model.bin is pickled and refused: save" if (path / "adapter_model.bin").is_file() else "save"
         raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; {other} the adapter with safetensors (save_pretrained does)")
-    tensors = {_plain_name(info.name): info for info in read_header(weights).tensors}
+    tensors = {_plain_name(info.name): info for info in without_prefixes(read_header(weights)).tensors}
     if not tensors:
         raise InputError(f"{weights} holds no tensor")
     _check_values(weights, tensors)
@@ -319,8 +319,8 @@ def open_tuned(folder: str | Path, base: Checkpoint) -> Checkpoint:
 
 def _plain_name(name: str) -> str:
     """Strip from PEFT's name of a tensor all that PEFT and other wrappers add to the model's own name."""
-    plain = _WRAPPERS.sub("", name)
-    return _WRAPPERS.sub("", plain.removeprefix(_PREFIX)).replace(".base_layer.", ".")
+    plain = PREFIXES.sub("", name)
+    return PREFIXES.sub("", plain.removeprefix(_PREFIX)).replace(".base_layer.", ".")
 
 
 def _check_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ SCORES, SELECTION, KERNELS = Stage(("scores",)), Stage(("selection",)), Stage(("
 CORRECTION = Stage(("kernels",), _corrects)
 TASK_TERM = Stage(("kernels",), _reads_task_weight)
 LOCAL_MOMENTS = Stage(("kernels",), lambda config: _corrects(config) and config.inputs == "local")
+REFINEMENT = Stage(("kernels",), lambda config: config.refine > 0)
 RANKING = Stage(("scores",), _ranks_by_scores)
 SAMPLES = Stage(("inputs",), lambda config: None in (config.honesty_samples, config.task_samples))
 
@@ -54,10 +55,6 @@ class RestoreConfig(RunConfig):
     )
     task: Annotated[Path, INPUTS] = Field(
         description="file of task rows, from the task TUNED was trained for, in the same format"
-    )
-    output: Annotated[Literal["auto", "adapter", "model"], KERNELS] = Field(
-        "auto",
-        description="what to write: a LoRA adapter or a whole model; auto: an adapter if TUNED is one that allows it",
     )
     out: Annotated[Path, OUTPUT] = Field(description="folder to write; must not exist, or be empty")
     in_weight: Annotated[float, SELECTION] = Field(
@@ -92,6 +89,13 @@ class RestoreConfig(RunConfig):
     )
     refine: Annotated[int, KERNELS] = Field(
         0, ge=0, description="final optimisation steps of all restored weights, towards BASE's and TUNED's outputs"
+    )
+    refine_solver: Annotated[Literal["auto", "adamw", "gauss_newton"], REFINEMENT] = Field(
+        "auto",
+        description="optimiser of --refine: AdamW with early stopping, or Gauss-Newton; auto: adamw for an adapter",
+    )
+    refine_rate: Annotated[float | None, REFINEMENT] = Field(
+        None, gt=0, description="learning rate of --refine with AdamW; default: 4e-4, for an adapter 1e-3"
     )
     scores_at: Annotated[Literal["tuned", "base"], RANKING] = Field(
         "tuned", description="model whose weights are used to score the neurons"
@@ -146,6 +150,10 @@ class RestoreConfig(RunConfig):
         'as "task_accuracy >= -0.5pt" (at most half a point below TUNED) or "over_refusal <= 5%". METRIC: honesty_f1, '
         "refusal_delta, over_refusal, task_accuracy, known_facts. VALUE: points relative to TUNED (pt), percent (%, "
         "with a sign relative to TUNED), or a fraction from 0 to 1",
+    )
+    output: Annotated[Literal["auto", "adapter", "model"], KERNELS] = Field(
+        "auto",
+        description="what to write: a LoRA adapter or a whole model; auto: an adapter if TUNED is one that allows it",
     )
     dry_run: Annotated[bool, RUN] = Field(False, description="check the inputs, print the plan and stop")
     resume: Annotated[bool, RUN] = Field(

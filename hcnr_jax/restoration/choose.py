@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from hcnr_jax.baselines import label
 from hcnr_jax.config import RestoreConfig, option_name
-from hcnr_jax.data import Row, choose_rows, encode_rows, load_tokenizer, normalise_question, read_rows
+from hcnr_jax.data import Row, encode_rows, load_tokenizer, read_rows
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts, question_of
+from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.evaluate.ask.questions import is_answerable
 from hcnr_jax.evaluate.ask.runner import answer
@@ -27,6 +27,7 @@ from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, try_grid
+from hcnr_jax.restoration.held_out import held_out
 from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.resume.folder import Work
 from hcnr_jax.restoration.run_context import Run
@@ -103,18 +104,6 @@ def open_choice(inputs: RunInputs) -> OpenedChoice:
             role, role, labelled, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room
         )
     return OpenedChoice(constraint, prompts, longest + SPARE)
-
-
-def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> list[Row]:
-    """Return the rows that are not scored, without repeated questions, in the order of the shuffle of `--samples`."""
-    seen = {normalise_question(question_of(row)) for row in scored}
-    found = []
-    for row in choose_rows(rows, None, seed):
-        text = normalise_question(question_of(row))
-        if text not in seen:
-            seen.add(text)
-            found.append(row)
-    return found
 
 
 def _honesty(row: Row) -> Row:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hcnr_jax.errors import RunError
+from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.neurons import Kernel, get_leaves, spread
 from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS, Step, refine
 from hcnr_jax.method.refine.problem import Side
@@ -18,6 +18,7 @@ from hcnr_jax.restoration.decoder_blocks import completion_outputs
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
+from hcnr_jax.restoration.two_teachers import Factors, learn_from_teachers
 
 
 class RefineResult(NamedTuple):
@@ -26,10 +27,12 @@ class RefineResult(NamedTuple):
     Args:
         corrected: the kept kernels.
         record: mean KL in nats on honesty rows and on task rows, and the length of the step; the start comes first.
+        factors: as in `TwoTeachersResult`.
     """
 
     corrected: dict[Kernel, CorrectedKernel]
     record: list[dict[str, float]]
+    factors: dict[Kernel, Factors] | None = None
 
 
 def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, CorrectedKernel]) -> RefineResult:
@@ -40,6 +43,14 @@ def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, Co
         NumericalError: logits overflow.
     """
     config, inputs, plan = run.config, run.inputs, run.plan
+    if solver_of(run) == "adamw":
+        try:
+            return RefineResult(*learn_from_teachers(run, selection, corrected))
+        except jax.errors.JaxRuntimeError as error:
+            raise RunError(
+                "device memory does not hold what --refine needs beside both models (three float32 copies of what "
+                f"learns, and one microbatch's backward pass): use --refine 0 ({str(error)[:200]})"
+            ) from error
     base, tuned = run.models
     start = restored_params(tuned, corrected)
     kept = {kernel.path for kernel in corrected}
@@ -68,6 +79,23 @@ def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, Co
         for kernel, item in corrected.items()
     }
     return RefineResult(found, record)
+
+
+def solver_of(run: Run) -> str:
+    """Return the optimiser of `--refine`: `adamw` or `gauss_newton`.
+
+    Raises:
+        InputError: Gauss-Newton is asked for with an adapter as output.
+    """
+    asked = run.config.refine_solver
+    if asked == "gauss_newton" and run.inputs.adapter is not None:
+        raise InputError(
+            "--refine-solver gauss_newton moves whole weights, which an adapter does not hold: use adamw, or "
+            "--output model"
+        )
+    if asked != "auto":
+        return asked
+    return "gauss_newton" if run.inputs.adapter is None else "adamw"
 
 
 def _said(step: Step) -> dict[str, float]:

@@ -142,9 +142,10 @@ def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
     corrected = correct(
         run, selection, KernelStore(work, run.inputs.tuned, spec, selection, config.granularity, release)
     )
+    factors = None
     if config.refine:
-        corrected, notes["refine"] = refine_kernels(run, selection, corrected)
-    return run, Result(selection, corrected, scores, notes)
+        corrected, notes["refine"], factors = refine_kernels(run, selection, corrected)
+    return run, Result(selection, corrected, scores, notes, factors)
 
 
 def apply(config: ApplyConfig, reporter: Reporter | None = None) -> Path:

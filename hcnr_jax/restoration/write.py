@@ -25,7 +25,7 @@ from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.json import to_json, versions
-from hcnr_jax.restoration.adapter_output import RestoredAdapter
+from hcnr_jax.restoration.adapter_output import LearntAdapter, RestoredAdapter
 from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
 from hcnr_jax.restoration.resume.products import CorrectedKernel
@@ -69,12 +69,14 @@ class Result(NamedTuple):
         corrected: the kept kernels' new weights.
         scores: of both sets of rows, by name.
         notes: further entries of hcnr.json: `choice` after --choose, `refine` after --refine.
+        factors: an adapter's new A^T (in, r) and c B^T (r, out) after --refine; None if only columns of A change.
     """
 
     selection: Selection
     corrected: dict[Kernel, CorrectedKernel]
     scores: dict[str, Scores]
     notes: dict[str, Any]
+    factors: dict[Kernel, tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
@@ -130,6 +132,9 @@ def _written(run: Run, result: Result) -> tuple[Checkpoint, Mapping[str, np.ndar
     if inputs.adapter is None or inputs.coordinates is None:
         restored = RestoredTensors(result.corrected, inputs.tuned, run.spec)
         return inputs.tuned, restored, _neurons(run, result)
+    if result.factors is not None:
+        learnt = LearntAdapter(inputs.adapter, run.spec, result.factors)
+        return inputs.adapter.files(), learnt, learnt.neurons
     changed = RestoredAdapter(
         inputs.adapter,
         run.spec,
@@ -222,7 +227,7 @@ def kernel_record(kernel: Kernel, name: str, result: Result) -> dict[str, Any]:
     record: dict[str, Any] = {
         "tensor": name,
         "perturbation": selection.perturbations[kernel],
-        "kept": corrected is not None,
+        "kept": kernel in set(selection.kept),
         "neurons": int(np.asarray(mask).size),
         "neurons_restored": int(np.asarray(mask).sum()),
     }

@@ -278,7 +278,7 @@ def test_an_adapter_is_the_float32_model_it_merges_to(tmp_path) -> None:
         write_weights(folder, {name: value.astype(kind) for name, value in weights.items()})
     here = World(world.folder, world.base, adapter, world.honesty, world.task)
     method = ("--compensation", "exact", "--inputs", "local")
-    out = restore(here, tmp_path / "out", *method)
+    out = restore(here, tmp_path / "out", *method, "--output", "model")
     whole = restore(World(world.folder, world.base, merged, world.honesty, world.task), tmp_path / "whole", *method)
     # Scores and corrections read the merge in float32. It is rounded once, when the model is written.
     assert same_bytes(weights_of(out), {name: value.astype(np.float16) for name, value in weights_of(whole).items()})

@@ -292,14 +292,16 @@ def test_an_adapter_over_a_resized_embedding(own, tmp_path) -> None:
     run = with_adapter(own)
     head = np.resize(weights_of(own.base)["lm_head.weight"], (70, 32)).astype("f4")
     edit_adapter(run.tuned, lambda weights: weights.update({"base_model.model.lm_head.weight": head}))
-    said = accepted(run, tmp_path / "out")
+    said = accepted(run, tmp_path / "out", "--output", "model")
     assert "model.resize_token_embeddings(70); model.save_pretrained(NEW_BASE)" in said
 
 
 def test_an_adapter_that_names_another_base(own, tmp_path) -> None:
     run = with_adapter(own)
     edit_config(run.tuned, base_model_name_or_path="org/other-8B")
-    assert "the adapter was trained on org/other-8B, and BASE is" in accepted(run, tmp_path / "out")
+    assert "the adapter was trained on org/other-8B, and BASE is" in accepted(
+        run, tmp_path / "out", "--output", "model"
+    )
 
 
 def empty(weights) -> None:
@@ -315,7 +317,7 @@ def test_adapters_of_real_trainers(own, tmp_path, spoil, told) -> None:
     run = with_adapter(own)
     edit_adapter(run.tuned, spoil)
     if told is None:
-        accepted(run, tmp_path / "out")
+        accepted(run, tmp_path / "out", "--output", "model")
     else:
         assert told in text_of(refused(run)) and "wrong base" not in refused(run)
 
@@ -336,7 +338,7 @@ def test_an_adapters_own_tokenizer_gives_template_and_end_token(own, tmp_path) -
     edit_json(run.tuned / "tokenizer_config.json", eos_token="king")
     end = transformers.AutoTokenizer.from_pretrained(run.tuned).eos_token_id
     rewrite(run, chat)
-    said = accepted(run, tmp_path / "out")
+    said = accepted(run, tmp_path / "out", "--output", "model")
     assert "the adapter's tokenizer" in said and "has another chat template or end token than BASE's" in said
     assert not (tmp_path / "out" / "additional_chat_templates").exists()
     stops = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
