@@ -153,8 +153,14 @@ def _lessons(
             chosen = examples[start : start + rows]
             batch = pad_examples(chosen, length, rows)
             (found,) = write_lessons(outputs, teacher, [batch], weight * total / len(examples))
-            parts.append(Lessons(*(leaf[: len(chosen)] for leaf in found)))
-    return Lessons(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+            parts.append(_some(found, 0, len(chosen)))
+    joint: Lessons = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return joint
+
+
+def _some(lessons: Lessons, start: int, stop: int) -> Lessons:
+    found: Lessons = jax.tree.map(lambda leaf: leaf[start:stop], lessons)
+    return found
 
 
 def _weights(run: Run, selection: Selection, corrected: Mapping[Kernel, CorrectedKernel], outputs: Outputs) -> _Student:
@@ -240,7 +246,7 @@ def _unstacked(trained: Params, kernels: Iterable[Kernel]) -> Iterator[tuple[Ker
 
 def _learn(run: Run, student: _Student, lessons: Lessons, exams: Sequence[Lessons]) -> tuple[Any, list[dict[str, Any]]]:
     """Take the steps. Return the params with the lowest J on the judging rows, and the record of the judgements."""
-    config, rows = run.config, len(lessons.tokens)
+    config, rows = run.config, len(lessons.weight)
     batch = min(BATCH, rows)
     settings = TrainSettings(
         learning_rate=config.refine_rate or (RATE if run.inputs.adapter is None else ADAPTER_RATE),
@@ -248,7 +254,7 @@ def _learn(run: Run, student: _Student, lessons: Lessons, exams: Sequence[Lesson
         warmup_steps=int(WARMUP * config.refine),
         batch_size=batch,
         seed=config.seed or 0,
-        microbatch=_divisor(batch, max(1, HOST_TOKENS // lessons.tokens.shape[1])),
+        microbatch=_divisor(batch, max(1, HOST_TOKENS // lessons.rows.tokens.shape[1])),
     )
     inner = two_teachers(student.outputs)
 
@@ -259,10 +265,10 @@ def _learn(run: Run, student: _Student, lessons: Lessons, exams: Sequence[Lesson
         found = []
         for exam in exams:
             total = 0.0
-            for place in range(0, len(exam.tokens), batch):
-                part = Lessons(*(leaf[place : place + batch] for leaf in exam))
+            for place in range(0, len(exam.weight), batch):
+                part = _some(exam, place, place + batch)
                 total += float(jnp.sum(row_divergences(student.outputs, student.join(student.frozen, trained), part)))
-            found.append(total / len(exam.tokens))
+            found.append(total / len(exam.weight))
         return found[0], found[1]
 
     def value(found: tuple[float, float]) -> float:

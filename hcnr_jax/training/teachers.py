@@ -32,17 +32,13 @@ class Lessons(NamedTuple):
     """Holds rows with their teacher's distributions, as a pytree of arrays with the rows first.
 
     Attributes:
-        tokens: token ids (rows, t).
-        attention_mask: True for real tokens (rows, t).
-        completion_mask: True for the completion's tokens (rows, t).
+        rows: tokens and masks (rows, t).
         top: the teacher's most likely tokens (rows, positions, k).
         log_probs: their log-probabilities in nats (rows, positions, k).
         weight: each row's weight in J, times the number of all rows (rows,).
     """
 
-    tokens: np.ndarray
-    attention_mask: np.ndarray
-    completion_mask: np.ndarray
+    rows: Batch
     top: np.ndarray
     log_probs: np.ndarray
     weight: np.ndarray
@@ -83,14 +79,13 @@ def write_lessons(
     found = []
     for batch in batches:
         log_probs, tokens = jax.device_get(_most_likely(outputs, top, teacher, batch))
-        rows = np.full(len(tokens), weight, np.float32)
-        masks = np.asarray(batch.attention_mask), np.asarray(batch.completion_mask)
-        found.append(Lessons(np.asarray(batch.tokens), *masks, tokens, log_probs, rows))
+        rows = Batch(*(np.asarray(leaf) for leaf in batch))
+        found.append(Lessons(rows, tokens, log_probs, np.full(len(tokens), weight, np.float32)))
     return found
 
 
 def _divergences(outputs: Outputs, params: PyTree, batch: Lessons) -> Float[Array, " n"]:
-    logits, weights = outputs(params, batch)
+    logits, weights = outputs(params, batch.rows)
     now = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), batch.top, axis=-1)
     before = jnp.asarray(batch.log_probs)
     chance = jnp.exp(before)
