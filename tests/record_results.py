@@ -39,7 +39,7 @@ OBJECTIVES = {
     "two_sided": ("--compensation", "two_sided"),
 }
 LLAMA_ONLY = {
-    "refine": ("--refine", "1"),
+    "refine": ("--refine", "1", "--refine-solver", "gauss_newton"),
     "stream": ("--stream",),
     "cg": ("--solver", "cg"),
     "raw": ("--priority", "raw", "--compensation", "none"),

@@ -45,15 +45,27 @@ HONESTY, TASK = "honesty", "task"
 BOTH = (HONESTY, TASK)
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
+GAUSS_NEWTON = (("refine_solver", "gauss_newton"), ("output", "model"))
+
 BASELINES: dict[str, Baseline] = {
     "recommended": Baseline("restore", "configs/recommended.yaml, as it is", ({},), BOTH),
     "recommended_knob": Baseline("restore", "the same, task weight chosen", _grid("task_weight", *_WEIGHTS), BOTH),
-    "refined": Baseline("restore", "recommended and one step through the network", ({},), BOTH, fixed=(("refine", 1),)),
+    "refined": Baseline(
+        "restore",
+        "recommended and one Gauss-Newton step through the network",
+        ({},),
+        BOTH,
+        fixed=(("refine", 1), *GAUSS_NEWTON),
+    ),
+    "two_teachers": Baseline(
+        "restore", "recommended and 60 AdamW steps towards BASE and TUNED", ({},), BOTH, fixed=(("refine", 60),)
+    ),
     "refined_knob": Baseline(
         "restore",
         "the same, task weight and steps chosen",
         tuple({"task_weight": weight, "refine": steps} for steps in (1, 3) for weight in (0.5, 2.0, 8.0)),
         BOTH,
+        fixed=GAUSS_NEWTON,
     ),
     "budget": Baseline("restore", "configs/budget.yaml, as it is", ({},), BOTH, "budget"),
     "budget_knob": Baseline("restore", "the same, task weight chosen", _grid("task_weight", *_WEIGHTS), BOTH, "budget"),

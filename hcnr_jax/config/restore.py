@@ -90,12 +90,12 @@ class RestoreConfig(RunConfig):
     refine: Annotated[int, KERNELS] = Field(
         0, ge=0, description="final optimisation steps of all restored weights, towards BASE's and TUNED's outputs"
     )
-    refine_solver: Annotated[Literal["auto", "adamw", "gauss_newton"], REFINEMENT] = Field(
-        "auto",
-        description="optimiser of --refine: AdamW with early stopping, or Gauss-Newton; auto: adamw for an adapter",
+    refine_solver: Annotated[Literal["adamw", "gauss_newton"], REFINEMENT] = Field(
+        "adamw",
+        description="optimiser of --refine: AdamW on batches of rows, with early stopping, or Gauss-Newton on all rows",
     )
     refine_rate: Annotated[float | None, REFINEMENT] = Field(
-        None, gt=0, description="learning rate of --refine with AdamW; default: 4e-4, for an adapter 1e-3"
+        None, gt=0, description="learning rate of --refine with AdamW; default: 4e-4, for an adapter 4e-3"
     )
     scores_at: Annotated[Literal["tuned", "base"], RANKING] = Field(
         "tuned", description="model whose weights are used to score the neurons"
@@ -197,6 +197,12 @@ class RestoreConfig(RunConfig):
         """Return the options that the chosen method does not read. They are accepted, and recorded as unused."""
         fields = type(self).model_fields
         return tuple(name for name in fields if not stage_of(type(self), name).read(self))
+
+    @property
+    def unused_and_set(self) -> tuple[str, ...]:
+        """Return the unused options whose value is not the default, which a user may believe to count."""
+        fields = type(self).model_fields
+        return tuple(name for name in self.unused if getattr(self, name) != fields[name].default)
 
 
 class ApplyConfig(RunConfig):

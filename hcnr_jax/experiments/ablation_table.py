@@ -19,6 +19,9 @@ SIZES = (8, 16, 32, 64, 128, 256, 512)
 # Stands in a name for the rows that were asked for.
 ASKED = "{rows}"
 
+# The options of a Gauss-Newton refinement, which moves whole weights.
+GAUSS_NEWTON = {"refine_solver": "gauss_newton", "output": "model"}
+
 
 class Ablation(NamedTuple):
     """Holds one row of the table.
@@ -85,8 +88,8 @@ GROUPS = {
                 "R_CW 0.4": {"cross_weight": 0.4},
                 "R_IW 1": {"in_weight": 1.0},
                 "task weight 1": {"task_weight": 1.0},
-                "refine 1": {"refine": 1},
-                "refine 3": {"refine": 3},
+                "refine 1": {"refine": 1} | GAUSS_NEWTON,
+                "refine 3": {"refine": 3} | GAUSS_NEWTON,
             },
         ),
     ),

@@ -32,6 +32,8 @@ def why_a_model(config: RestoreConfig, tuned: Checkpoint, spec: ModelSpec) -> st
         return f"TUNED {tuned.folder} is a whole model, not a LoRA adapter"
     if config.granularity != "input":
         return f"--granularity {config.granularity} restores parts of a kernel that no column of an adapter holds"
+    if config.refine and config.refine_solver == "gauss_newton":
+        return "--refine-solver gauss_newton moves whole weights, which an adapter does not hold (adamw moves A and B)"
     for name, update in tuned.updates.items():
         if update.magnitude is not None:
             return f"{tuned.folder} is a DoRA adapter ({name}), whose norms no low-rank product holds"

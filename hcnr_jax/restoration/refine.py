@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.errors import RunError
 from hcnr_jax.method.neurons import Kernel, get_leaves, spread
 from hcnr_jax.method.refine.gauss_newton import COPIES, PRODUCTS, Step, refine
 from hcnr_jax.method.refine.problem import Side
@@ -43,7 +43,7 @@ def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, Co
         NumericalError: logits overflow.
     """
     config, inputs, plan = run.config, run.inputs, run.plan
-    if solver_of(run) == "adamw":
+    if config.refine_solver == "adamw":
         try:
             return RefineResult(*learn_from_teachers(run, selection, corrected))
         except jax.errors.JaxRuntimeError as error:
@@ -79,23 +79,6 @@ def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, Co
         for kernel, item in corrected.items()
     }
     return RefineResult(found, record)
-
-
-def solver_of(run: Run) -> str:
-    """Return the optimiser of `--refine`: `adamw` or `gauss_newton`.
-
-    Raises:
-        InputError: Gauss-Newton is asked for with an adapter as output.
-    """
-    asked = run.config.refine_solver
-    if asked == "gauss_newton" and run.inputs.adapter is not None:
-        raise InputError(
-            "--refine-solver gauss_newton moves whole weights, which an adapter does not hold: use adamw, or "
-            "--output model"
-        )
-    if asked != "auto":
-        return asked
-    return "gauss_newton" if run.inputs.adapter is None else "adamw"
 
 
 def _said(step: Step) -> dict[str, float]:

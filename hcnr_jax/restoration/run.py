@@ -76,7 +76,7 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
         if config.choose is not None:
             open_choice(inputs)  # raises InputError now rather than after the scoring
         reporter.table("plan", plan.rows())
-        for name in config.unused:
+        for name in config.unused_and_set:
             reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
         if config.dry_run:
             reporter.say("dry run: nothing was written")

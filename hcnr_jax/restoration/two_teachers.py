@@ -33,7 +33,7 @@ from hcnr_jax.training.trainer import TrainSettings, checked, each_step, epoch_b
 
 # Rows of a step, the share of the steps in which the learning rate rises, and the default rates. The rate of an adapter
 # counts for A and B scaled to equal norms.
-BATCH, WARMUP, RATE, ADAPTER_RATE = 64, 0.1, 4e-4, 1e-3
+BATCH, WARMUP, RATE, ADAPTER_RATE = 64, 0.1, 4e-4, 4e-3
 # Rows of each file that judge the steps, the least that can, and the share of the scored rows that stand in otherwise.
 JUDGES, LEAST_JUDGES, JUDGES_SHARE = 64, 16, 8
 # How often the steps are judged, and after how many judgements without progress they end.

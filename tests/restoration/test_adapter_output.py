@@ -155,7 +155,7 @@ def test_steps_towards_two_teachers(world, tmp_path, folder) -> None:
 
 
 def test_gauss_newton_moves_whole_weights_alone(world) -> None:
-    said = refused(world, "--refine", 1, "--refine-solver", "gauss_newton")
+    said = refused(world, "--refine", 1, "--refine-solver", "gauss_newton", "--output", "adapter")
     assert "which an adapter does not hold" in text_of(said)
 
 

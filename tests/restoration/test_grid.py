@@ -24,7 +24,7 @@ SETTINGS = [
     {"in_weight": 0.25, "cross_weight": 0.4, "compensation": "exact", "inputs": "local", "damping": 0.1},
     {"cross_weight": 0.6, "compensation": "paper", "inputs": "local", "priority": "raw"},
     {"cross_weight": 0.6, "compensation": "none"},
-    {"cross_weight": 0.6, "refine": 1},
+    {"cross_weight": 0.6, "refine": 1, "refine_solver": "gauss_newton"},
 ]
 
 
