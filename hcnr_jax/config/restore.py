@@ -155,6 +155,9 @@ class RestoreConfig(RunConfig):
         "auto",
         description="what to write: a LoRA adapter or a whole model; auto: an adapter if TUNED is one that allows it",
     )
+    rank: Annotated[int | None, KERNELS] = Field(
+        None, ge=1, description="rank of the adapter that --output adapter writes where TUNED is a whole model"
+    )
     dry_run: Annotated[bool, RUN] = Field(False, description="check the inputs, print the plan and stop")
     resume: Annotated[bool, RUN] = Field(
         False, description="continue an interrupted run, or start a new one if there is none"
@@ -177,6 +180,10 @@ class RestoreConfig(RunConfig):
                 f"--output adapter goes with --granularity input alone, got {self.granularity}: an adapter holds one "
                 "column for an input channel. Use --output model"
             )
+        if self.rank is not None and self.output != "adapter":
+            raise ValueError(f"--rank goes with --output adapter alone, got --output {self.output}")
+        if self.rank is not None and self.distributed is not None:
+            raise ValueError("--rank works in one process: leave out --distributed, or use --output model")
         for name, given in (("--stream", self.stream), ("--mesh", bool(self.mesh))):
             if self.refine and given:
                 raise ValueError(f"--refine needs both models whole on one device: leave out {name}, or --refine")

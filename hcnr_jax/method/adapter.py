@@ -99,3 +99,28 @@ def restored_columns(correction: np.ndarray, mixing: np.ndarray) -> np.ndarray:
     """
     inverse = np.linalg.pinv(mixing.astype(np.float64)) if mixing.size else np.zeros(mixing.T.shape)
     return (np.asarray(correction, np.float64) @ inverse).T
+
+
+def truncated(change: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return A (r, in) and B (out, r) whose product is the best approximation of a change of rank at most `rank`.
+
+    Args:
+        change: W' - W_base as PEFT stores weights, (out, in), float32.
+        rank: r; where it exceeds the smaller side, A and B are filled up with zeros.
+
+    >>> a, b = truncated(np.outer([1.0, 2.0], [3.0, 4.0, 5.0]).astype(np.float32), 3)
+    >>> np.allclose(b @ a, np.outer([1, 2], [3, 4, 5])), a.shape, b.shape
+    (True, (3, 3), (2, 3))
+    """
+    kept = min(rank, *change.shape)
+    if 4 * kept < min(change.shape):
+        from sklearn.utils.extmath import randomized_svd  # imported here because importing it takes a second
+
+        left, values, right = randomized_svd(change, kept, n_oversamples=kept + 10, n_iter=4, random_state=0)
+    else:
+        left, values, right = (part for part in np.linalg.svd(change, full_matrices=False))
+        left, values, right = left[:, :kept], values[:kept], right[:kept]
+    roots = np.sqrt(values)
+    a, b = np.zeros((rank, change.shape[1]), np.float32), np.zeros((change.shape[0], rank), np.float32)
+    a[:kept], b[:, :kept] = roots[:, None] * right, left * roots
+    return a, b

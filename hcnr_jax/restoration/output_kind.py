@@ -19,6 +19,13 @@ def adapter_to_write(config: RestoreConfig, tuned: Checkpoint, spec: ModelSpec) 
         InputError: --output adapter is asked for, and TUNED is no adapter or one that allows no adapter as output.
     """
     reason = why_a_model(config, tuned, spec)
+    if config.rank is not None:
+        if isinstance(tuned, MergedCheckpoint):
+            raise InputError(
+                f"--rank {config.rank}: TUNED {tuned.folder} is an adapter, whose ranks the output keeps; leave --rank "
+                "out (it goes with a whole TUNED)"
+            )
+        return None
     if config.output == "adapter" and reason is not None:
         raise InputError(f"--output adapter: {reason}; use --output model")
     return tuned if reason is None and isinstance(tuned, MergedCheckpoint) else None
@@ -29,7 +36,7 @@ def why_a_model(config: RestoreConfig, tuned: Checkpoint, spec: ModelSpec) -> st
     if config.output == "model":
         return "--output model"
     if not isinstance(tuned, MergedCheckpoint):
-        return f"TUNED {tuned.folder} is a whole model, not a LoRA adapter"
+        return f"TUNED {tuned.folder} is a whole model, not a LoRA adapter (--rank N makes one of rank N)"
     if config.granularity != "input":
         return f"--granularity {config.granularity} restores parts of a kernel that no column of an adapter holds"
     if config.refine and config.refine_solver == "gauss_newton":

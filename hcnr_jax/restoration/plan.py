@@ -175,6 +175,8 @@ def make_plan(inputs: RunInputs) -> Plan:
 
 def _output(inputs: RunInputs) -> str:
     """Say what is written, and why if it is a whole model in place of an adapter."""
+    if inputs.config.rank is not None:
+        return f"a LoRA adapter of rank {inputs.config.rank}, which holds a part of the change from BASE"
     if inputs.coordinates is not None:
         ranks = sorted({own.rank for own in inputs.coordinates.values()})
         width = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "rank 0"

@@ -33,6 +33,7 @@ from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, hf_neurons
 from hcnr_jax.restoration.tie_margins import cuts_of
+from hcnr_jax.restoration.truncated_output import write_truncated
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.files import explained, partial_path, staged_folder, sync_folder
 
@@ -108,6 +109,10 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         staged_folder(config.out, sources, needed, lock=False) as folder,
     ):
         distributed.barrier("begun")
+        if config.rank is not None:
+            _write_rank(run, result, folder, config.rank, fingerprint)
+            stage.advance(len(tuned.shards) + 2)
+            return config.out
         write_companions(tuned, folder)
         if inputs.adapter is None:
             _stop_where_evaluate_stops(tuned, run.spec, folder)
@@ -124,6 +129,34 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         (folder / RECORD).write_bytes(to_json(record))
         stage.advance()
     return config.out
+
+
+def _write_rank(run: Run, result: Result, folder: Path, rank: int, fingerprint: Fingerprint) -> None:
+    """Write an adapter of limited rank with its record, and say what it does not hold."""
+    found = write_truncated(run.inputs, result.corrected, folder, rank)
+    worst = max(found.lost_by_tensor, key=lambda name: found.lost_by_tensor[name], default="no kernel")
+    share = found.lost_by_tensor.get(worst, 0.0)
+    run.reporter.say(
+        f"rank {rank} holds {1 - found.lost:.1%} of the kernels' change from BASE (squared norm); least of {worst}, "
+        f"{1 - share:.1%}"
+    )
+    if found.not_held:
+        run.reporter.warn(
+            f"TUNED differs from BASE in {len(found.not_held)} tensors that an adapter over linear kernels does not "
+            f"hold, such as {found.not_held[0]}: they keep BASE's values; use --output model to keep TUNED's"
+        )
+    record = make_record(run, result)
+    before = tensor_digests(run.inputs.tuned)
+    record["digests"] = {"tuned": model_digest(before), "restored": model_digest(found.digests)}
+    record["truncation"] = {
+        "rank": rank,
+        "lost": found.lost,
+        "lost_by_tensor": found.lost_by_tensor,
+        "not_held": list(found.not_held),
+    }
+    record["fingerprint"] = fingerprint
+    record["outputs"] = _files_under(folder)
+    (folder / RECORD).write_bytes(to_json(record))
 
 
 def _written(run: Run, result: Result) -> tuple[Checkpoint, Mapping[str, np.ndarray], dict[str, np.ndarray]]:
@@ -185,7 +218,7 @@ def make_record(run: Run, result: Result) -> dict[str, Any]:
         "unused_options": list(config.unused),
         "template_date": set_date(None).isoformat(),
         "versions": versions(),
-        "output": "model" if run.inputs.adapter is None else "adapter",
+        "output": "model" if run.inputs.adapter is None and config.rank is None else "adapter",
         "dtype": run.plan.dtype,
         "batches": [shape._asdict() for shape in run.plan.shapes],
         "model": {"family": run.spec.family, "layers": run.spec.num_layers, "kernels": len(names)},

@@ -173,7 +173,28 @@ def save_adapter(
     """
     tensors = adapter_tensors(adapters, family)
     rank = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight"))
-    config = {
+    config = adapter_config(tensors, rank, alpha, base_folder)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with staged_folder(out, [base_folder], needed_bytes=size) as stage:
+        save_file(tensors, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (stage / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in (extra_files or {}).items():
+            (stage / name).write_bytes(content)
+    return Path(out).expanduser().resolve()
+
+
+def adapter_config(
+    tensors: Mapping[str, np.ndarray], rank: int, alpha: float, base_folder: str | Path
+) -> dict[str, Any]:
+    """Return the content of PEFT's adapter_config.json for a plain LoRA adapter.
+
+    Args:
+      tensors: the adapter's tensors by PEFT's names, which give the target modules.
+      rank: rank of A and B.
+      alpha: LoRA's alpha; the update is scaled by alpha / rank.
+      base_folder: the model that the adapter belongs to.
+    """
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base_folder),
@@ -187,13 +208,6 @@ def save_adapter(
         "modules_to_save": None,
         "inference_mode": True,
     }
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    with staged_folder(out, [base_folder], needed_bytes=size) as stage:
-        save_file(tensors, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        (stage / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, content in (extra_files or {}).items():
-            (stage / name).write_bytes(content)
-    return Path(out).expanduser().resolve()
 
 
 def _at(params: Params, path: str) -> Any:

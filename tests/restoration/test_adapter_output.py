@@ -8,7 +8,17 @@ from safetensors.numpy import load_file
 
 from tests.checkpoints.test_lora import ALL, edit_config, write_adapter
 from tests.checkpoints.test_lora import edit_weights as edit_adapter
-from tests.restoration.worlds import World, call, make_world, record_of, refused, restore, text_of, weights_of
+from tests.restoration.worlds import (
+    World,
+    call,
+    edit_weights,
+    make_world,
+    record_of,
+    refused,
+    restore,
+    text_of,
+    weights_of,
+)
 
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
@@ -124,7 +134,7 @@ def test_streamed_and_on_a_mesh(world, tmp_path, options) -> None:
 
 def test_refused_by_name(world, tmp_path) -> None:
     whole = make_world(tmp_path / "whole")
-    assert "is a whole model, not a LoRA adapter; use --output model" in text_of(refused(whole, "--output", "adapter"))
+    assert "is a whole model, not a LoRA adapter (--rank N makes" in text_of(refused(whole, "--output", "adapter"))
     dora = adapted_world(tmp_path / "dora", use_dora=True)
     assert "is a DoRA adapter" in text_of(refused(dora, "--output", "adapter"))
     output = ("--granularity", "output", "--compensation", "none")
@@ -174,3 +184,24 @@ def test_the_base_in_16_bits_rounds_nothing_away(tmp_path) -> None:
     run = World(world.folder, world.base, tmp_path / "in" / "adapter", world.honesty, world.task)
     ended = call(*run.arguments("--out", tmp_path / "out"))
     assert ended.code == 0 and "in 16-bit storage" not in text_of(ended.err)
+
+
+def test_a_whole_model_as_an_adapter_of_limited_rank(tmp_path) -> None:
+    world = make_world(tmp_path / "in")
+    whole = weights_of(restore(world, tmp_path / "whole"))
+    full, half = (restore(world, tmp_path / str(rank), "--output", "adapter", "--rank", rank) for rank in (32, 16))
+    check_same(merged(world.base, full), whole)
+    lost = record_of(half)["truncation"]["lost"]
+    base, found = weights_of(world.base), merged(world.base, half)
+    kernels = [name for name in base if "_proj" in name]
+    left = sum(np.square(found[name] - whole[name]).sum() for name in kernels)
+    assert lost == pytest.approx(left / sum(np.square(whole[name] - base[name]).sum() for name in kernels), rel=1e-3)
+    assert 0 < lost < 0.5 and not (half / "hcnr.patch.safetensors").exists()
+
+
+def test_what_an_adapter_does_not_hold_is_named(tmp_path) -> None:
+    world = make_world(tmp_path / "in")
+    edit_weights(world.tuned, lambda weights: weights.update({"model.norm.weight": weights["model.norm.weight"] + 1}))
+    ended = call(*world.arguments("--out", tmp_path / "out", "--output", "adapter", "--rank", 4))
+    assert ended.code == 0 and "such as model.norm.weight" in text_of(ended.err)
+    assert "--rank goes with --output adapter" in text_of(refused(world, "--rank", 4))
