@@ -60,6 +60,13 @@ BASELINES: dict[str, Baseline] = {
     "two_teachers": Baseline(
         "restore", "recommended and 60 AdamW steps towards BASE and TUNED", ({},), BOTH, fixed=(("refine", 60),)
     ),
+    "two_teachers_knob": Baseline(
+        "restore",
+        "the same, task weight and learning rate chosen",
+        tuple({"task_weight": weight, "refine_rate": rate} for rate in (4e-4, 1e-3, 4e-3) for weight in (1.0, 2.0, 4.0)),
+        BOTH,
+        fixed=(("refine", 60),),
+    ),
     "refined_knob": Baseline(
         "restore",
         "the same, task weight and steps chosen",
