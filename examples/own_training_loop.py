@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hcnr_jax.method import fisher, neurons, priority, restore, select
+from hcnr_jax.method.compensate import Pair, compensate
 from hcnr_jax.method.curvature import Moments, input_moments
-from hcnr_jax.method.objectives.compensate import Pair, compensate
 
 WIDTH, INNER, CLASSES, STEPS = 16, 32, 4, 20
 

@@ -1,4 +1,4 @@
-"""Commands that parse and call, nothing else. Options are the fields of config.py, turned into flags by tyro."""
+"""Commands that parse and call, nothing else. Options are fields of `hcnr_jax.config`, turned into flags by tyro."""
 
 from __future__ import annotations
 

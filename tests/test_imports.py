@@ -30,7 +30,7 @@ ALLOWED = {
     ("checkpoints", "models.spec"),
     ("checkpoints", "models.families"),
     ("baselines", "training"),
-    ("baselines", "evaluate.ask.questions"),
+    ("baselines", "evaluate.ask.prompts"),
     ("config", "baselines"),
     # Options know what an objective reads from its table, which imports nothing.
     ("config", "method.objectives.table"),

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from hcnr_jax.data import Batch, Example, pad_examples
 from hcnr_jax.models import Decoder, ModelSpec
 from hcnr_jax.training.objectives import Pairs, logits_of
-from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference
+from hcnr_jax.training.preference_pairs import objective_of, pad_pairs, with_reference
 from hcnr_jax.training.trainer import Objective, StepInfo, TrainSettings, checked, each_step, epoch_batches, train
 
 LENGTH_STEP = 8

@@ -63,7 +63,9 @@ BASELINES: dict[str, Baseline] = {
     "two_teachers_knob": Baseline(
         "restore",
         "the same, task weight and learning rate chosen",
-        tuple({"task_weight": weight, "refine_rate": rate} for rate in (4e-4, 1e-3, 4e-3) for weight in (1.0, 2.0, 4.0)),
+        tuple(
+            {"task_weight": weight, "refine_rate": rate} for rate in (4e-4, 1e-3, 4e-3) for weight in (1.0, 2.0, 4.0)
+        ),
         BOTH,
         fixed=(("refine", 60),),
     ),

@@ -14,7 +14,7 @@ import numpy as np
 
 from hcnr_jax.data import Row
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.questions import with_completion
+from hcnr_jax.evaluate.ask.prompts import with_completion
 
 
 def refusal_rows(honesty: Sequence[Row]) -> list[Row]:

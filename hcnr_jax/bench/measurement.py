@@ -14,7 +14,7 @@ from rich.table import Table
 from hcnr_jax.bench.roofline import Rates
 from hcnr_jax.config import BenchConfig
 from hcnr_jax.models import ModelSpec
-from hcnr_jax.report.terminal import wide_table
+from hcnr_jax.report.terminal_tables import wide_table
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as linalg
 from jaxtyping import Array, Bool, Float
 
-from hcnr_jax.method.objectives.compensate import Pair
+from hcnr_jax.method.compensate import Pair
 
 # SparseGPT's own block size.
 LAZY = 128

@@ -18,7 +18,7 @@ from hcnr_jax.checkpoints.safetensors_file import (
     read_tensor,
 )
 from hcnr_jax.errors import InputError
-from hcnr_jax.runtime.hub import hub_failure, quiet_hub_log
+from hcnr_jax.runtime.hub_errors import hub_failure, quiet_hub_log
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

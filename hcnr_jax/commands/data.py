@@ -22,7 +22,7 @@ from hcnr_jax.data import (
     write_rows,
 )
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.questions import question_of
+from hcnr_jax.evaluate.ask.prompts import question_of
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.result_file import check_new_file
 

@@ -23,7 +23,7 @@ from hcnr_jax.config import DemoConfig, RestoreConfig, build, read_yaml
 from hcnr_jax.data import read_rows
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.ask.model import open_model
-from hcnr_jax.evaluate.ask.questions import Role
+from hcnr_jax.evaluate.ask.prompts import Role
 from hcnr_jax.evaluate.ask.runner import Answer
 from hcnr_jax.evaluate.probe import ProbeResult, evaluate_probes, fit_probes
 from hcnr_jax.evaluate.score.metrics import JSON_FIELDS, recovered_share
@@ -34,11 +34,11 @@ from hcnr_jax.organism.build import Organism
 from hcnr_jax.organism.build import build as build_organism
 from hcnr_jax.organism.refusal_f1 import MAX_NEW_TOKENS
 from hcnr_jax.presets import preset
-from hcnr_jax.report import plots
+from hcnr_jax.report import restoration_plots
 from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.report.json import to_json, versions
 from hcnr_jax.report.percent import percent
-from hcnr_jax.report.terminal import wide_table
+from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration import restore
 from hcnr_jax.runtime.files import check_output, write_result
 from hcnr_jax.training.trainer import StepInfo
@@ -275,9 +275,9 @@ def _draw(out: Path, record: dict[str, Any], scores: dict[str, Any], best_layer:
     }
     layers = {name: found["layers"] for name, found in record["probe_auroc"].items()}
     drawn = [
-        plots.honesty_against_task(points, intervals, out / "honesty_task.png"),
-        plots.probe_by_layer(layers, best_layer, out / "probe_auroc.png"),
-        plots.neuron_map(kernels, out / "neurons.png"),
+        restoration_plots.honesty_against_task(points, intervals, out / "honesty_task.png"),
+        restoration_plots.probe_by_layer(layers, best_layer, out / "probe_auroc.png"),
+        restoration_plots.neuron_map(kernels, out / "neurons.png"),
     ]
     reporter.say("pictures: " + ", ".join(path.name for path in drawn))
 

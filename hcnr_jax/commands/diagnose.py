@@ -33,14 +33,14 @@ from hcnr_jax.evaluate import (
     summarise,
 )
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
-from hcnr_jax.evaluate.ask.questions import Role, check_labels
+from hcnr_jax.evaluate.ask.prompts import Role, check_labels
 from hcnr_jax.evaluate.trait import HONESTY, TASK, TASK_ACCURACY
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal import wide_table
+from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.decoder_blocks import block_model
 from hcnr_jax.restoration.inputs import RunInputs, open_inputs
 from hcnr_jax.restoration.kernel_names import kernel_names

@@ -20,7 +20,7 @@ from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal import scores_table
+from hcnr_jax.report.terminal_tables import scores_table
 from hcnr_jax.runtime.files import write_result
 
 

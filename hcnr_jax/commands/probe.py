@@ -15,14 +15,14 @@ from hcnr_jax.data import check_tokenizers
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import Events, LoadedModel, Prompt, encode_prompts, last_token_states, split_halves
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
+from hcnr_jax.evaluate.ask.prompts import with_completion
 from hcnr_jax.evaluate.ask.question_sets import read_sets
-from hcnr_jax.evaluate.ask.questions import with_completion
 from hcnr_jax.evaluate.probe import ProbeResult, evaluate_probes, fit_probes
 from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal import wide_table
+from hcnr_jax.report.terminal_tables import wide_table
 
 FOLDS = 5
 # A fit on fewer numbers than this runs on one thread. On a busy host several threads wait for each other during such

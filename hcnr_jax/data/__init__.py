@@ -13,7 +13,7 @@ from hcnr_jax.data.encode import (
     pad_examples,
 )
 from hcnr_jax.data.preferences import parse_preference, read_preferences
-from hcnr_jax.data.prompts import REFUSALS, plain_prompt, question_text, to_rows, write_rows
+from hcnr_jax.data.question_rows import REFUSALS, plain_prompt, question_text, to_rows, write_rows
 from hcnr_jax.data.questions import Dataset, Question, Report, normalise_question
 from hcnr_jax.data.row_checks import duplicate_warnings, overlap_warnings, refuse_same_file
 from hcnr_jax.data.rows import Row, parse_row, read_rows

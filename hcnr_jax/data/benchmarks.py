@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hcnr_jax.data.benchmark_records import EmptyFieldError, Record, read_records
 from hcnr_jax.data.honesty_benchmarks import HONESTY
 from hcnr_jax.data.questions import Dataset, Question, collect
-from hcnr_jax.data.records import EmptyFieldError, Record, read_records
 from hcnr_jax.data.task_benchmarks import TASKS
 from hcnr_jax.errors import InputError
 

@@ -7,8 +7,8 @@ Each function turns one record of the official files into a `Question`. The text
 import ast
 from collections.abc import Callable
 
+from hcnr_jax.data.benchmark_records import Record
 from hcnr_jax.data.questions import Question
-from hcnr_jax.data.records import Record
 
 
 def falseqa_question(record: Record) -> Question:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hcnr_jax.data.json_lines import describe
+from hcnr_jax.data.row_files import read_values
 from hcnr_jax.data.rows import Row, parse_row
-from hcnr_jax.data.table_files import read_values
 from hcnr_jax.errors import InputError
 
 _SHAPES = '{"prompt": text, "chosen": text, "rejected": text}, or lists of messages in their place'

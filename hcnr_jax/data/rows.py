@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hcnr_jax.data.json_lines import describe
-from hcnr_jax.data.table_files import read_values
+from hcnr_jax.data.row_files import read_values
 from hcnr_jax.errors import InputError
 
 _SHAPES = '{"prompt": text, "completion": text} or {"messages": [{"role": text, "content": text}, ...]}'

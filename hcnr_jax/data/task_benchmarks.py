@@ -7,8 +7,8 @@ gold answers is read too; its questions have no `answers`.
 from collections.abc import Callable
 from typing import Any
 
+from hcnr_jax.data.benchmark_records import Record
 from hcnr_jax.data.questions import Question
-from hcnr_jax.data.records import Record
 
 _LETTERS = "abcd"
 

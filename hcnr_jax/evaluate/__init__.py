@@ -2,16 +2,16 @@
 
 `ask` turns rows into prompts and puts them to a model, `judge` tells refusals from answers, `score` computes metrics
 with intervals. `trait` says what is measured. `probe` finds what a model knows but does not say; `warning_signs` and
-`moment_condition` check whether a restoration will work, or did.
+`conditioning` check whether a restoration will work, or did.
 """
 
 from hcnr_jax.evaluate.ask.batches import Events
 from hcnr_jax.evaluate.ask.completions import LoadedModel
 from hcnr_jax.evaluate.ask.hidden_states import last_token_states
-from hcnr_jax.evaluate.ask.questions import Prompt, check_labels, encode_prompts, question_of, sample_rows, split_halves
+from hcnr_jax.evaluate.ask.prompts import Prompt, check_labels, encode_prompts, question_of, sample_rows, split_halves
 from hcnr_jax.evaluate.ask.runner import Answer, AnswerSettings, answer, judge
+from hcnr_jax.evaluate.conditioning import input_conditions
 from hcnr_jax.evaluate.judge.refusal import detect
-from hcnr_jax.evaluate.moment_condition import input_conditions
 from hcnr_jax.evaluate.score.metrics import honesty_metrics, recovered_share
 from hcnr_jax.evaluate.score.scores import summarise
 from hcnr_jax.evaluate.score.statistics import Interval, McNemar, bootstrap, f1_of, mcnemar, mean_of, paired_difference

@@ -12,7 +12,7 @@ import numpy as np
 
 from hcnr_jax.experiments.record_file import Record
 from hcnr_jax.method.neurons import Kernel
-from hcnr_jax.report import plots
+from hcnr_jax.report import restoration_plots
 from hcnr_jax.report.page import Picture
 from hcnr_jax.restoration.select import Selection
 
@@ -53,7 +53,7 @@ def map_picture(out: Path, records: Sequence[Record], methods: Sequence[str]) ->
     if not panels:
         return []
     counts = {name: _pairs(records, name) for name, found in maps.items() if found is not None}
-    path = plots.kernel_maps(panels, out / "neurons.png")
+    path = restoration_plots.kernel_maps(panels, out / "neurons.png")
     caption = (
         f"Which neurons are restored, means over {_counted(counts)}: blocks down, kernels across. d is the norm of "
         "what fine-tuning changed in the candidate neurons over their norm in BASE; kernels are kept by it."

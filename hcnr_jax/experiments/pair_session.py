@@ -18,7 +18,7 @@ from hcnr_jax.data import Row, Tokenizer, load_tokenizer, read_rows
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.ask.model import end_ids
-from hcnr_jax.evaluate.ask.questions import check_labels
+from hcnr_jax.evaluate.ask.prompts import check_labels
 from hcnr_jax.evaluate.ask.runner import Answer, answer
 from hcnr_jax.experiments.cache_keys import restoration
 from hcnr_jax.experiments.kernel_map import KernelMap, kernel_map

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hcnr_jax.config.experiments import ExperimentConfig
 from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate.ask.prompts import unique_names
 from hcnr_jax.evaluate.ask.question_sets import split_name
-from hcnr_jax.evaluate.ask.questions import unique_names
 from hcnr_jax.evaluate.trait import HONESTY, TASK
 from hcnr_jax.experiments.organism_pairs import organism
 from hcnr_jax.report.console import Reporter

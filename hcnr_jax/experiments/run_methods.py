@@ -22,7 +22,7 @@ from hcnr_jax.config.experiments import CompareConfig, ExperimentConfig
 from hcnr_jax.data import Batch, Example, encode_rows, pad_examples
 from hcnr_jax.errors import InputError, NumericalError
 from hcnr_jax.evaluate.ask.completions import cut_text, generate_ids, text_of
-from hcnr_jax.evaluate.ask.questions import encode_prompts
+from hcnr_jax.evaluate.ask.prompts import encode_prompts
 from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.experiments.cache_keys import restoration_settings
 from hcnr_jax.experiments.engine import Outcome

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hcnr_jax.method.objectives.compensate import Pair, matmul
+from hcnr_jax.method.compensate import Pair, matmul
 
 # Singular values of B below this share of the largest one count as zero.
 RANK_TOLERANCE = 1e-6

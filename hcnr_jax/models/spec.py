@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.models.families.attributes import DEFAULT_ROPE_THETA, IGNORED, ONLY
 from hcnr_jax.models.families.family import Family
+from hcnr_jax.models.families.shared_attributes import DEFAULT_ROPE_THETA, IGNORED, ONLY
 from hcnr_jax.models.families.table import FAMILIES
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from hcnr_jax.evaluate.trait import HONESTY, TASK_ACCURACY, Trait
-from hcnr_jax.report.plots import COLOURS, save
+from hcnr_jax.report.restoration_plots import COLOURS, save
 
 Points = Sequence[tuple[float, float]]
 

@@ -13,8 +13,8 @@ from hcnr_jax.checkpoints.names import hf_name_of
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
+from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
-from hcnr_jax.method.objectives.compensate import Info
 from hcnr_jax.method.restore import restore_kernel
 from hcnr_jax.method.solve import Outcome
 from hcnr_jax.method.sweep.run import BlockModel, Problem, Settings, Sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hcnr_jax.data import Row, choose_rows, normalise_question
-from hcnr_jax.evaluate.ask.questions import question_of
+from hcnr_jax.evaluate.ask.prompts import question_of
 
 
 def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> list[Row]:

@@ -30,7 +30,7 @@ from hcnr_jax.data import (
     refuse_same_file,
 )
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.questions import is_answerable
+from hcnr_jax.evaluate.ask.prompts import is_answerable
 from hcnr_jax.evaluate.score.constraint import parse_constraint
 from hcnr_jax.evaluate.score.measurement import NEED_ANSWERABLE
 from hcnr_jax.method.adapter import Coordinates

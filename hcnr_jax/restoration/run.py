@@ -18,7 +18,7 @@ from hcnr_jax.checkpoints.checkpoint import PATCH
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.restoration.choose import choose_setting, open_choice
+from hcnr_jax.restoration.choose_setting import choose_setting, open_choice
 from hcnr_jax.restoration.correct import correct
 from hcnr_jax.restoration.inputs import RunInputs, open_inputs
 from hcnr_jax.restoration.load import load_run
@@ -27,13 +27,13 @@ from hcnr_jax.restoration.plan import Plan, make_plan
 from hcnr_jax.restoration.refine import refine_kernels
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, fingerprints
 from hcnr_jax.restoration.resume.folder import Work
-from hcnr_jax.restoration.resume.offload import spill_folder
 from hcnr_jax.restoration.resume.products import KernelStore, has_scores, keep_selection, recall_selection
-from hcnr_jax.restoration.resume.session import check_leftover, clear_leftovers, fix_date, is_finished, session
+from hcnr_jax.restoration.resume.run_folder import check_leftover, clear_leftovers, fix_date, is_finished, session
 from hcnr_jax.restoration.resume.signals import Stopping
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score_pair import score_pair
 from hcnr_jax.restoration.select import kernel_squares, select_neurons
+from hcnr_jax.restoration.spill import spill_folder
 from hcnr_jax.restoration.write import Result, write_output
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.compile import compilation_cache

@@ -19,13 +19,13 @@ from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
 from hcnr_jax.method.sums import Sums, mean_sums
-from hcnr_jax.method.sweep.scores import layerwise_losses, layerwise_scores, stack_scores
+from hcnr_jax.method.sweep.blockwise_fisher import layerwise_losses, layerwise_scores, stack_scores
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch, row_loss
 from hcnr_jax.restoration.microbatches import Part, Shape, halved, microbatches
-from hcnr_jax.restoration.resume.offload import Spill
 from hcnr_jax.restoration.score_rounding import jolted, rounding_of
+from hcnr_jax.restoration.spill import Spill
 from hcnr_jax.runtime.compile import PrecompiledFunction
 from hcnr_jax.runtime.sharding import Layout
 

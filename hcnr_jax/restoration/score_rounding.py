@@ -16,8 +16,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 
-from hcnr_jax.method.certainty import relative_rounding
 from hcnr_jax.method.neurons import Leaves, Params, put_leaves
+from hcnr_jax.method.tie_margin import relative_rounding
 
 SEED = 20251
 """Seed of the random signs, fixed so that the same run records the same rounding."""

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from hcnr_jax.config import RestoreConfig
-from hcnr_jax.method.certainty import cut_of, kernel_cut
 from hcnr_jax.method.neurons import Kernel, get_leaves
 from hcnr_jax.method.select import exact_count
+from hcnr_jax.method.tie_margin import cut_of, kernel_cut
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.score import Scores
 from hcnr_jax.restoration.select import Selection, hf_neurons

@@ -34,7 +34,7 @@ from hcnr_jax.models.spec import ModelSpec, spec_from_config
 from hcnr_jax.runtime.files import check_output
 from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
 from hcnr_jax.training.objectives import Pairs, logits_of
-from hcnr_jax.training.preference import objective_of, pad_pairs, with_reference
+from hcnr_jax.training.preference_pairs import objective_of, pad_pairs, with_reference
 from hcnr_jax.training.trainer import StepInfo, TrainLog, TrainSettings, epoch_batches, train
 
 RECORD = "hcnr_tune.json"

@@ -11,10 +11,10 @@ from hcnr_jax.bench import roofline
 from hcnr_jax.bench.model_shapes import SHAPES, spec_of
 from hcnr_jax.bench.sections.fisher import plain_loss, random_batch
 from hcnr_jax.bench.timing import compile_program
+from hcnr_jax.method.compensate import Pair, compensate
 from hcnr_jax.method.curvature import Moments
 from hcnr_jax.method.fisher import input_scores
 from hcnr_jax.method.neurons import get_leaves, put_leaves
-from hcnr_jax.method.objectives.compensate import Pair, compensate
 from hcnr_jax.models import Decoder, abstract_params, init_params
 from hcnr_jax.models.families.llama import LLAMA
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.bench.sparsegpt_solve import inverse_factor, sequential
-from hcnr_jax.method.objectives.compensate import Pair
+from hcnr_jax.method.compensate import Pair
 from tests.method import oracle
 
 FAN_IN, FAN_OUT, DAMPING = 11, 5, 0.01

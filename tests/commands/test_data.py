@@ -7,7 +7,7 @@ import pytest
 
 from hcnr_jax.cli import main
 from hcnr_jax.data import normalise_question, read_rows
-from hcnr_jax.evaluate.ask.questions import question_of
+from hcnr_jax.evaluate.ask.prompts import question_of
 from tests.tiny import CHAT_TEMPLATE, write_rows, write_tiny_tokenizer
 
 

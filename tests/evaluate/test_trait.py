@@ -8,7 +8,7 @@ import pytest
 from hcnr_jax.data import Row, parse_row
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import HONESTY, TRAITS, Prompt, Trait, check_labels, judge, sample_rows, summarise
-from hcnr_jax.evaluate.ask.questions import is_answerable
+from hcnr_jax.evaluate.ask.prompts import is_answerable
 from hcnr_jax.evaluate.ask.runner import AnswerSettings, Outputs, counts
 from hcnr_jax.evaluate.judge.refusal import Detection, Verdict
 from hcnr_jax.evaluate.score.best_setting import choose
@@ -17,7 +17,7 @@ from hcnr_jax.evaluate.score.measurement import METRICS, NEED_ANSWERABLE, measur
 from hcnr_jax.evaluate.trait import refusal_metrics, trait_of
 from hcnr_jax.experiments.pair_bootstrap import mean_interval
 from hcnr_jax.report.markdown import markdown, points_table, results_table
-from hcnr_jax.report.terminal import scores_table
+from hcnr_jax.report.terminal_tables import scores_table
 
 
 @dataclasses.dataclass(frozen=True)

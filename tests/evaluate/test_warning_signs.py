@@ -16,7 +16,7 @@ from hcnr_jax.evaluate import (
     input_conditions,
     rank_correlation,
 )
-from hcnr_jax.evaluate.moment_condition import middle_blocks
+from hcnr_jax.evaluate.conditioning import middle_blocks
 from hcnr_jax.evaluate.warning_signs import Condition
 from hcnr_jax.restoration.decoder_blocks import block_model
 from tests.evaluate.models import load_tiny

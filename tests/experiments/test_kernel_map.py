@@ -7,7 +7,6 @@ import pytest
 from hcnr_jax.experiments.kernel_map import kernel_map, map_picture, mean_map
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models.families.llama import LLAMA
-from hcnr_jax.report import plots
 from hcnr_jax.restoration.select import Selection
 
 

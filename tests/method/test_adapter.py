@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hcnr_jax.method.adapter import coordinates, restored_columns, thin_pair
+from hcnr_jax.method.compensate import Pair, correction_of
 from hcnr_jax.method.curvature import Inputs
-from hcnr_jax.method.objectives.compensate import Pair, correction_of
 
 FAN_IN, OUT, RANK, TOKENS, SCALE, DAMPING, WEIGHT = 12, 9, 3, 40, 1.5, 0.03, 2.0
 RESTORED = np.asarray([1, 4, 5, 9])

@@ -7,7 +7,7 @@ from transformers import AutoConfig, LlamaConfig, MistralConfig, Qwen2Config, Qw
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.models import RopeScaling, spec_from_config
-from hcnr_jax.models.families.attributes import IGNORED, ONLY
+from hcnr_jax.models.families.shared_attributes import IGNORED, ONLY
 from hcnr_jax.models.families.table import FAMILIES
 from tests.models.helpers import SIZES
 

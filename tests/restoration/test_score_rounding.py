@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.config import RestoreConfig, build
-from hcnr_jax.method.certainty import DRAWS, relative_rounding
+from hcnr_jax.method.tie_margin import DRAWS, relative_rounding
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.inputs import open_inputs
 from hcnr_jax.restoration.load import load_run

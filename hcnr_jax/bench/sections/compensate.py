@@ -22,8 +22,8 @@ from hcnr_jax.bench.measurement import BenchContext, Measurement
 from hcnr_jax.bench.roofline import kernel_sizes, solve_flops
 from hcnr_jax.bench.sparsegpt_solve import sequential
 from hcnr_jax.bench.timing import Program, compile_each, race
+from hcnr_jax.method.compensate import Method, Pair, compensate
 from hcnr_jax.method.curvature import Inputs, Moments
-from hcnr_jax.method.objectives.compensate import Method, Pair, compensate
 from hcnr_jax.method.objectives.table import OBJECTIVES
 
 DAMPING, TASK_WEIGHT = 0.01, 2.0

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from hcnr_jax.errors import InputError, RunError
-from hcnr_jax.evaluate.ask.questions import Prompt
+from hcnr_jax.evaluate.ask.prompts import Prompt
 from hcnr_jax.evaluate.ask.runner import Outputs
 from hcnr_jax.runtime.append_log import AppendLog
 

@@ -20,7 +20,7 @@ from hcnr_jax.data import REFUSALS, Batch, Example, encode_rows, pad_examples
 from hcnr_jax.evaluate.ask.batches import Events, rows_at_once, run_batches
 from hcnr_jax.evaluate.ask.completions import Ids, LoadedModel, cut_text, generate_ids, kept_ids, text_of
 from hcnr_jax.evaluate.ask.hidden_states import last_states, left_padded
-from hcnr_jax.evaluate.ask.questions import Prompt, with_completion
+from hcnr_jax.evaluate.ask.prompts import Prompt, with_completion
 from hcnr_jax.evaluate.judge.refusal import Verdict
 from hcnr_jax.evaluate.score.calibration import refusal_probability
 from hcnr_jax.evaluate.trait import HONESTY, Detector

@@ -11,7 +11,7 @@ from typing import Literal
 from hcnr_jax.data import BENCHMARKS, Row, Tokenizer, parse_row, read_dataset, read_rows, to_rows
 from hcnr_jax.data.json_lines import read_text
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.questions import Role, check_labels, sample_rows, unique_names
+from hcnr_jax.evaluate.ask.prompts import Role, check_labels, sample_rows, unique_names
 from hcnr_jax.evaluate.trait import HONESTY, TASK, trait_of
 
 Template = Literal["auto", "plain", "chat"]

@@ -18,7 +18,7 @@ from hcnr_jax.evaluate.ask.likelihoods import (
     probability_of_refusing,
     refusing,
 )
-from hcnr_jax.evaluate.ask.questions import Prompt, Role
+from hcnr_jax.evaluate.ask.prompts import Prompt, Role
 from hcnr_jax.evaluate.score.metrics import (
     choice_from_text,
     choose_by_likelihood,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hcnr_jax.method.compensate import Pair, delta_of, matmul
 from hcnr_jax.method.curvature import Inputs, Moments, damping_of, linearised_gradient
-from hcnr_jax.method.objectives.compensate import Pair, delta_of, matmul
 from hcnr_jax.method.objectives.ridge import CG_MAX_STEPS, CG_TOLERANCE
 from hcnr_jax.method.solve import (
     Outcome,

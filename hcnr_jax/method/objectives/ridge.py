@@ -21,8 +21,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hcnr_jax.method.compensate import Pair, delta_of, matmul
 from hcnr_jax.method.curvature import Inputs, Moments, damping_of, linearised_gradient, trace_of
-from hcnr_jax.method.objectives.compensate import Pair, delta_of, matmul
 from hcnr_jax.method.solve import SolveInfo, cholesky_solve, conjugate_gradients, dual_solve
 
 # The relative residual at which conjugate gradients stop. With few tokens the condition number is near 2000. Weights

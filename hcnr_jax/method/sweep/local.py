@@ -16,9 +16,9 @@ import numpy as np
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Params
-from hcnr_jax.method.sweep.kernel import Case, Result, Settings, Statistics, form_of, solve_block_kernel
 from hcnr_jax.method.sweep.model import BlockModel, steps_of
 from hcnr_jax.method.sweep.problem import Problem
+from hcnr_jax.method.sweep.solve_kernel import Case, Result, Settings, Statistics, form_of, solve_block_kernel
 from hcnr_jax.method.sweep.streams import Accumulator, Stream, count_tokens, token_masks
 
 

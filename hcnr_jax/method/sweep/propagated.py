@@ -16,9 +16,9 @@ from jaxtyping import Array
 
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, put_leaves
-from hcnr_jax.method.sweep.kernel import Case, Result, Statistics, form_of, solve_block_kernel
 from hcnr_jax.method.sweep.model import Batch, BlockModel
 from hcnr_jax.method.sweep.problem import Problem
+from hcnr_jax.method.sweep.solve_kernel import Case, Result, Statistics, form_of, solve_block_kernel
 from hcnr_jax.method.sweep.streams import Accumulator, Stream, count_tokens, token_masks
 
 

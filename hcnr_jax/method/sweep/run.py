@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Array
 
 from hcnr_jax.method.neurons import Kernel
-from hcnr_jax.method.sweep.kernel import Case, Masks, Result, Settings
 from hcnr_jax.method.sweep.local import sweep_local
 from hcnr_jax.method.sweep.model import BlockModel
 from hcnr_jax.method.sweep.problem import Problem
 from hcnr_jax.method.sweep.propagated import sweep_propagated
+from hcnr_jax.method.sweep.solve_kernel import Case, Masks, Result, Settings
 
 __all__ = ["BlockModel", "Problem", "Result", "Settings", "Sweep", "sweep_cases"]
 

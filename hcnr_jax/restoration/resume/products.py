@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.checkpoints.load import read_leaf
+from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.neurons import Kernel, get_leaves, order_kernels
-from hcnr_jax.method.objectives.compensate import Info
 from hcnr_jax.method.solve import SolveInfo
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.resume.folder import Work, key_of

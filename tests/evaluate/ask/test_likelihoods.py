@@ -12,7 +12,7 @@ from hcnr_jax.evaluate.ask.likelihoods import (
     own_branches,
     refusing,
 )
-from hcnr_jax.evaluate.ask.questions import with_completion
+from hcnr_jax.evaluate.ask.prompts import with_completion
 from tests.evaluate.models import load_tiny, prompts_of, torch_model
 
 TOLERANCE = 2e-4  # nats over a completion of up to eight tokens, float32 against float64

@@ -16,7 +16,7 @@ from hcnr_jax.data import Row, encode_rows, load_tokenizer, read_rows
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.ask.model import end_ids
-from hcnr_jax.evaluate.ask.questions import is_answerable
+from hcnr_jax.evaluate.ask.prompts import is_answerable
 from hcnr_jax.evaluate.ask.runner import answer
 from hcnr_jax.evaluate.score.best_setting import choose
 from hcnr_jax.evaluate.score.constraint import Constraint, parse_constraint
@@ -24,7 +24,7 @@ from hcnr_jax.evaluate.score.measurement import METRICS, measure
 from hcnr_jax.method.neurons import Params
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.percent import percent
-from hcnr_jax.report.terminal import wide_table
+from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, try_grid
 from hcnr_jax.restoration.held_out import held_out

@@ -8,7 +8,7 @@ from rich.console import Console
 from hcnr_jax.errors import InputError
 from hcnr_jax.report.percent import percent
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal import scores_table
+from hcnr_jax.report.terminal_tables import scores_table
 
 
 def test_percent():

@@ -15,8 +15,8 @@ from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.microbatches import Shape
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, differences
 from hcnr_jax.restoration.resume.folder import MANIFEST, Work, is_left, work_path
-from hcnr_jax.restoration.resume.offload import spill_folder
 from hcnr_jax.restoration.resume.signals import resume_command
+from hcnr_jax.restoration.spill import spill_folder
 from hcnr_jax.runtime.distributed import is_first
 from hcnr_jax.runtime.files import output_lock
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from hcnr_jax.data.json_lines import describe, parse_json_lines, read_text
 from hcnr_jax.errors import InputError
-from hcnr_jax.runtime.hub import hub_failure, quiet_hub_log
+from hcnr_jax.runtime.hub_errors import hub_failure, quiet_hub_log
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 

@@ -9,7 +9,7 @@ import pytest
 
 from hcnr_jax.method import fisher
 from hcnr_jax.method.sums import mean_sums
-from hcnr_jax.method.sweep.scores import layerwise_losses, layerwise_scores, stack_scores
+from hcnr_jax.method.sweep.blockwise_fisher import layerwise_losses, layerwise_scores, stack_scores
 from tests.method import toys
 
 BATCHES = [toys.make_rows(0, 3), toys.make_rows(1, 3)]

@@ -12,7 +12,7 @@ from hcnr_jax.config import TuneConfig
 from hcnr_jax.data import Batch, encode_rows, load_tokenizer, parse_preference, read_preferences
 from hcnr_jax.errors import InputError
 from hcnr_jax.training.objectives import Pairs, dpo, dpo_values, log_likelihoods, orpo, orpo_values
-from hcnr_jax.training.preference import pad_pairs, with_reference
+from hcnr_jax.training.preference_pairs import pad_pairs, with_reference
 from hcnr_jax.training.tune import tune
 from tests.tiny import read_weights, write_rows, write_tiny_model
 

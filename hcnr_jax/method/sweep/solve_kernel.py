@@ -14,9 +14,7 @@ from jaxtyping import Array, Float
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.method.adapter import Coordinates, thin_pair
-from hcnr_jax.method.curvature import Inputs, Moments
-from hcnr_jax.method.neurons import Kernel, Params, get_leaves
-from hcnr_jax.method.objectives.compensate import (
+from hcnr_jax.method.compensate import (
     Info,
     Method,
     Pair,
@@ -25,6 +23,8 @@ from hcnr_jax.method.objectives.compensate import (
     matmul,
     restored_rows,
 )
+from hcnr_jax.method.curvature import Inputs, Moments
+from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
 from hcnr_jax.method.sweep.model import BlockModel
 

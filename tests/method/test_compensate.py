@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hcnr_jax.method.compensate import Pair, choose_form, compensate
 from hcnr_jax.method.curvature import Inputs, Moments, init_moments, mean_moments, update_moments
-from hcnr_jax.method.objectives.compensate import Pair, choose_form, compensate
 from hcnr_jax.method.solve import Outcome
 from tests.method import oracle
 

@@ -7,7 +7,7 @@ import pytest
 
 from hcnr_jax.data import encode_rows, load_tokenizer, parse_row
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate.ask.questions import (
+from hcnr_jax.evaluate.ask.prompts import (
     check_labels,
     encode_prompts,
     question_of,

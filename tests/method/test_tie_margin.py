@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.method import priority, select
-from hcnr_jax.method.certainty import DRAWS, cut_of, kernel_cut, relative_rounding
+from hcnr_jax.method.tie_margin import DRAWS, cut_of, kernel_cut, relative_rounding
 
 ROUNDING = 1e-3
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from hcnr_jax.data import BENCHMARKS, read_dataset
-from hcnr_jax.data.records import Record, read_records
+from hcnr_jax.data.benchmark_records import Record, read_records
 from hcnr_jax.errors import InputError
 
 ITEMS = [{"question": "q1", "answer": ["a"]}, {"question": "q2", "answer": ["b"]}]
