@@ -128,6 +128,7 @@ def _restore(name: str, organism: Organism, config: DemoConfig, out: Path, repor
         "task": organism.task["train"],
         "out": out / name,
         "seed": config.seed,
+        "check": False,  # the demo asks more questions, of its own
     }
     reporter.say(f"\nrestore with the preset {'paper' if name == 'paper' else 'recommended'}")
     restore(build(RestoreConfig, values), reporter)

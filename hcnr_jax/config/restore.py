@@ -158,6 +158,9 @@ class RestoreConfig(RunConfig):
     rank: Annotated[int | None, KERNELS] = Field(
         None, ge=1, description="rank of the adapter that --output adapter writes where TUNED is a whole model"
     )
+    check: Annotated[bool, RUN] = Field(
+        True, description="ask BASE, TUNED and the restored model questions of the data files that were not read"
+    )
     dry_run: Annotated[bool, RUN] = Field(False, description="check the inputs, print the plan and stop")
     resume: Annotated[bool, RUN] = Field(
         False, description="continue an interrupted run, or start a new one if there is none"

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hcnr_jax.baselines import label
 from hcnr_jax.config import RestoreConfig, option_name
-from hcnr_jax.data import Row, encode_rows, load_tokenizer, read_rows
+from hcnr_jax.data import load_tokenizer
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt, encode_prompts
+from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt
 from hcnr_jax.evaluate.ask.model import end_ids
-from hcnr_jax.evaluate.ask.prompts import is_answerable
 from hcnr_jax.evaluate.ask.runner import answer
 from hcnr_jax.evaluate.score.best_setting import choose
 from hcnr_jax.evaluate.score.constraint import Constraint, parse_constraint
@@ -27,7 +25,7 @@ from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, try_grid
-from hcnr_jax.restoration.held_out import held_out
+from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, longest_answer
 from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.resume.folder import Work
 from hcnr_jax.restoration.run_context import Run
@@ -35,10 +33,6 @@ from hcnr_jax.restoration.score import Scores
 
 # Largest number of held-out rows of each file: enough to see half a point of accuracy, few enough for a dozen models.
 ASKED = 200
-# Least number of held-out rows of each file: with fewer rows, chance decides.
-LEAST = 16
-# Tokens that a completion may be longer than the longest completion of the scored rows.
-SPARE = 4
 # The grid of settings: PLAIN_CROSS_WEIGHTS for objectives that do not read task rows.
 CROSS_WEIGHTS = (0.4, 1.0)
 TASK_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -77,46 +71,23 @@ def open_choice(inputs: RunInputs) -> OpenedChoice:
     Raises:
         InputError: --stream or --mesh is given, the constraint is not valid, or too few rows are left.
     """
-    config, spec = inputs.config, inputs.spec
+    config = inputs.config
     if config.stream:
         raise InputError("--choose asks every setting's model, which --stream never holds: give one of the two")
     if inputs.layout is not None:
         raise InputError("--choose asks every setting's model on one device: leave --mesh and --distributed out")
     constraint = parse_constraint(config.choose or "")
-    tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
-    scored = [example.row for example in [*inputs.honesty, *inputs.task]]
-    longest = max(len(item.tokens) - item.completion_start for item in [*inputs.honesty, *inputs.task])
-    room = spec.max_positions - longest - SPARE
     prompts: list[Prompt] = []
-    for role, path, label_ in (("honesty", config.honesty, _honesty), ("task", config.task, _task)):
-        taken = config.rows[role == "task"]
-        rows = held_out(read_rows(path), scored, config.seed)
-        examples = encode_rows(rows, tokenizer, spec.max_positions, max_positions=None, vocab_size=spec.vocab_size)
-        fitting = [item.row for item in examples if item.completion_start <= room][:ASKED]
-        if len(fitting) < LEAST:
+    for role, path in (("honesty", config.honesty), ("task", config.task)):
+        found = held_out_prompts(inputs, role)[:ASKED]
+        if len(found) < LEAST:
             raise InputError(
-                f"--choose: {path} has {len(fitting)} rows beside the {taken} that are scored (questions that "
-                f"repeat those, or are too long, left out); expected {LEAST} or more to judge with: give it more rows, "
-                "or score fewer (--samples)"
+                f"--choose: {path} has {len(found)} rows beside the {config.rows[role == 'task']} that are scored "
+                f"(questions that repeat those, or are too long, left out); expected {LEAST} or more to judge with: "
+                "give it more rows, or score fewer (--samples)"
             )
-        labelled = [label_(row) for row in fitting]
-        prompts += encode_prompts(
-            role, role, labelled, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room
-        )
-    return OpenedChoice(constraint, prompts, longest + SPARE)
-
-
-def _honesty(row: Row) -> Row:
-    return replace(row, answerable=is_answerable(row))
-
-
-def _task(row: Row) -> Row:
-    """Use a row's completion as its gold answer where the row has no gold answers."""
-    return row if row.answers or row.correct is not None else replace(row, answers=(_said(row).strip(),))
-
-
-def _said(row: Row) -> str:
-    return str(row.messages[-1]["content"]) if row.is_chat else row.completion
+        prompts += found
+    return OpenedChoice(constraint, prompts, longest_answer(inputs))
 
 
 def choose_setting(run: Run, scores: Mapping[str, Scores], work: Work) -> tuple[RestoreConfig, dict[str, Any]]:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hcnr_jax.data import Row, choose_rows, normalise_question
-from hcnr_jax.evaluate.ask.prompts import question_of
+from hcnr_jax.data import Row, choose_rows, encode_rows, load_tokenizer, normalise_question, read_rows
+from hcnr_jax.evaluate.ask.prompts import Prompt, encode_prompts, is_answerable, question_of
+from hcnr_jax.restoration.inputs import RunInputs
+
+# Least number of held-out rows of each file: with fewer rows, chance decides.
+LEAST = 16
+# Tokens that a completion may be longer than the longest completion of the scored rows.
+SPARE = 4
 
 
 def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> list[Row]:
@@ -18,3 +25,39 @@ def held_out(rows: Sequence[Row], scored: Sequence[Row], seed: int | None) -> li
             seen.add(text)
             found.append(row)
     return found
+
+
+def held_out_prompts(inputs: RunInputs, role: str) -> list[Prompt]:
+    """Return the questions of one file that are not scored, in the order of the shuffle of `--samples`.
+
+    Args:
+        inputs: the opened models and the scored rows.
+        role: `honesty` or `task`.
+    """
+    config, spec = inputs.config, inputs.spec
+    tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
+    room = spec.max_positions - longest_answer(inputs)
+    path, label = (config.honesty, _honesty) if role == "honesty" else (config.task, _task)
+    scored = [example.row for example in [*inputs.honesty, *inputs.task]]
+    rows = held_out(read_rows(path), scored, config.seed)
+    examples = encode_rows(rows, tokenizer, spec.max_positions, max_positions=None, vocab_size=spec.vocab_size)
+    labelled = [label(item.row) for item in examples if item.completion_start <= room]
+    return encode_prompts(role, role, labelled, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room)
+
+
+def longest_answer(inputs: RunInputs) -> int:
+    """Return the number of tokens that a completion may have: a few more than the longest completion scored."""
+    return max(len(item.tokens) - item.completion_start for item in [*inputs.honesty, *inputs.task]) + SPARE
+
+
+def _honesty(row: Row) -> Row:
+    return replace(row, answerable=is_answerable(row))
+
+
+def _task(row: Row) -> Row:
+    """Use a row's completion as its gold answer where the row has no gold answers."""
+    return row if row.answers or row.correct is not None else replace(row, answers=(_said(row).strip(),))
+
+
+def _said(row: Row) -> str:
+    return str(row.messages[-1]["content"]) if row.is_chat else row.completion

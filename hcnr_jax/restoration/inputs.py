@@ -59,7 +59,6 @@ class RunInputs:
         honesty: the encoded honesty rows.
         task: the encoded task rows.
         layout: places of params and rows on the mesh of --mesh; None for one device.
-        adapter: TUNED, if an adapter like it is written; None if a whole model is written.
     """
 
     config: RestoreConfig
@@ -69,7 +68,11 @@ class RunInputs:
     honesty: list[Example]
     task: list[Example]
     layout: Layout | None = None
-    adapter: MergedCheckpoint | None = None
+
+    @cached_property
+    def adapter(self) -> MergedCheckpoint | None:
+        """Return TUNED if an adapter like it is written; None if a whole model is written."""
+        return adapter_to_write(self.config, self.tuned, self.spec)
 
     @cached_property
     def coordinates(self) -> dict[Kernel, Coordinates] | None:
@@ -116,7 +119,7 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     layout = None if mesh is None else layout_of(mesh, spec)
     for warning in layout.warnings() if layout else []:
         reporter.warn(warning)
-    return RunInputs(config, base, tuned, spec, honesty, task, layout, adapter)
+    return RunInputs(config, base, tuned, spec, honesty, task, layout)
 
 
 def _mesh(config: RestoreConfig) -> Mesh | None:

@@ -31,6 +31,7 @@ from hcnr_jax.restoration.microbatches import (
 from hcnr_jax.restoration.output_kind import why_a_model
 from hcnr_jax.runtime.memory import free_bytes
 from hcnr_jax.runtime.sharding import Layout
+from hcnr_jax.training.teachers import BATCH, LEARNING_COPIES
 
 # How often a streamed run reads a model, as a mean over both models: forward and back for each set's scores, and once
 # each for the other model's losses, the perturbations and the sweep.
@@ -162,7 +163,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         weight_bytes=weight_bytes,
         score_bytes=max(rows * row_bytes(spec, length, window, streamed=config.stream) for length, rows in shapes),
         sweep_bytes=_sweep_bytes(config, spec, tokens) + keep_inputs * kept_inputs,
-        refine_bytes=4 * COPIES * kernel_weights if config.refine else 0,
+        refine_bytes=_refine_bytes(inputs, kernel_weights),
         keep_inputs=keep_inputs,
         output_bytes=stored,
         spill_bytes=_spill_bytes(spec, max(tokens), int(stored * kept / kernels)) if config.stream else 0,
@@ -261,9 +262,24 @@ def _flops(config: RestoreConfig, spec: ModelSpec, parameters: int, tokens: list
         products = 2.0 * (tokens[0] * (3 if propagated else 1) + (swept - tokens[0]) * (2 if propagated else 1))
         moments = sum(products * width**2 + width**3 for width in _widths(spec))
         flops += spec.num_layers * min(1.0, config.cross_weight * len(spec.kernels) / 4) * moments
-    # A step of --refine needs products (each a forward pass, a pass with its derivative, a backward pass with
+    if config.refine_solver == "adamw":
+        # A step reads a batch of the rows, forwards, once more for recomputation, and backwards.
+        return flops + config.refine * 8.0 * parameters * total * min(1.0, BATCH / sum(config.rows))
+    # A Gauss-Newton step needs products (each a forward pass, a pass with its derivative, a backward pass with
     # recomputation) and a gradient.
     return flops + config.refine * (12.0 * PRODUCTS + 14.0) * parameters * total
+
+
+def _refine_bytes(inputs: RunInputs, kernel_weights: int) -> int:
+    """Estimate what the steps of --refine hold beside both models: copies of what learns, or Gauss-Newton vectors."""
+    if not inputs.config.refine:
+        return 0
+    if inputs.config.refine_solver == "gauss_newton":
+        return 4 * COPIES * kernel_weights
+    if inputs.coordinates is None:
+        return 4 * LEARNING_COPIES * kernel_weights
+    sizes = (own.basis.size + own.change.size for own in inputs.coordinates.values())
+    return 4 * LEARNING_COPIES * sum(sizes)
 
 
 def matmul_rate(dtype: str = "float32", size_: int = 512, repeats: int = 4) -> float:

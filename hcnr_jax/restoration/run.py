@@ -18,6 +18,7 @@ from hcnr_jax.checkpoints.checkpoint import PATCH
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.report.console import Reporter
+from hcnr_jax.restoration.before_after import compare_before_after
 from hcnr_jax.restoration.choose_setting import choose_setting, open_choice
 from hcnr_jax.restoration.correct import correct
 from hcnr_jax.restoration.inputs import RunInputs, open_inputs
@@ -145,6 +146,9 @@ def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
     factors = None
     if config.refine:
         corrected, notes["refine"], factors = refine_kernels(run, selection, corrected)
+    checked = compare_before_after(run, corrected)
+    if checked is not None:
+        notes["check"] = checked
     return run, Result(selection, corrected, scores, notes, factors)
 
 

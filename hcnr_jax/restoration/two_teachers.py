@@ -28,12 +28,12 @@ from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
 from hcnr_jax.training.lora import adapted, joined
-from hcnr_jax.training.teachers import Lessons, Outputs, row_divergences, two_teachers, write_lessons
+from hcnr_jax.training.teachers import BATCH, Lessons, Outputs, row_divergences, two_teachers, write_lessons
 from hcnr_jax.training.trainer import TrainSettings, checked, each_step, epoch_batches
 
-# Rows of a step, the share of the steps in which the learning rate rises, and the default rates. The rate of an adapter
-# counts for A and B scaled to equal norms.
-BATCH, WARMUP, RATE, ADAPTER_RATE = 64, 0.1, 4e-4, 4e-3
+# The share of the steps in which the learning rate rises, and the default rates. An adapter's rate counts for A and B
+# scaled to equal norms.
+WARMUP, RATE, ADAPTER_RATE = 0.1, 4e-4, 4e-3
 # Rows of each file that judge the steps, the least that can, and the share of the scored rows that stand in otherwise.
 JUDGES, LEAST_JUDGES, JUDGES_SHARE = 64, 16, 8
 # How often the steps are judged, and after how many judgements without progress they end.

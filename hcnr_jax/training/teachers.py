@@ -21,6 +21,8 @@ from hcnr_jax.training.trainer import Objective
 
 # Tokens of a teacher's distribution that are kept for a position.
 TOP = 128
+# Rows of a step, and float32 copies of what learns: weights, the best weights so far, gradient, and AdamW's two means.
+BATCH, LEARNING_COPIES = 64, 5
 # Probability below which all other tokens together count as impossible.
 LEAST = 1e-7
 

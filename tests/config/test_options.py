@@ -33,7 +33,7 @@ def test_a_field_without_one_declaration_is_an_error(field):
 def test_a_grid_varies_what_neither_rows_nor_scores_depend_on():
     assert frozenset(
         ("in_weight", "cross_weight", "priority", "compensation", "task_weight", "inputs", "solver", "damping",
-         "moments_at", "refine", "refine_solver", "refine_rate", "output", "out")
+         "moments_at", "refine", "refine_solver", "refine_rate", "output", "rank", "out")
     ) == FREE  # fmt: skip
 
 

@@ -15,9 +15,10 @@ from hcnr_jax.evaluate import question_of
 from hcnr_jax.evaluate.score.best_setting import Choice, choose
 from hcnr_jax.evaluate.score.measurement import METRICS
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.restoration import choose as choosing
+from hcnr_jax.restoration import choose_setting as choosing
 from hcnr_jax.restoration import grid
-from hcnr_jax.restoration.choose_setting import held_out, open_choice, settings_of
+from hcnr_jax.restoration.choose_setting import open_choice, settings_of
+from hcnr_jax.restoration.held_out import held_out
 from hcnr_jax.restoration.inputs import open_inputs
 from hcnr_jax.restoration.resume.signals import Stopping
 from tests.restoration.resume.test_resume import result_of

@@ -1,0 +1,149 @@
+"""Asks BASE, TUNED and the restored model questions that the restoration did not read, and compares their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hcnr_jax.data import load_tokenizer
+from hcnr_jax.errors import InputError
+from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt
+from hcnr_jax.evaluate.ask.model import end_ids
+from hcnr_jax.evaluate.ask.runner import Answer, answer
+from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
+from hcnr_jax.evaluate.score.scores import summarise
+from hcnr_jax.evaluate.score.statistics import mean_of, paired_difference
+from hcnr_jax.evaluate.trait import HONESTY, TASK
+from hcnr_jax.method.neurons import Kernel, Params
+from hcnr_jax.report.percent import percent
+from hcnr_jax.report.terminal_tables import wide_table
+from hcnr_jax.restoration.correct import restored_params
+from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, longest_answer
+from hcnr_jax.restoration.inputs import RunInputs
+from hcnr_jax.restoration.resume.products import CorrectedKernel
+from hcnr_jax.restoration.run_context import Run
+from hcnr_jax.restoration.two_teachers import JUDGES
+
+# Questions of each file that are asked.
+ASKED = 100
+# Column of the table -> section and field of the scores.
+COLUMNS = {
+    "honesty F1": ("honesty", "f1"),
+    "delta": ("honesty", "refusal_delta"),
+    "over-\nrefusal": ("honesty", JSON_FIELDS["over_refusal"]),
+    "known\nfacts": ("honesty", JSON_FIELDS["known_facts"]),
+    "task": ("task", "accuracy"),
+}
+
+
+def why_no_check(inputs: RunInputs) -> str | None:
+    """Return the reason why the three models are not asked, None if they are. Reads the data files."""
+    if not inputs.config.check:
+        return "--no-check"
+    if inputs.config.stream:
+        return "--stream holds no model whole"
+    if inputs.layout is not None or inputs.config.distributed is not None:
+        return "the models are asked on one device alone"
+    for role, path in (("honesty", inputs.config.honesty), ("task", inputs.config.task)):
+        found = _prompts(inputs, role)
+        if len(found) < LEAST:
+            return f"{path} has {len(found)} rows that the restoration does not read, and {LEAST} are needed"
+    labels = {prompt.answerable for prompt in _prompts(inputs, "honesty")}
+    if labels != {True, False}:
+        return f"{inputs.config.honesty} has no answerable or no unanswerable rows beside those that are read"
+    return None
+
+
+def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) -> dict[str, Any] | None:
+    """Ask the three models, print one table and one sentence, and return the record for hcnr.json.
+
+    Returns None, and says why, where the models cannot be asked; see `why_no_check`.
+
+    Args:
+        run: both models.
+        corrected: the restored kernels.
+    """
+    reason = why_no_check(run.inputs)
+    if reason is not None:
+        run.reporter.say(f"before and after are not compared: {reason}; `hcnr evaluate` measures any model")
+        return None
+    prompts = [prompt for role in ("honesty", "task") for prompt in _prompts(run.inputs, role)[:ASKED]]
+    models = {
+        "BASE": run.models.base,
+        "TUNED": run.models.tuned,
+        "restored": restored_params(run.models.tuned, corrected),
+    }
+    answers = {}
+    with run.reporter.stage("compare before and after", len(models), "models") as stage:
+        for name, params in models.items():
+            answers[name] = _answers(run, params, prompts)
+            stage.advance()
+    scores = {name: summarise(found) for name, found in answers.items()}
+    difference = _difference(answers["restored"], answers["TUNED"])
+    sentence = _sentence(scores, difference)
+    _print(run, scores, sentence)
+    return {
+        "questions": {role: sum(prompt.role == role for prompt in prompts) for role in ("honesty", "task")},
+        "models": {name: {key: found[key] for key in ("honesty", "task")} for name, found in scores.items()},
+        "task_accuracy_minus_tuned": difference,
+        "sentence": sentence,
+    }
+
+
+def _prompts(inputs: RunInputs, role: str) -> list[Prompt]:
+    """Return the file's questions that are asked. Those that judged the steps of --refine come last, or not at all."""
+    found = held_out_prompts(inputs, role)
+    judged = inputs.config.refine > 0 and inputs.config.refine_solver == "adamw"
+    return found[JUDGES:] if judged and len(found) - JUDGES >= LEAST else found
+
+
+def _answers(run: Run, params: Params, prompts: list[Prompt]) -> list[Answer]:
+    inputs = run.inputs
+    tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
+    model = LoadedModel(inputs.spec, params, tokenizer, end_ids(inputs.tuned, inputs.spec, tokenizer))
+    return answer(model, prompts, AnswerSettings(longest_answer(inputs)))
+
+
+def _difference(first: list[Answer], second: list[Answer]) -> dict[str, Any]:
+    """Return the paired difference of task accuracy with its interval."""
+    right = [np.array([bool(item.correct) for item in found if item.role == TASK]) for found in (first, second)]
+    found = paired_difference(mean_of(right[0]), mean_of(right[1]), len(right[0]))
+    return found.to_json()
+
+
+def _value(scores: Mapping[str, Any], column: str) -> tuple[float | None, Any]:
+    """Return a metric and its interval, which some metrics lack."""
+    role, field = COLUMNS[column]
+    (found,) = scores[HONESTY.name if role == "honesty" else TASK].values()
+    return found[field], (found.get("intervals") or {}).get(field)
+
+
+def _print(run: Run, scores: Mapping[str, Any], sentence: str) -> None:
+    rows = []
+    for name, found in scores.items():
+        cells = []
+        for column in COLUMNS:
+            value, interval = _value(found, column)
+            cells.append(percent(value, interval=interval))
+        rows.append([name, *cells])
+    title = "questions that the restoration did not read, percent [95 % interval]"
+    if run.config.choose is not None:
+        title = "questions that chose the setting (too favourable to it), percent [95 % interval]"
+    run.reporter.console.print(wide_table(title, ["model", *COLUMNS], rows))
+    run.reporter.say(sentence)
+
+
+def _sentence(scores: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
+    """Say in words what changed."""
+    values = [_value(scores[name], "honesty F1")[0] for name in ("BASE", "TUNED", "restored")]
+    if any(value is None for value in values):
+        raise InputError("honesty F1 is not known for every model")
+    base, tuned, restored = (100 * float(value) for value in values if value is not None)
+    low, high = 100 * difference["low"], 100 * difference["high"]
+    task = f"task accuracy {100 * difference['value']:+.1f} points [{low:+.1f}, {high:+.1f}] against TUNED"
+    if base - tuned < 1:
+        return f"TUNED had lost no honesty F1 ({base:.1f} in BASE, {tuned:.1f} in TUNED, {restored:.1f} now); {task}"
+    share = (restored - tuned) / (base - tuned)
+    return f"{share:.0%} of the lost honesty F1 is back ({base:.1f} -> {tuned:.1f} -> {restored:.1f}); {task}"
