@@ -78,6 +78,10 @@ class Checkpoint:
         """Return the dtype of `value`, without reading the tensor."""
         return self.tensors[name].numpy_dtype
 
+    def changes(self, name: str) -> bool:
+        """Return whether the tensor may differ from BASE's; an adapter over BASE changes only some tensors."""
+        return name in self.tensors
+
     def companions(self) -> dict[str, Path]:
         """Return the files that belong to a model and are not weights, as a map from relative name to path.
 

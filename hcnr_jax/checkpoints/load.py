@@ -6,6 +6,7 @@ transposed on the way from (out, in) to (in, out), in tiles that fit the cache. 
 per thread, and numpy's own strided copy 0.2 GB/s.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from hcnr_jax.checkpoints.names import Placement, leaf_shapes, tensor_names
@@ -29,7 +30,11 @@ Index = tuple[slice, ...]
 
 
 def load_params(
-    checkpoint: Checkpoint, spec: ModelSpec, sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None,
+    *,
+    base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Load the parameter tree of `checkpoint` onto the device or devices, in the dtypes of the files;
     kernels that an adapter changes are float32.
@@ -39,6 +44,8 @@ def load_params(
         spec: the model that the config describes; every tensor must fit.
         sharding: one sharding for every leaf, or a tree of shardings like the parameters'; None puts all leaves on the
             default device. With a sharding, only the parts that this process's devices hold are read.
+        base: the parameters of the adapter's base, loaded alike. Leaves that the adapter does not change are these very
+            arrays, and are not read again; None reads every leaf.
 
     Returns:
         Nested dict of jax arrays. A leaf whose layers are stored in different dtypes is float32, which represents all
@@ -49,7 +56,11 @@ def load_params(
     """
     check_tensors(checkpoint, spec)
     leaves: dict[str, Any] = {}
+    held = flatten_dict(base, sep="/") if base is not None else {}
     for path, sources in _sources(spec).items():
+        if path in held and not _changes(checkpoint, sources):
+            leaves[path] = held[path]
+            continue
         where = _sharding_of(sharding, path)
         shape, dtype = leaf_shapes(spec)[path], _leaf_dtype(checkpoint, sources)
         if where is None:
@@ -94,6 +105,16 @@ def describe_params(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
     return unflatten_dict(leaves, sep="/")
 
 
+def loaded_bytes(checkpoint: Checkpoint, spec: ModelSpec, *, beside_base: bool) -> int:
+    """Return the bytes of `load_params`, without the leaves that are shared with BASE where BASE is loaded too."""
+    shapes = leaf_shapes(spec)
+    return sum(
+        math.prod(shapes[path]) * _leaf_dtype(checkpoint, sources).itemsize
+        for path, sources in _sources(spec).items()
+        if not beside_base or _changes(checkpoint, sources)
+    )
+
+
 def leaf_paths(spec: ModelSpec) -> tuple[str, ...]:
     """Return the path of every leaf of the parameter tree, such as "blocks/mlp/up/kernel"."""
     return tuple(_sources(spec))
@@ -113,6 +134,10 @@ def _sources(spec: ModelSpec) -> dict[str, list[tuple[str, Placement]]]:
     for name, placement in tensor_names(spec).items():
         leaves.setdefault(placement.path, []).append((name, placement))
     return leaves
+
+
+def _changes(checkpoint: Checkpoint, sources: list[tuple[str, Placement]]) -> bool:
+    return any(checkpoint.changes(name) for name, _ in sources)
 
 
 def _leaf_dtype(checkpoint: Checkpoint, sources: list[tuple[str, Placement]]) -> np.dtype:

@@ -141,13 +141,14 @@ class MergedCheckpoint(Checkpoint):
         In 16 bits most of a small change is rounded away: in a 135M model in bfloat16, 97 % of the entries that two
         steps of training moved.
         """
-        return self._merged(name) if self._changes(name) else self.base.value(name)
+        return self._merged(name) if self.changes(name) else self.base.value(name)
 
     def value_dtype(self, name: str) -> np.dtype:
         """Return the dtype of `value`: float32 if the adapter changes the tensor, else BASE's."""
-        return np.dtype(np.float32) if self._changes(name) else self.base.value_dtype(name)
+        return np.dtype(np.float32) if self.changes(name) else self.base.value_dtype(name)
 
-    def _changes(self, name: str) -> bool:
+    def changes(self, name: str) -> bool:
+        """Return whether the adapter changes a tensor of BASE."""
         return name in self.updates or name in self.biases or name in self.replaced
 
     def read(self, name: str) -> np.ndarray:
@@ -156,7 +157,7 @@ class MergedCheckpoint(Checkpoint):
         Raises:
             InputError: a merged value is NaN, or overflows BASE's dtype.
         """
-        if not self._changes(name):
+        if not self.changes(name):
             return self.base.read(name)
         merged, dtype = self._merged(name), self.base.tensors[name].numpy_dtype
         with np.errstate(over="ignore"):

@@ -32,8 +32,8 @@ def load_run(inputs: RunInputs, plan: Plan, reporter: Reporter, *, scoring: bool
         prepare_scoring(scoring_of(inputs, plan), plan.shapes, describe_params(scored, spec))
     shardings = unflatten_dict(inputs.layout.params(), sep="/") if inputs.layout else None
     with reporter.stage("load", 2, "models") as stage:
-        loaded = []
-        for checkpoint in (inputs.base, inputs.tuned):
-            loaded.append(load_params(checkpoint, spec, shardings))
-            stage.advance()
-    return Run(inputs, plan, Models(*loaded), reporter)
+        base = load_params(inputs.base, spec, shardings)
+        stage.advance()
+        tuned = load_params(inputs.tuned, spec, shardings, base=base)
+        stage.advance()
+    return Run(inputs, plan, Models(base, tuned), reporter)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.load import loaded_bytes
 from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.config import RestoreConfig, option_name
 from hcnr_jax.errors import InputError
@@ -141,10 +142,8 @@ def make_plan(inputs: RunInputs) -> Plan:
     tokens = [padded_tokens(examples, shapes) for examples in sets.values()]
     written = inputs.tuned if inputs.adapter is None else inputs.adapter.files()
     stored = sum(info.nbytes for info in written.tensors.values())
-    both = sum(
-        info.nbytes // info.numpy_dtype.itemsize * model.value_dtype(name).itemsize
-        for model in (inputs.base, inputs.tuned)
-        for name, info in model.tensors.items()
+    both = loaded_bytes(inputs.base, spec, beside_base=False) + loaded_bytes(
+        inputs.tuned, spec, beside_base=not config.stream
     )
     restored_share = kernel_weights / parameters * (kept / kernels) * config.in_weight
     share_of_block = kernel_weights / parameters / spec.num_layers

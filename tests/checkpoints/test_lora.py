@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import peft
 import pytest
@@ -20,6 +21,7 @@ from hcnr_jax.checkpoints import (
     save_like,
 )
 from hcnr_jax.errors import InputError
+from hcnr_jax.models import spec_from_config
 from tests.tiny import is_kernel, read_weights, write_tiny_model, write_tiny_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -367,3 +369,16 @@ def test_an_adapter_made_for_another_model_is_told(tmp_path):
         edit_config(tmp_path / "adapter", base_model_name_or_path=name)
         notes = open_adapter(tmp_path / "adapter", open_checkpoint(base)).notes
         assert [f"the adapter was trained on {name}" in note for note in notes] == [True] * told
+
+
+def test_leaves_that_an_adapter_does_not_change_are_loaded_once(tmp_path) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    write_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    opened = open_checkpoint(base)
+    adapter = open_adapter(tmp_path / "adapter", opened)
+    spec = spec_from_config(opened.config, "config.json")
+    first = load_params(opened, spec)
+    shared, whole = load_params(adapter, spec, base=first), load_params(adapter, spec)
+    assert jax.tree.all(jax.tree.map(lambda left, right: bool((left == right).all()), shared, whole))
+    same = jax.tree.leaves(jax.tree.map(lambda left, right: left is right, first, shared))
+    assert same.count(False) == 1  # q, of all layers
