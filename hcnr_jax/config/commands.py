@@ -65,7 +65,9 @@ class EvaluateConfig(RunConfig):
         description="task questions, NAME=FILE...: rows with `answers`, or with `choices` and `correct`, or the "
         "official file or folder of hotpotqa, nq_open, medmcqa or bioasq under that name",
     )
-    base: str | None = Field(None, description="the model that a LoRA adapter was trained on")
+    base: str | None = Field(
+        None, description="the model that a LoRA adapter was trained on; default: the one that its config names"
+    )
     samples: int | None = Field(None, ge=2, description="largest number of questions of each set; default: all")
     seed: int | None = Field(
         0, ge=0, description="seed of --samples and of the intervals; none uses the first questions"

@@ -153,6 +153,10 @@ def test_an_adapter_needs_its_base(place, tmp_path, capsys):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     words = ["evaluate", str(tmp_path / "adapter"), "--out", str(tmp_path / "m.json"), "--honesty", "a=b"]
     assert "is a LoRA adapter: name the model it was trained on with --base" in refusal(capsys, words)
+    config = {"base_model_name_or_path": str(tmp_path / "gone")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    said = refusal(capsys, words)
+    assert "its base cannot be opened" in said and "gone" in said and "with --base" in said
 
 
 def test_official_files_and_real_questions(real_data, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from hcnr_jax.checkpoints import check_finite, check_tensors, load_params, model_digest, open_checkpoint, tensor_digests
-from hcnr_jax.checkpoints.checkpoint import Checkpoint, is_adapter, read_json
+from hcnr_jax.checkpoints.checkpoint import ADAPTER_CONFIG, Checkpoint, is_adapter, local_folder, read_json
 from hcnr_jax.checkpoints.lora import open_tuned
 from hcnr_jax.data import Tokenizer, load_tokenizer
 from hcnr_jax.errors import InputError
@@ -36,14 +36,34 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(folder: str, base: Checkpoint | None = None) -> OpenedModel:
-    """Open a model folder, or over `base` a LoRA adapter's. InputError for what cannot be read, by file and name."""
+    """Open a model folder, or a LoRA adapter's over `base`.
+
+    Args:
+        folder: a folder or hub name.
+        base: the adapter's base; None takes the one that the adapter's config names.
+
+    Raises:
+        InputError: a file cannot be read, by file and name; or an adapter names no base that can be opened.
+    """
     if base is None and is_adapter(folder):
-        raise InputError(f"{folder} is a LoRA adapter: name the model it was trained on with --base")
+        base = _named_base(folder)
     checkpoint = open_checkpoint(folder) if base is None else open_tuned(folder, base)
     spec = spec_from_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     check_tensors(checkpoint, spec)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
     return OpenedModel(folder, checkpoint, spec, tokenizer, end_ids(checkpoint, spec, tokenizer))
+
+
+def _named_base(folder: str) -> Checkpoint:
+    """Open the model that an adapter's config names as its base."""
+    name = read_json(local_folder(folder) / ADAPTER_CONFIG).get("base_model_name_or_path")
+    ask = "name the model it was trained on with --base"
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{folder} is a LoRA adapter: {ask}")
+    try:
+        return open_checkpoint(name)
+    except InputError as error:
+        raise InputError(f"{folder} is a LoRA adapter, and its base cannot be opened ({error}): {ask}") from error
 
 
 def end_ids(checkpoint: Checkpoint, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[int, ...]:
