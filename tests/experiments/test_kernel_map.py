@@ -7,6 +7,7 @@ import pytest
 from hcnr_jax.experiments.kernel_map import kernel_map, map_picture, mean_map
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models.families.llama import LLAMA
+from hcnr_jax.report import restoration_plots
 from hcnr_jax.restoration.select import Selection
 
 
@@ -36,7 +37,7 @@ def test_maps_are_means_over_pairs(tmp_path, monkeypatch) -> None:
     assert found is not None
     np.testing.assert_allclose(found["share"][1], [0.125, 0, 0, 0, 0, 0, 0.125])
     drawn: list = []
-    monkeypatch.setattr(plots, "kernel_maps", lambda maps, path: drawn.append(maps) or path)
+    monkeypatch.setattr(restoration_plots, "kernel_maps", lambda maps, path: drawn.append(maps) or path)
     (picture,) = map_picture(tmp_path, records, ["paper", "wise_ft", "paper"])
     assert picture.path.name == "neurons.png" and "over 2 pairs" in picture.caption
     assert list(drawn[0]) == ["paper: share of neurons restored", "paper: kernel perturbation d"]
@@ -44,7 +45,7 @@ def test_maps_are_means_over_pairs(tmp_path, monkeypatch) -> None:
 
 
 def test_the_caption_counts_the_pairs_of_what_is_drawn(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(plots, "kernel_maps", lambda maps, path: path)
+    monkeypatch.setattr(restoration_plots, "kernel_maps", lambda maps, path: path)
     made = kernel_map(selection(LLAMA.kernels[0]), LLAMA.kernels)
     records = [record(name, kernels=made) for name in "pqr"]
     records += [record(name, kernels=made) | {"method": "budget"} for name in "pq"]

@@ -8,7 +8,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import peft
 import pytest
+import transformers
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.checkpoints.test_lora import write_adapter
@@ -63,11 +65,24 @@ def outcome(pairs: Path, tuned: str, changes: list[Mutation], whole: bool = Fals
         if ended.code == 0 and whole:
             made = call("restore", *names, "--out", place / "out", "--samples", 4)
             assert made.code in (0, 2) and "an error that is not handled" not in made.err, made.err
-            if made.code == 0:
+            if made.code == 0 and not (place / "out" / "adapter_config.json").exists():
                 check_loads(place / "out")
+            if made.code == 0 and _loads_in_peft(folder / "base", folder / tuned):
+                assert _loads_in_peft(folder / "base", place / "out")
         return messages[0] if messages else "taken"
     finally:
         shutil.rmtree(place)
+
+
+def _loads_in_peft(base: Path, adapter: Path) -> bool:
+    """Whether PEFT loads an adapter; a broken one may be read here and not there."""
+    if not (adapter / "adapter_config.json").exists():
+        return False
+    try:
+        peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter)
+    except Exception:  # whatever PEFT raises
+        return False
+    return True
 
 
 def _settings(request: pytest.FixtureRequest) -> settings:

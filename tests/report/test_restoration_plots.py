@@ -13,7 +13,7 @@ from hcnr_jax.report import restoration_plots
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures as they were when saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(restoration_plots, "save", lambda figure, path: figures.append(figure) or path)
     return figures
 
 

@@ -182,7 +182,7 @@ def test_a_template_with_the_date_resumes_on_another_day(own, tmp_path, monkeypa
     import datetime
 
     from hcnr_jax.data import chat as chat_module
-    from hcnr_jax.restoration.resume import session
+    from hcnr_jax.restoration.resume import run_folder
 
     dated = "{{ strftime_now('what is the %A %d ? ') }}" + CHAT_TEMPLATE
     for folder in (own.base, own.tuned):
@@ -197,7 +197,7 @@ def test_a_template_with_the_date_resumes_on_another_day(own, tmp_path, monkeypa
         def now(cls, tz=None):
             return datetime.datetime(2026, 1, cls.day_of)
 
-    monkeypatch.setattr(session.datetime, "datetime", Day)
+    monkeypatch.setattr(run_folder.datetime, "datetime", Day)
     whole = weights_of(restore(own, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         import hcnr_jax.restoration.run
