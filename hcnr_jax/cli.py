@@ -56,7 +56,9 @@ COMMANDS = {
         "hcnr_jax.config:EvaluateConfig", "hcnr_jax.commands.evaluate:evaluate", "measure a model's honesty and task"
     ),
     "probe": Command(
-        "hcnr_jax.config:ProbeConfig", "hcnr_jax.commands.probe:probe", "see what a tuned model still knows it lacks"
+        "hcnr_jax.config:ProbeConfig",
+        "hcnr_jax.commands.probe:probe",
+        "show which layers still tell unanswerable questions apart",
     ),
     "compare": Command(
         "hcnr_jax.config.experiments:CompareConfig",

@@ -68,7 +68,7 @@ class EvaluateConfig(RunConfig):
     base: str | None = Field(
         None, description="the model that a LoRA adapter was trained on; default: the one that its config names"
     )
-    samples: int | None = Field(None, ge=2, description="largest number of questions of each set; default: all")
+    samples: int | None = Field(None, ge=2, description="largest number of questions of each set; none asks all")
     seed: int | None = Field(
         0, ge=0, description="seed of --samples and of the intervals; none uses the first questions"
     )
@@ -101,7 +101,7 @@ class ProbeConfig(RunConfig):
     )
     out: Path = Field(description="file of results to write (.json)")
     restored: str | None = Field(None, description="a restored model to probe too: a folder or hub name")
-    samples: int | None = Field(None, ge=8, description="largest number of questions of each set; default: all")
+    samples: int | None = Field(None, ge=8, description="largest number of questions of each set; none asks all")
     seed: int = Field(0, ge=0, description="seed of --samples, of the training half and of the folds")
     template: Literal["auto", "plain", "chat"] = Field(
         "auto", description="prompt format of official questions; auto: chat if BASE has a chat template"

@@ -77,7 +77,7 @@ GROUPS = {
                 "random neurons": {"priority": "random"},
                 "scores at base": {"scores_at": "base"},
                 "sum loss": {"loss": "sum"},
-                "no task side (exact)": {"compensation": "exact"},
+                "no task term (exact)": {"compensation": "exact"},
                 "local inputs": {"inputs": "local"},
                 "paper's sum, local": {"compensation": "paper", "inputs": "local"},
                 "no compensation": {"compensation": "none"},

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from hcnr_jax.data.encode import Example, pad_examples
+from hcnr_jax.errors import InputError
 from hcnr_jax.training.objectives import Logits, Pairs, dpo, log_likelihoods, orpo, sft
 from hcnr_jax.training.trainer import Objective
 
@@ -17,7 +18,12 @@ def objective_of(name: str, beta: float = 0.1) -> Callable[[Logits], Objective]:
     """Return the function that makes an objective from a forward pass: `sft`, or an entry of `PREFERENCES`.
 
     `beta` is the beta of the preference objectives; `sft` ignores `beta`.
+
+    Raises:
+        InputError: there is no objective of this name.
     """
+    if name != "sft" and name not in PREFERENCES:
+        raise InputError(f"objective {name!r} is not known, expected one of sft, {', '.join(PREFERENCES)}")
     return sft if name == "sft" else partial(PREFERENCES[name], beta=beta)
 
 
