@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.runtime.distributed import start
+from tests.restoration.test_adapter_output import adapted_world
 from tests.restoration.test_mesh import check_same
 from tests.restoration.worlds import World, make_world, restore
 
@@ -49,6 +52,16 @@ def test_two_processes_give_the_model_of_one_device(world, tmp_path, mesh) -> No
     assert "restored model" in first and "restored model" not in second, "process 0 alone talks"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     check_same(world, restore(world, tmp_path / "one"), tmp_path / "out")
+
+
+def test_two_processes_give_an_adapter(tmp_path) -> None:
+    adapted = adapted_world(tmp_path / "in")
+    finish(launch(adapted, tmp_path / "out", 2, 2, "--mesh", "data=2,model=2"))
+    one = restore(adapted, tmp_path / "one")
+    found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "out", one))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4 * np.abs(value).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("text", ["host", "host:1,2", "host:1,2,2", "host,2,0", "none:x,1,0"])
