@@ -106,23 +106,8 @@ def compensate(
         weight: w of the task term.
         damping: share of the mean diagonal of the moments that is added to it.
     """
-    rows, info = restored_rows(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)
-    return pair.tuned.at[pair.restored].set(rows), info
-
-
-def restored_rows(
-    method: Method,
-    form: str,
-    pair: Pair,
-    *,
-    honesty: Moments | Inputs,
-    task: Moments | Inputs | None,
-    weight: float | Array,
-    damping: float | Array,
-) -> tuple[Float[Array, "r o"], Info]:
-    """Compute the restored rows of W' alone, W_base,R + E_R; the arguments are those of `compensate`."""
     correction, info = correction_of(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)
-    return pair.base[pair.restored] + correction, info
+    return pair.tuned.at[pair.restored].set(pair.base[pair.restored] + correction), info
 
 
 def correction_of(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hcnr_jax.data import load_tokenizer
-from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt
 from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.evaluate.ask.runner import Answer, answer
@@ -20,11 +19,10 @@ from hcnr_jax.method.neurons import Kernel, Params
 from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.correct import restored_params
-from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, longest_answer
+from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, judging_examples, longest_answer
 from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
-from hcnr_jax.restoration.two_teachers import JUDGES
 
 # Questions of each file that are asked.
 ASKED = 100
@@ -39,19 +37,22 @@ COLUMNS = {
 
 
 def why_no_check(inputs: RunInputs) -> str | None:
-    """Return the reason why the three models are not asked, None if they are. Reads the data files."""
+    """Return the reason in the options why the three models are not asked, None if there is none."""
     if not inputs.config.check:
         return "--no-check"
     if inputs.config.stream:
         return "--stream holds no model whole"
     if inputs.layout is not None or inputs.config.distributed is not None:
         return "the models are asked on one device alone"
+    return None
+
+
+def too_few(inputs: RunInputs, prompts: Mapping[str, Sequence[Prompt]]) -> str | None:
+    """Return the reason in the data files why the three models are not asked, None if there is none."""
     for role, path in (("honesty", inputs.config.honesty), ("task", inputs.config.task)):
-        found = _prompts(inputs, role)
-        if len(found) < LEAST:
-            return f"{path} has {len(found)} rows that the restoration does not read, and {LEAST} are needed"
-    labels = {prompt.answerable for prompt in _prompts(inputs, "honesty")}
-    if labels != {True, False}:
+        if len(prompts[role]) < LEAST:
+            return f"{path} has {len(prompts[role])} rows that the restoration does not read, and {LEAST} are needed"
+    if {prompt.answerable for prompt in prompts["honesty"]} != {True, False}:
         return f"{inputs.config.honesty} has no answerable or no unanswerable rows beside those that are read"
     return None
 
@@ -65,11 +66,14 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
         run: both models.
         corrected: the restored kernels.
     """
-    reason = why_no_check(run.inputs)
+    reason, by_role = why_no_check(run.inputs), {}
+    if reason is None:
+        by_role = {role: _prompts(run.inputs, role)[:ASKED] for role in ("honesty", "task")}
+        reason = too_few(run.inputs, by_role)
     if reason is not None:
         run.reporter.say(f"before and after are not compared: {reason}; `hcnr evaluate` measures any model")
         return None
-    prompts = [prompt for role in ("honesty", "task") for prompt in _prompts(run.inputs, role)[:ASKED]]
+    prompts = [prompt for found in by_role.values() for prompt in found]
     models = {
         "BASE": run.models.base,
         "TUNED": run.models.tuned,
@@ -85,7 +89,7 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
     sentence = _sentence(scores, difference)
     _print(run, scores, sentence)
     return {
-        "questions": {role: sum(prompt.role == role for prompt in prompts) for role in ("honesty", "task")},
+        "questions": {role: len(found) for role, found in by_role.items()},
         "models": {name: {key: found[key] for key in ("honesty", "task")} for name, found in scores.items()},
         "task_accuracy_minus_tuned": difference,
         "sentence": sentence,
@@ -93,10 +97,10 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
 
 
 def _prompts(inputs: RunInputs, role: str) -> list[Prompt]:
-    """Return the file's questions that are asked. Those that judged the steps of --refine come last, or not at all."""
-    found = held_out_prompts(inputs, role)
+    """Return the file's questions that were neither scored nor judged the steps of --refine."""
     judged = inputs.config.refine > 0 and inputs.config.refine_solver == "adamw"
-    return found[JUDGES:] if judged and len(found) - JUDGES >= LEAST else found
+    avoid = [example.row for example in judging_examples(inputs, role)] if judged else []
+    return held_out_prompts(inputs, role, avoid=avoid)
 
 
 def _answers(run: Run, params: Params, prompts: list[Prompt]) -> list[Answer]:
@@ -137,10 +141,8 @@ def _print(run: Run, scores: Mapping[str, Any], sentence: str) -> None:
 
 def _sentence(scores: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
     """Say in words what changed."""
-    values = [_value(scores[name], "honesty F1")[0] for name in ("BASE", "TUNED", "restored")]
-    if any(value is None for value in values):
-        raise InputError("honesty F1 is not known for every model")
-    base, tuned, restored = (100 * float(value) for value in values if value is not None)
+    names = ("BASE", "TUNED", "restored")
+    base, tuned, restored = (100 * float(_value(scores[name], "honesty F1")[0] or 0) for name in names)
     low, high = 100 * difference["low"], 100 * difference["high"]
     task = f"task accuracy {100 * difference['value']:+.1f} points [{low:+.1f}, {high:+.1f}] against TUNED"
     if base - tuned < 1:

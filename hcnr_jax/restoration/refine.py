@@ -19,6 +19,7 @@ from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
 from hcnr_jax.restoration.two_teachers import Factors, learn_from_teachers
+from hcnr_jax.training.teachers import LEARNING_COPIES
 
 
 class RefineResult(NamedTuple):
@@ -48,8 +49,9 @@ def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, Co
             return RefineResult(*learn_from_teachers(run, selection, corrected))
         except jax.errors.JaxRuntimeError as error:
             raise RunError(
-                "device memory does not hold what --refine needs beside both models (three float32 copies of what "
-                f"learns, and one microbatch's backward pass): use --refine 0 ({str(error)[:200]})"
+                f"device memory does not hold what --refine needs beside both models ({LEARNING_COPIES} float32 copies "
+                "of what learns, and one microbatch's backward pass): use a smaller --microbatch, or --refine 0 "
+                f"({str(error)[:200]})"
             ) from error
     base, tuned = run.models
     start = restored_params(tuned, corrected)

@@ -34,11 +34,11 @@ from hcnr_jax.restoration.resume.signals import Stopping
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score_pair import score_pair
 from hcnr_jax.restoration.select import kernel_squares, select_neurons
-from hcnr_jax.restoration.spill import spill_folder
 from hcnr_jax.restoration.write import Result, write_output
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.compile import compilation_cache
 from hcnr_jax.runtime.heartbeat import propagate_failure
+from hcnr_jax.runtime.spill import spill_folder
 
 
 class RestoreResult(NamedTuple):

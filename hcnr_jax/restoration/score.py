@@ -25,9 +25,9 @@ from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch, row_loss
 from hcnr_jax.restoration.microbatches import Part, Shape, halved, microbatches
 from hcnr_jax.restoration.score_rounding import jolted, rounding_of
-from hcnr_jax.restoration.spill import Spill
 from hcnr_jax.runtime.compile import PrecompiledFunction
 from hcnr_jax.runtime.sharding import Layout
+from hcnr_jax.runtime.spill import Spill
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hcnr_jax.checkpoints.lora import MergedCheckpoint
-from hcnr_jax.data import Example, fit_rows, load_tokenizer, pad_examples, read_rows
+from hcnr_jax.data import Example, pad_examples
 from hcnr_jax.method.adapter import Coordinates, restored_columns
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves, spread
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.decoder_blocks import completion_outputs
-from hcnr_jax.restoration.held_out import held_out
+from hcnr_jax.restoration.held_out import judging_examples
 from hcnr_jax.restoration.kernel_names import kernel_names
-from hcnr_jax.restoration.microbatches import HOST_TOKENS, loss_window
+from hcnr_jax.restoration.microbatches import loss_window
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
@@ -34,8 +34,8 @@ from hcnr_jax.training.trainer import TrainSettings, checked, each_step, epoch_b
 # The share of the steps in which the learning rate rises, and the default rates. An adapter's rate counts for A and B
 # scaled to equal norms.
 WARMUP, RATE, ADAPTER_RATE = 0.1, 4e-4, 4e-3
-# Rows of each file that judge the steps, the least that can, and the share of the scored rows that stand in otherwise.
-JUDGES, LEAST_JUDGES, JUDGES_SHARE = 64, 16, 8
+# One scored row of so many judges the steps where a file has too few others.
+JUDGES_SHARE = 8
 # How often the steps are judged, and after how many judgements without progress they end.
 JUDGED, PATIENCE = 10, 3
 
@@ -108,9 +108,9 @@ def _split(run: Run) -> tuple[tuple[list[Example], list[Example]], tuple[list[Ex
     Rows of the files that are not scored judge, where there are enough of them; otherwise every eighth scored row does.
     """
     train, judges = [], []
-    for path, scored in ((run.config.honesty, run.inputs.honesty), (run.config.task, run.inputs.task)):
-        others = _unscored(run, path, scored)
-        if len(others) >= LEAST_JUDGES:
+    for role, scored in (("honesty", run.inputs.honesty), ("task", run.inputs.task)):
+        others = judging_examples(run.inputs, role)
+        if others:
             train.append(scored)
             judges.append(others)
         else:
@@ -119,33 +119,11 @@ def _split(run: Run) -> tuple[tuple[list[Example], list[Example]], tuple[list[Ex
     return (train[0], train[1]), (judges[0], judges[1])
 
 
-def _unscored(run: Run, path: Any, scored: Sequence[Example]) -> list[Example]:
-    rows = held_out(read_rows(path), [example.row for example in scored], run.config.seed)
-    longest = max(len(example.tokens) for example in [*run.inputs.honesty, *run.inputs.task])
-    kept, _ = (
-        fit_rows(
-            [(row,) for row in rows],
-            load_tokenizer(run.inputs.tuned.tokenizer_folder),
-            min(longest, run.config.max_length),
-            long_rows="drop",
-            count=JUDGES,
-            max_positions=run.spec.max_positions,
-            vocab_size=run.spec.vocab_size,
-        )
-        if rows
-        else ([], [])
-    )
-    return [example for (example,) in kept]
-
-
 def _lessons(
     outputs: Outputs, run: Run, sides: tuple[Sequence[Example], Sequence[Example]], weights: tuple[float, float]
 ) -> Lessons:
     """Ask BASE about honesty rows and TUNED about task rows, and join the answers."""
-    every = [*run.inputs.honesty, *run.inputs.task]
-    length = max(len(example.tokens) for example in every)
-    length = -(-length // 8) * 8
-    rows = max(1, HOST_TOKENS // length)
+    length, rows = run.plan.shapes[-1]
     total = sum(map(len, sides))
     parts: list[Lessons] = []
     for teacher, examples, weight in zip(run.models, sides, weights, strict=True):
@@ -254,7 +232,7 @@ def _learn(run: Run, student: _Student, lessons: Lessons, exams: Sequence[Lesson
         warmup_steps=int(WARMUP * config.refine),
         batch_size=batch,
         seed=config.seed or 0,
-        microbatch=_divisor(batch, max(1, HOST_TOKENS // lessons.rows.tokens.shape[1])),
+        microbatch=_divisor(batch, run.plan.shapes[-1].rows),
     )
     inner = two_teachers(student.outputs)
 
@@ -265,8 +243,9 @@ def _learn(run: Run, student: _Student, lessons: Lessons, exams: Sequence[Lesson
         found = []
         for exam in exams:
             total = 0.0
-            for place in range(0, len(exam.weight), batch):
-                part = _some(exam, place, place + batch)
+            size = run.plan.shapes[-1].rows
+            for place in range(0, len(exam.weight), size):
+                part = _some(exam, place, place + size)
                 total += float(jnp.sum(row_divergences(student.outputs, student.join(student.frozen, trained), part)))
             found.append(total / len(exam.weight))
         return found[0], found[1]

@@ -260,7 +260,7 @@ def kernel_record(kernel: Kernel, name: str, result: Result) -> dict[str, Any]:
     record: dict[str, Any] = {
         "tensor": name,
         "perturbation": selection.perturbations[kernel],
-        "kept": kernel in set(selection.kept),
+        "kept": kernel in selection.kept,
         "neurons": int(np.asarray(mask).size),
         "neurons_restored": int(np.asarray(mask).sum()),
     }

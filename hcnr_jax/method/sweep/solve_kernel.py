@@ -21,7 +21,6 @@ from hcnr_jax.method.compensate import (
     choose_form,
     correction_of,
     matmul,
-    restored_rows,
 )
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
@@ -193,11 +192,8 @@ def solve_block_kernel(
     old, new, honesty, task = model.to_solver(kernel, (*pair, *read))
     restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
     operands = (old, new, restored, others, honesty, task, settings.task_weight, settings.damping)
-    if adapter is None:
-        weights, finite, info = _solve(settings.method, form, *operands)
-        return Result(kernel, weights, finite, form, statistics.tokens, info)
-    own = adapter[kernel]
-    weights, finite, info, thin = _solve_thin(settings.method, form, *operands, own.basis, own.change)
+    own = None if adapter is None else adapter[kernel]
+    weights, finite, info, thin = _solve(settings.method, form, *operands, own)
     return Result(kernel, weights, finite, form, statistics.tokens, info, thin)
 
 
@@ -213,37 +209,23 @@ def _solve(
     task: Any,
     weight: float | Array,
     damping: float | Array,
-) -> tuple[Array, Array, Info]:
-    """Solve one kernel in the precision of the statistics. Rows that are not restored stay bit-identical to tuned."""
+    adapter: Coordinates | None,
+) -> tuple[Array, Array, Info, Array | None]:
+    """Solve one kernel in the precision of the statistics. Rows that are not restored stay bit-identical to tuned.
+
+    With an adapter's coordinates the kernel is solved in these (`hcnr_jax.method.adapter`).
+    """
     dtype = honesty.inputs.dtype
     pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
-    rows, info = restored_rows(method, form, pair, honesty=honesty, task=task, weight=weight, damping=damping)
-    stored = rows.astype(tuned.dtype)
-    return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _solve_thin(
-    method: Method,
-    form: str,
-    base: Float[Array, "i o"],
-    tuned: Float[Array, "i o"],
-    restored: Array,
-    others: Array,
-    honesty: Any,
-    task: Any,
-    weight: float | Array,
-    damping: float | Array,
-    basis: Float[Array, "o k"],
-    change: Float[Array, "i k"],
-) -> tuple[Array, Array, Info, Array]:
-    """Solve one kernel in its adapter's coordinates; see `hcnr_jax.method.adapter`."""
-    dtype = honesty.inputs.dtype
-    pair = Pair(base.astype(dtype), tuned.astype(dtype), restored, others)
-    thin, info = correction_of(
-        method, form, thin_pair(pair, basis, change), honesty=honesty, task=task, weight=weight, damping=damping
-    )
-    stored = (pair.base[restored] + matmul(thin, basis.T.astype(dtype))).astype(tuned.dtype)
-    size = jnp.linalg.norm(pair.base)
-    info = info._replace(correction=jnp.linalg.norm(thin) / jnp.where(size > 0, size, 1))
+    solved = pair
+    if adapter is not None:
+        basis = jnp.asarray(adapter.basis)
+        solved = thin_pair(pair, basis, jnp.asarray(adapter.change))
+    correction, info = correction_of(method, form, solved, honesty=honesty, task=task, weight=weight, damping=damping)
+    thin = None
+    if adapter is not None:
+        thin, correction = correction, matmul(correction, basis.T.astype(dtype))
+        size = jnp.linalg.norm(pair.base)
+        info = info._replace(correction=jnp.linalg.norm(thin) / jnp.where(size > 0, size, 1))
+    stored = (pair.base[restored] + correction).astype(tuned.dtype)
     return tuned.at[restored].set(stored), jnp.all(jnp.isfinite(stored)), info, thin

@@ -16,9 +16,9 @@ from hcnr_jax.restoration.microbatches import Shape
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, differences
 from hcnr_jax.restoration.resume.folder import MANIFEST, Work, is_left, work_path
 from hcnr_jax.restoration.resume.signals import resume_command
-from hcnr_jax.restoration.spill import spill_folder
 from hcnr_jax.runtime.distributed import is_first
 from hcnr_jax.runtime.files import output_lock
+from hcnr_jax.runtime.spill import spill_folder
 
 
 def check_leftover(config: RestoreConfig) -> None:

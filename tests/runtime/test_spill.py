@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.errors import InputError
-from hcnr_jax.restoration.spill import Spill, spill_folder
+from hcnr_jax.runtime.spill import Spill, spill_folder
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32])
