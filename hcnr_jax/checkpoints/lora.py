@@ -198,9 +198,10 @@ class MergedCheckpoint(Checkpoint):
 
         A DoRA update is returned without its norms, which no low-rank product holds.
         """
-        if name not in self.updates:
-            return None
-        update = self.updates[name]
+        return self._factors(self.updates[name]) if name in self.updates else None
+
+    @staticmethod
+    def _factors(update: _Update) -> tuple[np.ndarray, np.ndarray, float]:
         a, b = (read_tensor(info).astype(np.float32) for info in (update.a, update.b))
         return a, b, update.scale
 
@@ -229,8 +230,8 @@ class MergedCheckpoint(Checkpoint):
             info, scale = self.biases[name]
             return weight + np.float32(scale) * read_tensor(info).astype(np.float32)
         update = self.updates[name]
-        a, b = (read_tensor(info).astype(np.float32) for info in (update.a, update.b))
-        weight += (b @ a) * np.float32(update.scale)
+        a, b, scale = self._factors(update)
+        weight += (b @ a) * np.float32(scale)
         if update.magnitude is not None:
             magnitude = read_tensor(update.magnitude).astype(np.float32).reshape(-1)
             weight *= (magnitude / np.linalg.norm(weight, axis=1))[:, None]
@@ -267,7 +268,8 @@ def open_adapter_files(folder: str | Path) -> AdapterFiles:
     path = local_folder(folder)
     weights = path / ADAPTER_WEIGHTS
     if not weights.is_file():
-        raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; save the adapter with safetensors (save_pretrained does)")
+        other = "adapter_model.bin is pickled and refused: save" if (path / "adapter_model.bin").is_file() else "save"
+        raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; {other} the adapter with safetensors (save_pretrained does)")
     shard = without_prefixes(read_header(weights))
     return AdapterFiles(path, read_json(path / ADAPTER_CONFIG), (shard,), _by_name(shard))
 
@@ -290,10 +292,7 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
     config = read_json(path / ADAPTER_CONFIG)
     _check_config(path, config)
     weights = path / ADAPTER_WEIGHTS
-    if not weights.is_file():
-        other = "adapter_model.bin is pickled and refused: save" if (path / "adapter_model.bin").is_file() else "save"
-        raise InputError(f"{path}: no {ADAPTER_WEIGHTS}; {other} the adapter with safetensors (save_pretrained does)")
-    tensors = {_plain_name(info.name): info for info in without_prefixes(read_header(weights)).tensors}
+    tensors = {_plain_name(name): info for name, info in open_adapter_files(path).tensors.items()}
     if not tensors:
         raise InputError(f"{weights} holds no tensor")
     _check_values(weights, tensors)
