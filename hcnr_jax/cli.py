@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -117,7 +118,8 @@ def _run(argv: Sequence[str] | None) -> int:
         config = parse(_load(command.config), rest, f"hcnr {name}")
         if command.device and getattr(config, "distributed", None) is None:
             _load("hcnr_jax.runtime.devices:open_devices")()
-        _load(command.function)(config)
+        with _compilation_cache(command):
+            _load(command.function)(config)
     except InputError as error:
         errors.print(f"hcnr {name}: {error}", markup=False)
         return 2
@@ -138,6 +140,14 @@ def _run(argv: Sequence[str] | None) -> int:
             traceback.print_exc()
         return 1
     return 0
+
+
+def _compilation_cache(command: Command) -> contextlib.AbstractContextManager[None]:
+    """Keep compiled programs in the user's cache folder while a command computes."""
+    if not command.device:
+        return contextlib.nullcontext()
+    cache: contextlib.AbstractContextManager[None] = _load("hcnr_jax.runtime.compile:compilation_cache")("auto")
+    return cache
 
 
 def _unforeseen(error: Exception) -> str:

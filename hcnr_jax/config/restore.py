@@ -134,8 +134,10 @@ class RestoreConfig(RunConfig):
     stream: Annotated[bool, SCORES] = Field(
         False, description="read weights from the disk one block at a time, to save memory"
     )
-    compilation_cache: Annotated[Path | None, RUN] = Field(
-        None, description="folder that stores compiled programs for later runs"
+    compilation_cache: Annotated[str | None, RUN] = Field(
+        "auto",
+        description="folder that keeps compiled programs for later runs; auto: a folder in the user's cache, of at "
+        "most 2 GiB; none: keep nothing",
     )
     mesh: Annotated[str, SCORES] = Field(
         "", description="mesh of devices by axis, such as data=2,fsdp=2,model=2; default: one device"

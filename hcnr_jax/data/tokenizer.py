@@ -1,5 +1,6 @@
 """Loads a tokenizer from a folder, and finds the special tokens that it adds to a text."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,10 +34,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder}: there is no tokenizer.json (nor {', '.join(_VOCABULARIES[1:])}): tokenizer_config.json alone "
             "has no vocabulary; copy it from the model it came from"
         )
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _class_of(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # A broken configuration may show when the tokenizer is first used.
         tokenizer.decode(token_ids(tokenizer, "a b"), skip_special_tokens=True)
         special_ids(tokenizer)
@@ -47,6 +46,34 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {cause}); copy the tokenizer files "
             "again from the model it came from"
         ) from error
+
+
+# The classes of tokenizers that tokenizer.json describes alone, and the model types for which AutoTokenizer keeps them.
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_PLAIN_FAMILIES = ("llama",)
+
+
+def _class_of(folder: Path) -> Any:
+    """Return the class that reads the tokenizer of a folder.
+
+    This is AutoTokenizer, or the class that AutoTokenizer chooses for a folder that needs nothing but tokenizer.json.
+    Importing AutoTokenizer imports PyTorch where that is installed, which takes two seconds.
+    """
+    try:
+        own, model = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("tokenizer_config.json", "config.json")
+        )
+        plain = own.get("tokenizer_class") in _PLAIN_CLASSES and "auto_map" not in own
+        plain = plain and model.get("model_type") in _PLAIN_FAMILIES and (folder / "tokenizer.json").is_file()
+    except (OSError, ValueError, AttributeError):
+        plain = False
+    if plain:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 class Added(NamedTuple):

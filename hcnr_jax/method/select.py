@@ -231,6 +231,6 @@ def cross_weight_mask(
         for kernel in kept:
             if kernel.path == path:
                 keep[kernel.index] = True
-        return mask & jnp.asarray(keep).reshape(stack + (1,) * (mask.ndim - len(stack)))
+        return mask & keep.reshape(stack + (1,) * (mask.ndim - len(stack)))
 
     return {path: one(path, mask) for path, mask in masks.items()}, [k for k in order_kernels(kernels) if k in kept]

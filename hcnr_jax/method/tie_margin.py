@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from hcnr_jax.method.priority import PRIORITIES, PriorityName
+from hcnr_jax.method.program import Program
 from hcnr_jax.method.select import top_mask
 
 # Each neuron's rounding is a random draw, and a kernel's rounding is the root mean square of these draws. This multiple
@@ -38,7 +39,7 @@ class Cut(NamedTuple):
     near: Bool[Array, " n"]
 
 
-@partial(jax.jit, static_argnums=(0, 3))
+@partial(Program, static_argnums=(0, 3))
 def cut_of(
     name: PriorityName,
     honesty: Float[Array, " n"],

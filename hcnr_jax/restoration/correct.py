@@ -15,16 +15,21 @@ from hcnr_jax.data import Batch
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.compensate import Info
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves
+from hcnr_jax.method.program import lowering
 from hcnr_jax.method.restore import restore_kernel
+from hcnr_jax.method.select import exact_count
 from hcnr_jax.method.solve import Outcome
 from hcnr_jax.method.sweep.run import BlockModel, Problem, Settings, Sweep
 from hcnr_jax.method.sweep.run import Result as SweepResult
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch
+from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.microbatches import microbatches
+from hcnr_jax.restoration.plan import Plan
 from hcnr_jax.restoration.resume.products import CorrectedKernel, KernelStore, KnownWeights
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection
+from hcnr_jax.runtime.compile import compile_later
 from hcnr_jax.runtime.sharding import Layout
 
 # Largest norm of a correction, relative to the base kernel's norm. A larger correction shows that the solve failed.
@@ -95,6 +100,34 @@ def problem_of(run: Run, settings: Settings) -> Problem:
     return Problem(model, *run.models, honesty, task, run.inputs.coordinates)
 
 
+def prepare_corrections(inputs: RunInputs, plan: Plan, models: tuple[Params, Params]) -> None:
+    """Start to compile the programs that `correct` will call, in background threads.
+
+    The first block is corrected on descriptions of arrays, with a mask of the right size.
+
+    Args:
+        inputs: the configuration and the encoded rows.
+        plan: microbatches and dtype.
+        models: `checkpoints.describe_params` of BASE and TUNED.
+    """
+    config, spec = inputs.config, inputs.spec
+    if not config.objective.solves or config.solver != "dense" or inputs.layout is not None:
+        return
+    settings = settings_of(config)
+    honesty, task = ([part.batch for part in microbatches(rows, plan.shapes)] for rows in (inputs.honesty, inputs.task))
+    model = sweep_model(spec, settings, plan.dtype)
+    problem = Problem(model, *models, honesty, task, inputs.coordinates)
+    masks: dict[str, Any] = {}
+    for path, leaf in get_leaves(models[1], spec.kernels).items():
+        layers, width = leaf.shape[:2]
+        masks[path] = np.broadcast_to(np.arange(width) < exact_count(config.in_weight, width), (layers, width))
+    sweep = Sweep(settings, keep_inputs=plan.keep_inputs)
+    with lowering(compile_later):
+        for result in sweep.run(problem, masks):
+            if result.kernel.index[0] > 0 or result.form != "moments":
+                return
+
+
 def device_message(error: Exception) -> str:
     """Return a message that tells the user what to do about a device that failed while kernels were corrected."""
     if "RESOURCE_EXHAUSTED" in str(error):
@@ -156,11 +189,21 @@ _restore = jax.jit(restore_kernel, static_argnums=3)
 def restored_params(tuned: Params, corrected: Mapping[Kernel, CorrectedKernel]) -> Params:
     """Return TUNED's params with the corrected kernels in place: the model that `write_output` would write."""
     leaves: Leaves = get_leaves(tuned, dict.fromkeys(kernel.path for kernel in corrected))
-    for path in leaves:
-        layers = [kernel.index[0] for kernel in corrected if kernel.path == path]
-        rows = jnp.stack([jnp.asarray(corrected[Kernel(path, (layer,))].weights) for layer in layers])
-        leaves[path] = leaves[path].at[np.asarray(layers)].set(rows)
-    return put_leaves(tuned, leaves)
+    layers: dict[str, dict[int, Any]] = {path: {} for path in leaves}
+    for kernel, item in corrected.items():
+        found = item.weights
+        layers[kernel.path][kernel.index[0]] = found if isinstance(found, jax.Array) else np.asarray(found)
+    return put_leaves(tuned, _with_layers(leaves, layers))
+
+
+@jax.jit
+def _with_layers(leaves: Leaves, layers: dict[str, dict[int, jax.Array]]) -> Leaves:
+    """Replace single layers of stacked leaves, in one program."""
+    changed = dict(leaves)
+    for path, found in layers.items():
+        for layer, weights in found.items():
+            changed[path] = changed[path].at[layer].set(weights)
+    return changed
 
 
 def checked(

@@ -17,6 +17,7 @@ from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.data import Batch
 from hcnr_jax.method.fisher import Loss
 from hcnr_jax.method.neurons import Kernel, Params
+from hcnr_jax.method.program import Program
 from hcnr_jax.method.refine.problem import Outputs
 from hcnr_jax.method.sweep.run import BlockModel
 from hcnr_jax.models import (
@@ -188,7 +189,7 @@ def _block_params(params: Any, index: int) -> Params:
     return _block_at(params["blocks"], index)
 
 
-@jax.jit
+@Program
 def _block_at(blocks: Params, index: Any) -> Params:
     """Take one layer of every stacked leaf, in one program."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)

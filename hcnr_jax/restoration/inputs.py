@@ -40,6 +40,7 @@ from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration.decoder_blocks import layout_of
 from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.output_kind import adapter_to_write, kernel_coordinates
+from hcnr_jax.runtime.compile import AUTO
 from hcnr_jax.runtime.files import check_output, check_writable
 from hcnr_jax.runtime.sharding import Layout, check_mesh, make_mesh
 
@@ -87,8 +88,8 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
         InputError: these models, rows or options cannot be used for a restoration.
     """
     mesh = _mesh(config)
-    if config.compilation_cache is not None:
-        check_writable(config.compilation_cache, f"--compilation-cache {config.compilation_cache}")
+    if config.compilation_cache not in (None, AUTO):
+        check_writable(Path(config.compilation_cache), f"--compilation-cache {config.compilation_cache}")
     refuse_same_file(config.honesty, config.task)
     base = open_checkpoint(config.base)
     tuned = open_tuned(config.tuned, base)

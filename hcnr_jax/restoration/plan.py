@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
 from hcnr_jax.checkpoints.load import loaded_bytes
@@ -283,7 +284,7 @@ def _refine_bytes(inputs: RunInputs, kernel_weights: int) -> int:
 
 def matmul_rate(dtype: str = "float32", size_: int = 512, repeats: int = 4) -> float:
     """Measure the FLOP/s of one device, in a few hundredths of a second."""
-    x = jnp.ones((size_, size_), jnp.dtype(dtype))
+    x = np.ones((size_, size_), jnp.dtype(dtype))
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     multiply(x).block_until_ready()
     start = time.perf_counter()

@@ -18,6 +18,7 @@ from hcnr_jax.data import Batch, Example
 from hcnr_jax.errors import InputError, RunError
 from hcnr_jax.method.fisher import init_scores, score_batch
 from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params
+from hcnr_jax.method.program import Program, lowering
 from hcnr_jax.method.sums import Sums, mean_sums
 from hcnr_jax.method.sweep.blockwise_fisher import layerwise_losses, layerwise_scores, stack_scores
 from hcnr_jax.models import ModelSpec, abstract_params
@@ -25,7 +26,7 @@ from hcnr_jax.report.console import Reporter, Stage
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch, row_loss
 from hcnr_jax.restoration.microbatches import Part, Shape, halved, microbatches
 from hcnr_jax.restoration.score_rounding import jolted, rounding_of
-from hcnr_jax.runtime.compile import PrecompiledFunction
+from hcnr_jax.runtime.compile import compile_later
 from hcnr_jax.runtime.sharding import Layout
 from hcnr_jax.runtime.spill import Spill
 
@@ -66,8 +67,8 @@ class Scores:
     rounding: dict[str, np.ndarray] | None = None
 
 
-def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> None:
-    """Start to compile the programs that `score` will call, in background threads.
+def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params, other: Params | None = None) -> None:
+    """Start to compile the programs that `score` and `losses_of` will call, in background threads.
 
     Nothing is compiled for a mesh, because its program also depends on where the arguments lie.
 
@@ -75,14 +76,18 @@ def prepare_scoring(how: Scoring, shapes: Sequence[Shape], params: Params) -> No
         how: how rows are scored.
         shapes: of the microbatches.
         params: `checkpoints.describe_params` of the model to be scored.
+        other: the same of the model whose losses alone are computed; None if there is none.
     """
     if how.layout is not None:
         return
     sums = jax.eval_shape(partial(_no_scores, how))
-    for length, rows in shapes:
-        mask = np.zeros((rows, length), bool)
-        batch = Batch(np.zeros((rows, length), np.int32), mask, mask)
-        _score_step.prepare(how, params, batch, np.zeros(rows, np.float32), sums)
+    with lowering(compile_later):
+        for length, rows in shapes:
+            mask = np.zeros((rows, length), bool)
+            batch = Batch(np.zeros((rows, length), np.int32), mask, mask)
+            _score_step(how, params, batch, np.zeros(rows, np.float32), sums)
+            if other is not None:
+                _loss_step(how, other, batch)
 
 
 def scoring_memory(how: Scoring, shape: Shape, params: Params) -> tuple[int, int]:
@@ -279,8 +284,8 @@ def _no_scores(how: Scoring) -> Sums:
 
 
 _mean = jax.jit(mean_sums)
-_score_step = PrecompiledFunction(_score, static=(0,), donate=(4,))
-_loss_step = PrecompiledFunction(_loss, static=(0,))
+_score_step = Program(_score, static_argnums=(0,), donate_argnums=(4,))
+_loss_step = Program(_loss, static_argnums=(0,))
 
 
 class _Losses:

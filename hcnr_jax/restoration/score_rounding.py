@@ -9,6 +9,7 @@ because scales are vectors.
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +30,22 @@ def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
     `norms` are the paths of the norms' scales, as in `Family.norms`.
     """
     rng = np.random.default_rng(SEED)
-    moved: Leaves = {}
+    leaves: Leaves = {}
+    factors: dict[str, np.ndarray] = {}
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         if path in norms:
             unit = max(float(jnp.finfo(kind).eps) for kind in (dtype, leaf.dtype))
-            factor = (1 + unit * rng.choice(np.asarray([-1.0, 1.0]), leaf.shape)).astype(np.float32)
-            moved[path] = jax.jit(_times, out_shardings=leaf.sharding)(leaf, factor)
-    return put_leaves(params, moved)
+            leaves[path] = leaf
+            factors[path] = (1 + unit * rng.choice(np.asarray([-1.0, 1.0]), leaf.shape)).astype(np.float32)
+    # On a mesh the moved scales lie where the scales lie. On one device a stated place would need another program.
+    places: Any = {path: leaf.sharding for path, leaf in leaves.items()}
+    if all(len(place.device_set) == 1 for place in places.values()):
+        places = None
+    return put_leaves(params, jax.jit(_times, out_shardings=places)(leaves, factors))
 
 
-def _times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
-    return (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)
+def _times(leaves: Leaves, factors: dict[str, jax.Array]) -> Leaves:
+    return {path: (leaf.astype(jnp.float32) * factors[path]).astype(leaf.dtype) for path, leaf in leaves.items()}
 
 
 def rounding_of(scores: Leaves, again: Leaves, neuron_axes: int = 1) -> dict[str, np.ndarray]:

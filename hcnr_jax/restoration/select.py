@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +14,17 @@ import numpy as np
 from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.method import select
-from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves
+from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves, neuron_shape, stack_shape
 from hcnr_jax.method.priority import PriorityName, priorities
-from hcnr_jax.method.select import Squares
+from hcnr_jax.method.program import Program, lowering
+from hcnr_jax.method.select import Squares, exact_count
 from hcnr_jax.method.sweep.run import without
+from hcnr_jax.method.tie_margin import cut_of
 from hcnr_jax.models import ModelSpec, abstract_params
 from hcnr_jax.restoration.decoder_blocks import block_model
 from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.score import check_scores
+from hcnr_jax.runtime.compile import compile_later
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,8 @@ def select_neurons(
     check_scores(honesty, "honesty", names)
     check_scores(task, "task", names)
     kernels = get_leaves(abstract_params(spec), spec.kernels)
-    candidates = _candidates(
-        spec, config.priority, config.in_weight, config.granularity, config.seed or 0, honesty, task
+    candidates = jax.device_get(
+        _candidates(spec, config.priority, config.in_weight, config.granularity, config.seed or 0, honesty, task)
     )
     perturbations = _perturbations(spec, squares, candidates)
     masks, kept = select.cross_weight_mask(candidates, perturbations, kernels, ratio=config.cross_weight, names=names)
@@ -74,7 +79,22 @@ def select_neurons(
     return Selection(masks, dict(select.rank_kernels(perturbations, kernels, names)), kept)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def prepare_selection(config: RestoreConfig, spec: ModelSpec) -> None:
+    """Start to compile the programs of the selection and of its tie margins, in background threads."""
+    shapes = {
+        path: (*stack_shape(leaf), *neuron_shape(leaf, config.granularity))
+        for path, leaf in get_leaves(abstract_params(spec), spec.kernels).items()
+    }
+    scores = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+    asked = (spec, config.priority, config.in_weight, config.granularity, config.seed or 0)
+    with lowering(compile_later):
+        _candidates(*asked, scores, scores)
+        for count in {math.prod(shape[1:]) for shape in shapes.values()} if config.priority != "random" else ():
+            flat = jax.ShapeDtypeStruct((count,), np.float32)
+            cut_of(config.priority, flat, flat, exact_count(config.in_weight, count), 0.0)
+
+
+@partial(Program, static_argnums=(0, 1, 2, 3))
 def _candidates(
     spec: ModelSpec,
     priority: PriorityName,
@@ -116,20 +136,30 @@ def kernel_squares(
     model = block_model(spec)
     for index in range(spec.num_layers):
         old, new = (get_leaves(model.block_params(params, index), model.paths) for params in (base, tuned))
-        for path in model.paths:
-            yield model.kernel(index, path), _squares(old[path], new[path], granularity)
+        for path, found in _block_squares(old, new, granularity).items():
+            yield model.kernel(index, path), found
 
 
 def _perturbations(
     spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves
 ) -> dict[str, np.ndarray]:
     """Compute d_j by path, [layers]."""
-    rows: dict[str, list[jax.Array]] = {path: [] for path in spec.kernels}
-    masks = jax.device_get(candidates)
-    for kernel, found in squares:
-        rows[kernel.path].append(_perturbation(found, masks[kernel.path][kernel.index], 0))
-    return {path: np.asarray(found) for path, found in jax.device_get(rows).items()}
+    blocks: list[dict[str, jax.Array]] = []
+    waiting = iter(squares)
+    while block := list(itertools.islice(waiting, len(spec.kernels))):
+        pairs = {kernel.path: (found, candidates[kernel.path][kernel.index]) for kernel, found in block}
+        blocks.append(_block_perturbations(pairs))
+    host = jax.device_get(blocks)
+    return {path: np.asarray([block[path] for block in host]) for path in spec.kernels}
 
 
-_squares = jax.jit(select.neuron_squares, static_argnums=2)
-_perturbation = jax.jit(select.perturbation_of, static_argnums=2)
+@partial(jax.jit, static_argnums=2)
+def _block_squares(old: Leaves, new: Leaves, granularity: Granularity) -> dict[str, Squares]:
+    """Compute the squares of all kernels of a block in one program."""
+    return {path: select.neuron_squares(old[path], new[path], granularity) for path in old}
+
+
+@jax.jit
+def _block_perturbations(pairs: dict[str, tuple[Squares, jax.Array]]) -> dict[str, jax.Array]:
+    """Compute d_j of all kernels of a block in one program, from their squares and candidate masks."""
+    return {path: select.perturbation_of(squares, mask, 0) for path, (squares, mask) in pairs.items()}

@@ -11,11 +11,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array, Bool, Float
 
 from hcnr_jax.method.curvature import capture_inputs
 from hcnr_jax.method.neurons import Kernel, Params
+from hcnr_jax.method.program import Program
 
 Hidden = Any
 Batch = Any
@@ -106,11 +106,11 @@ def steps_of(model: BlockModel) -> Steps:
     and shapes therefore compiles nothing.
     """
     return Steps(
-        jax.jit(model.embed),
-        jax.jit(model.apply),
-        jax.jit(functools.partial(_capture, model), static_argnums=0),
-        jax.jit(functools.partial(_finish, model)),
-        jax.jit(functools.partial(_walk, model), static_argnums=0),
+        Program(model.embed),
+        Program(model.apply),
+        Program(functools.partial(_capture, model), static_argnums=(0,)),
+        Program(functools.partial(_finish, model)),
+        Program(functools.partial(_walk, model), static_argnums=(0,)),
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -25,6 +24,7 @@ from hcnr_jax.method.compensate import (
 from hcnr_jax.method.curvature import Inputs, Moments
 from hcnr_jax.method.neurons import Kernel, Params, get_leaves
 from hcnr_jax.method.objectives.table import OBJECTIVES, Objective
+from hcnr_jax.method.program import Program
 from hcnr_jax.method.sweep.model import BlockModel
 
 # The inputs of a group on one side (honesty or task), in the form that a solve reads: moments, tokens or neither.
@@ -190,14 +190,14 @@ def solve_block_kernel(
     kernel, pair = model.kernel(*place), [get_leaves(block, [place[1]])[place[1]] for block in blocks]
     read = statistics.honesty[as_moments], statistics.task.get(as_moments)
     old, new, honesty, task = model.to_solver(kernel, (*pair, *read))
-    restored, others = jnp.asarray(np.flatnonzero(mask)), jnp.asarray(np.flatnonzero(~mask))
+    restored, others = (np.flatnonzero(chosen).astype(np.int32) for chosen in (mask, ~mask))
     operands = (old, new, restored, others, honesty, task, settings.task_weight, settings.damping)
     own = None if adapter is None else adapter[kernel]
     weights, finite, info, thin = _solve(settings.method, form, *operands, own)
     return Result(kernel, weights, finite, form, statistics.tokens, info, thin)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(Program, static_argnums=(0, 1))
 def _solve(
     method: Method,
     form: str,

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from hcnr_jax.method.curvature import Inputs, Moments, init_moments, mean_moments, update_moments
 from hcnr_jax.method.neurons import Params, wide
+from hcnr_jax.method.program import Described, Program
 from hcnr_jax.method.sweep.model import Batch, BlockModel, Hidden, embed, steps_of
 
 
@@ -33,7 +34,7 @@ class Stream:
     batches: Sequence[Batch]
     hidden: list[Hidden]
     keep: bool = True
-    read: list[dict[str, Array]] = field(init=False)
+    read: list[dict[str, Described]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.read = [{} for _ in self.batches]
@@ -50,7 +51,7 @@ class Stream:
         """
         return cls(batches, [embed(model, params, batch) for batch in batches], keep)
 
-    def capture(self, model: BlockModel, first: str, block: Params, index: int, place: int) -> Array:
+    def capture(self, model: BlockModel, first: str, block: Params, index: int, place: int) -> Described:
         """Return the inputs of one group on one microbatch.
 
         Call this in data-flow order, when the kernels of all earlier groups have their final weights.
@@ -110,7 +111,7 @@ class Accumulator:
         self._tokens: list[Array] = []
         self._shifts: list[Array] = []
 
-    def add(self, now: Array, reference: Array | None, mask: np.ndarray) -> None:
+    def add(self, now: Described, reference: Described | None, mask: np.ndarray) -> None:
         """Add the inputs of one microbatch.
 
         Args:
@@ -137,7 +138,7 @@ class Accumulator:
         return found
 
 
-def _mesh_of(array: Array) -> Mesh | None:
+def _mesh_of(array: Described) -> Mesh | None:
     """Return the mesh of an array, or None for an array without a mesh."""
     sharding = array.sharding
     return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
@@ -171,13 +172,14 @@ def _moments_on(mesh: Mesh | None, fan_in: int, propagated: bool, dtype: Any, di
             return NamedSharding(mesh, columns if leaf.ndim else PartitionSpec())
 
         where = jax.tree.map(place, jax.eval_shape(zeros))
-    return _Moments(jax.jit(zeros, out_shardings=where), jax.jit(update_moments, out_shardings=where, donate_argnums=0))
+    add = Program(update_moments, out_shardings=where, donate_argnums=0)
+    return _Moments(Program(zeros, out_shardings=where), add)
 
 
-_mean = jax.jit(mean_moments)
+_mean = Program(mean_moments)
 
 
-def _rows(inputs: Array, mask: np.ndarray) -> Array:
+def _rows(inputs: Any, mask: np.ndarray) -> Array:
     """Return the real tokens of a microbatch, (n, in). Padding is located on the host, where the mask is."""
     flat = inputs.reshape(-1, inputs.shape[-1])[np.flatnonzero(mask.reshape(-1))]
     return flat.astype(wide(inputs.dtype))

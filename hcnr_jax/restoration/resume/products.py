@@ -114,7 +114,7 @@ class KernelStore:
     def keep(self, kernel: Kernel, item: CorrectedKernel) -> CorrectedKernel:
         """Save a kernel. Return the same kernel, or with `release` a handle on the saved kernel."""
         rows = self._rows(kernel)
-        changed = item.weights if rows is None else jnp.asarray(item.weights)[rows]
+        changed = item.weights if rows is None else _rows_of(item.weights, rows)
         self.work.keep_kernel(kernel, item.form, changed, info=item.info, thin=item.thin)
         return dataclasses.replace(item, weights=StoredKernel(self, kernel)) if self.release else item
 
@@ -140,7 +140,13 @@ class KernelStore:
     def _rows(self, kernel: Kernel) -> np.ndarray | None:
         """Return the indices of a kernel's restored rows; None unless the unit of restoring is a row."""
         mask = np.asarray(self.selection.masks[kernel.path][kernel.index])
-        return np.flatnonzero(mask) if self.granularity == "input" else None
+        return np.flatnonzero(mask).astype(np.int32) if self.granularity == "input" else None
+
+
+@jax.jit
+def _rows_of(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Take rows of a kernel in one program."""
+    return weights.at[rows].get(mode="promise_in_bounds")
 
 
 @dataclass(frozen=True)
