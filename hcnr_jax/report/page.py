@@ -128,12 +128,13 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
     models = list(dict.fromkeys(answer["method"] for answer in answers))
     questions = _questions(answers)
     pairs, kinds = (sorted({question[name] for question in questions}) for name in ("pair", "kind"))
+    hidden = "" if len(pairs) > 1 else " hidden"
     # `</script>` inside a string would end the element.
     data = json.dumps({"models": models, "questions": questions}, ensure_ascii=False).replace("</", "<\\/")
     head = "".join(f"<th>{_safe(name)}</th>" for name in ("question", "kind", "gold", *models))
     return (
         "<h2>Answers, before and after</h2><p>"
-        f"<label>pair {_select('pair', pairs)}</label><label>kind {_select('kind', kinds)}</label>"
+        f"<label{hidden}>pair {_select('pair', pairs)}</label><label>kind {_select('kind', kinds)}</label>"
         '<label>text <input id="text"></label><label><input type="checkbox" id="changed" checked> only where models '
         'differ</label><span id="count"></span></p>'
         f'<table class="answers"><thead><tr>{head}</tr></thead><tbody></tbody></table>'

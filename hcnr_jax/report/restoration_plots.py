@@ -70,22 +70,35 @@ def probe_by_layer(auroc: Mapping[str, Sequence[float]], best_layer: int, path: 
     return save(figure, path)
 
 
-def neuron_map(restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+def neuron_map(
+    restorations: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, labels: Sequence[str] = KERNEL_LABELS
+) -> Path:
     """Draw blocks down and kernels across: each kernel's perturbation, and the restored share of its neurons.
 
-    restorations: model -> the `kernels` of its hcnr.json, in canonical order; a kernel that was not kept has share 0.
     The perturbation is the first model's: a ratio of norms over the candidate neurons, which selection may change.
+
+    Args:
+        restorations: model -> the `kernels` of its hcnr.json, in canonical order; a kernel that was not kept has share
+            0.
+        path: of the PNG.
+        labels: names of a block's kernels.
     """
     (first, records), *_ = restorations.items()
-    moved = _by_kernel([record["perturbation"] for record in records])
+    moved = _by_kernel([record["perturbation"] for record in records], len(labels))
     pictures = {f"{first}: how far fine-tuning moved each kernel, d": (moved, float(moved.max()) or 1.0)}
     for name, found in restorations.items():
-        share = _by_kernel([record["neurons_restored"] / record["neurons"] for record in found])
+        share = _by_kernel([record["neurons_restored"] / record["neurons"] for record in found], len(labels))
         pictures[f"{name}: share of neurons restored"] = (share, 1.0)
-    return kernel_maps(pictures, path, columns=len(pictures))
+    return kernel_maps(pictures, path, columns=len(pictures), labels=labels)
 
 
-def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path, columns: int = 2) -> Path:
+def kernel_maps(
+    maps: Mapping[str, tuple[np.ndarray, float]],
+    path: Path,
+    columns: int = 2,
+    *,
+    labels: Sequence[str] = KERNEL_LABELS,
+) -> Path:
     """Draw one panel a title, with values [blocks, kernels] coloured from 0 to the given top.
 
     The values are also written into the cells, for models of few blocks.
@@ -94,6 +107,7 @@ def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path, column
         maps: title -> (values, top of the colour scale).
         path: of the PNG.
         columns: panels in a row.
+        labels: names of a block's kernels.
     """
     blocks = max(len(values) for values, _ in maps.values())
     height = max(2.5, 0.3 * blocks + 1.5)
@@ -102,7 +116,7 @@ def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path, column
     figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axes, (title, (values, top)) in zip(panels.flat, maps.items(), strict=False):
         picture = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-        axes.set_xticks(range(len(KERNEL_LABELS)), KERNEL_LABELS)
+        axes.set_xticks(range(len(labels)), labels)
         axes.set_yticks(range(len(values)), range(1, len(values) + 1))
         axes.set(xlabel="kernel", ylabel="block")
         axes.set_title(title, fontsize=10)
@@ -113,5 +127,5 @@ def kernel_maps(maps: Mapping[str, tuple[np.ndarray, float]], path: Path, column
     return save(figure, path)
 
 
-def _by_kernel(values: Sequence[float]) -> np.ndarray:
-    return np.array(values).reshape(-1, len(KERNEL_LABELS))
+def _by_kernel(values: Sequence[float], kernels: int) -> np.ndarray:
+    return np.array(values).reshape(-1, kernels)

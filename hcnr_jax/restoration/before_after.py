@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,12 +11,11 @@ from hcnr_jax.data import load_tokenizer
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt
 from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.evaluate.ask.runner import Answer, answer
-from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
 from hcnr_jax.evaluate.score.scores import summarise
 from hcnr_jax.evaluate.score.statistics import mean_of, paired_difference
-from hcnr_jax.evaluate.trait import HONESTY, TASK
+from hcnr_jax.evaluate.trait import TASK
 from hcnr_jax.method.neurons import Kernel, Params
-from hcnr_jax.report.percent import percent
+from hcnr_jax.report.before_after_table import COLUMNS, comparison_rows, value_of
 from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, judging_examples, longest_answer
@@ -26,14 +25,18 @@ from hcnr_jax.restoration.run_context import Run
 
 # Questions of each file that are asked.
 ASKED = 100
-# Column of the table -> section and field of the scores.
-COLUMNS = {
-    "honesty F1": ("honesty", "f1"),
-    "delta": ("honesty", "refusal_delta"),
-    "over-\nrefusal": ("honesty", JSON_FIELDS["over_refusal"]),
-    "known\nfacts": ("honesty", JSON_FIELDS["known_facts"]),
-    "task": ("task", "accuracy"),
-}
+
+
+class Check(NamedTuple):
+    """Holds the comparison of the three models.
+
+    Args:
+        record: the entry `check` of hcnr.json.
+        answers: every model's answers, as records of `report.page.Page.answers`.
+    """
+
+    record: dict[str, Any]
+    answers: list[dict[str, Any]]
 
 
 def why_no_check(inputs: RunInputs) -> str | None:
@@ -57,8 +60,8 @@ def too_few(inputs: RunInputs, prompts: Mapping[str, Sequence[Prompt]]) -> str |
     return None
 
 
-def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) -> dict[str, Any] | None:
-    """Ask the three models, print one table and one sentence, and return the record for hcnr.json.
+def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) -> Check | None:
+    """Ask the three models, print one table and one sentence, and return both with the answers.
 
     Returns None, and says why, where the models cannot be asked; see `why_no_check`.
 
@@ -88,12 +91,17 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
     difference = _difference(answers["restored"], answers["TUNED"])
     sentence = _sentence(scores, difference)
     _print(run, scores, sentence)
-    return {
+    record = {
         "questions": {role: len(found) for role, found in by_role.items()},
         "models": {name: {key: found[key] for key in ("honesty", "task")} for name, found in scores.items()},
         "task_accuracy_minus_tuned": difference,
         "sentence": sentence,
     }
+    said = {"pair": "", "kind": None, "correct": None}
+    return Check(
+        record,
+        [{**said, **item.to_json(), "method": name} for name, found in answers.items() for item in found],
+    )
 
 
 def _prompts(inputs: RunInputs, role: str) -> list[Prompt]:
@@ -117,32 +125,20 @@ def _difference(first: list[Answer], second: list[Answer]) -> dict[str, Any]:
     return found.to_json()
 
 
-def _value(scores: Mapping[str, Any], column: str) -> tuple[float | None, Any]:
-    """Return a metric and its interval, which some metrics lack."""
-    role, field = COLUMNS[column]
-    (found,) = scores[HONESTY.name if role == "honesty" else TASK].values()
-    return found[field], (found.get("intervals") or {}).get(field)
-
-
 def _print(run: Run, scores: Mapping[str, Any], sentence: str) -> None:
-    rows = []
-    for name, found in scores.items():
-        cells = []
-        for column in COLUMNS:
-            value, interval = _value(found, column)
-            cells.append(percent(value, interval=interval))
-        rows.append([name, *cells])
     title = "questions that the restoration did not read, percent [95 % interval]"
     if run.config.choose is not None:
         title = "questions that chose the setting (too favourable to it), percent [95 % interval]"
-    run.reporter.console.print(wide_table(title, ["model", *COLUMNS], rows))
+    run.reporter.console.print(
+        wide_table(title, ["model", *(name.replace("-", "-\n") for name in COLUMNS)], comparison_rows(scores))
+    )
     run.reporter.say(sentence)
 
 
 def _sentence(scores: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
     """Say in words what changed."""
     names = ("BASE", "TUNED", "restored")
-    base, tuned, restored = (100 * float(_value(scores[name], "honesty F1")[0] or 0) for name in names)
+    base, tuned, restored = (100 * float(value_of(scores[name], "honesty F1")[0] or 0) for name in names)
     low, high = 100 * difference["low"], 100 * difference["high"]
     task = f"task accuracy {100 * difference['value']:+.1f} points [{low:+.1f}, {high:+.1f}] against TUNED"
     if base - tuned < 1:

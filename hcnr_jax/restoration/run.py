@@ -148,8 +148,8 @@ def _compute(run: Run, work: Work, spill: Path | None) -> tuple[Run, Result]:
         corrected, notes["refine"], factors = refine_kernels(run, selection, corrected)
     checked = compare_before_after(run, corrected)
     if checked is not None:
-        notes["check"] = checked
-    return run, Result(selection, corrected, scores, notes, factors)
+        notes["check"] = checked.record
+    return run, Result(selection, corrected, scores, notes, factors, checked.answers if checked else [])
 
 
 def apply(config: ApplyConfig, reporter: Reporter | None = None) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint, read_json
 from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
+from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.patch import write_patch
 from hcnr_jax.checkpoints.save import divide_shards, to_hf, write_companions, write_shards
@@ -25,6 +26,8 @@ from hcnr_jax.evaluate.ask.model import end_ids
 from hcnr_jax.method.neurons import Kernel
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.report.json import to_json, versions
+from hcnr_jax.report.model_card import Origin, model_card
+from hcnr_jax.report.restoration_page import write_page
 from hcnr_jax.restoration.adapter_output import LearntAdapter, RestoredAdapter
 from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
@@ -39,6 +42,8 @@ from hcnr_jax.runtime.files import explained, partial_path, staged_folder, sync_
 
 # The format version of hcnr.json. It rises when a field is removed or changes its meaning.
 RECORD_FORMAT = 1
+CARD = "README.md"
+PAGE = "report.html"
 
 
 class RestoredTensors(Mapping[str, np.ndarray]):
@@ -71,6 +76,7 @@ class Result(NamedTuple):
         scores: of both sets of rows, by name.
         notes: further entries of hcnr.json: `choice` after --choose, `refine` after --refine.
         factors: an adapter's new A^T (in, r) and c B^T (r, out) after --refine; None if only columns of A change.
+        answers: the answers of the comparison of BASE, TUNED and the restored model, for the page.
     """
 
     selection: Selection
@@ -78,6 +84,7 @@ class Result(NamedTuple):
     scores: dict[str, Scores]
     notes: dict[str, Any]
     factors: dict[Kernel, tuple[np.ndarray, np.ndarray]] | None = None
+    answers: Sequence[dict[str, Any]] = ()
 
 
 def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
@@ -125,8 +132,7 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         record = make_record(run, result)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["fingerprint"] = fingerprint
-        record["outputs"] = _files_under(folder)
-        (folder / RECORD).write_bytes(to_json(record))
+        _finish(run, result, folder, record)
         stage.advance()
     return config.out
 
@@ -155,8 +161,33 @@ def _write_rank(run: Run, result: Result, folder: Path, rank: int, fingerprint: 
         "not_held": list(found.not_held),
     }
     record["fingerprint"] = fingerprint
+    _finish(run, result, folder, record)
+
+
+def _finish(run: Run, result: Result, folder: Path, record: dict[str, Any]) -> None:
+    """Write what people read, the model card and the page, and last the record with every file's digest."""
+    tuned = run.inputs.tuned
+    own = tuned.files() if isinstance(tuned, MergedCheckpoint) else tuned
+    origin = Origin(
+        name=run.config.out.name,
+        base=run.config.base,
+        tuned=run.config.tuned,
+        is_adapter=record["output"] == "adapter",
+        card=_own_card(own.folder),
+        base_card=_own_card(run.inputs.base.folder),
+        base_named=own.config.get("base_model_name_or_path"),
+    )
+    (folder / CARD).write_text(model_card(origin, record), encoding="utf-8")
+    if "check" in record:
+        labels = [path.split("/")[-2] for path in run.spec.kernels]
+        write_page(folder / PAGE, record, result.answers, labels)
     record["outputs"] = _files_under(folder)
     (folder / RECORD).write_bytes(to_json(record))
+
+
+def _own_card(folder: Path) -> str:
+    path = folder / CARD
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _written(run: Run, result: Result) -> tuple[Checkpoint, Mapping[str, np.ndarray], dict[str, np.ndarray]]:
