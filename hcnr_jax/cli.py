@@ -56,6 +56,7 @@ COMMANDS = {
     "evaluate": Command(
         "hcnr_jax.config:EvaluateConfig", "hcnr_jax.commands.evaluate:evaluate", "measure a model's honesty and task"
     ),
+    "chat": Command("hcnr_jax.config:ChatConfig", "hcnr_jax.commands.chat:chat", "ask models the same questions"),
     "probe": Command(
         "hcnr_jax.config:ProbeConfig",
         "hcnr_jax.commands.probe:probe",

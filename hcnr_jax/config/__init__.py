@@ -6,6 +6,7 @@ The fields of a configuration are the command line's options and the YAML file's
 
 from hcnr_jax.config.commands import (
     BenchConfig,
+    ChatConfig,
     DataConfig,
     DemoConfig,
     DiagnoseConfig,
@@ -31,6 +32,7 @@ from hcnr_jax.config.restore import ApplyConfig, RestoreConfig
 __all__ = [
     "ApplyConfig",
     "BenchConfig",
+    "ChatConfig",
     "Config",
     "DataConfig",
     "DemoConfig",

@@ -87,6 +87,23 @@ class EvaluateConfig(RunConfig):
     )
 
 
+class ChatConfig(RunConfig):
+    """Ask several models the same questions, and print their answers side by side."""
+
+    models: Annotated[tuple[str, ...], Positional()] = Field(
+        min_length=1,
+        max_length=6,
+        description="the models, such as BASE TUNED RESTORED: Hugging Face folders, hub names or LoRA adapters",
+    )
+    prompt: str | None = Field(
+        None, description="ask this question and stop; default: read questions from the terminal, one a line"
+    )
+    template: Literal["auto", "plain", "chat"] = Field(
+        "auto", description="prompt format; auto: chat for a model that has a chat template, else plain text"
+    )
+    max_new_tokens: int = Field(64, ge=1, description="maximum tokens per answer")
+
+
 class ProbeConfig(RunConfig):
     """Test whether TUNED still knows which questions it cannot answer, with probes trained on BASE's hidden states."""
 

@@ -155,5 +155,9 @@ def _explain(cls: type[RunConfig], error: Any) -> str:
 
 
 def _reason(error: Any) -> str:
+    if error["type"] in ("too_short", "too_long"):
+        limit = error["ctx"].get("min_length") if error["type"] == "too_short" else error["ctx"].get("max_length")
+        bound = "or more" if error["type"] == "too_short" else "at most"
+        return f"expected {limit} {bound}, found {error['ctx'].get('actual_length', 'more')}"
     expected = error["msg"].removeprefix("Input should be ")
     return "required" if error["type"] == "missing" else f"expected {expected}, got {error['input']!r}"

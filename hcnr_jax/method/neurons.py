@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
@@ -26,6 +27,7 @@ from hcnr_jax.errors import InputError
 
 Params = Any
 Leaves = dict[str, Array]
+HostLeaves = dict[str, np.ndarray]
 Granularity = Literal["input", "output", "weight"]
 
 
@@ -106,7 +108,7 @@ def get_leaves(params: Params, paths: Iterable[str]) -> dict[str, Any]:
     return {path: leaves[path] for path in paths}
 
 
-def put_leaves(params: Params, leaves: Mapping[str, Array]) -> Params:
+def put_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
     """Return a new nested dict in which `leaves` replace or join those of `params`; no array is copied.
 
     >>> put_leaves({"q": {"kernel": 1.0}}, {"q/kernel": jnp.asarray([2.0, 3.0])})["q"]["kernel"].tolist()

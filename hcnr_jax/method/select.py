@@ -12,7 +12,7 @@ to the kernel that comes first in `neurons.order_kernels`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ from hcnr_jax.method.neurons import (
     stack_shape,
     wide,
 )
+
+Mask = TypeVar("Mask", Array, np.ndarray)
 
 
 def exact_count(ratio: float, total: int) -> int:
@@ -193,13 +195,13 @@ def rank_kernels(
 
 
 def cross_weight_mask(
-    masks: Leaves,
+    masks: Mapping[str, Mask],
     perturbations: Mapping[str, Array | np.ndarray],
     kernels: Mapping[str, Shaped],
     *,
     ratio: float,
     names: Mapping[Kernel, str] | None = None,
-) -> tuple[Leaves, list[Kernel]]:
+) -> tuple[dict[str, Mask], list[Kernel]]:
     """Keep the candidates of the round(R_CW * L) most perturbed kernels, and clear the masks of the others.
 
     Args:
@@ -210,7 +212,8 @@ def cross_weight_mask(
         names: {kernel: its name in an error message}; by default the kernel's path and index.
 
     Returns:
-        The set A_hc as masks, and the kept kernels in data-flow order (block, then the order of `kernels`).
+        The set A_hc as masks, on the host where the candidates are, and the kept kernels in data-flow order (block,
+        then the order of `kernels`).
 
     Raises:
         InputError: as in `exact_count` and `rank_kernels`.
@@ -225,7 +228,7 @@ def cross_weight_mask(
     ranked = rank_kernels(perturbations, kernels, names)
     kept = {kernel for kernel, _ in ranked[: exact_count(ratio, len(ranked))]}
 
-    def one(path: str, mask: Array) -> Array:
+    def one(path: str, mask: Mask) -> Mask:
         stack = stack_shape(kernels[path])
         keep = np.zeros(stack, bool)
         for kernel in kept:

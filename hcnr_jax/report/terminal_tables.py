@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
 from hcnr_jax.evaluate.score.scores import POOLED
@@ -53,3 +54,12 @@ def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
         label = "all task" if name == POOLED else name
         rows.append([label, str(found["questions"]), "", "", percent(found["refused"]), "", accuracy])
     return wide_table(title, header, rows)
+
+
+def side_by_side(title: str, texts: Mapping[str, str]) -> Table:
+    """Return a table with one column a name, in which the texts stand beside each other."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", expand=True)
+    for name in texts:
+        table.add_column(Text(name), ratio=1, overflow="fold")
+    table.add_row(*(Text(text) for text in texts.values()))
+    return table

@@ -21,6 +21,8 @@ from hcnr_jax.method.select import exact_count
 from hcnr_jax.method.solve import Outcome
 from hcnr_jax.method.sweep.run import BlockModel, Problem, Settings, Sweep
 from hcnr_jax.method.sweep.run import Result as SweepResult
+from hcnr_jax.method.sweep.solve_kernel import form_of
+from hcnr_jax.method.sweep.streams import count_tokens
 from hcnr_jax.models import ModelSpec
 from hcnr_jax.restoration.decoder_blocks import block_model, place_batch
 from hcnr_jax.restoration.inputs import RunInputs
@@ -103,7 +105,8 @@ def problem_of(run: Run, settings: Settings) -> Problem:
 def prepare_corrections(inputs: RunInputs, plan: Plan, models: tuple[Params, Params]) -> None:
     """Start to compile the programs that `correct` will call, in background threads.
 
-    The first block is corrected on descriptions of arrays, with a mask of the right size.
+    The first block is corrected on descriptions of arrays, with a mask of the right size. Nothing is compiled ahead for
+    a mesh, for conjugate gradients, or for so few tokens that solves read the tokens themselves.
 
     Args:
         inputs: the configuration and the encoded rows.
@@ -121,10 +124,13 @@ def prepare_corrections(inputs: RunInputs, plan: Plan, models: tuple[Params, Par
     for path, leaf in get_leaves(models[1], spec.kernels).items():
         layers, width = leaf.shape[:2]
         masks[path] = np.broadcast_to(np.arange(width) < exact_count(config.in_weight, width), (layers, width))
-    sweep = Sweep(settings, keep_inputs=plan.keep_inputs)
+    read = [*honesty, *(task if config.objective.reads_task else [])]
+    tokens = count_tokens([np.asarray(batch.attention_mask) for batch in read])
+    if any(form_of(settings, tokens, mask[0]) != "moments" for mask in masks.values()):
+        return
     with lowering(compile_later):
-        for result in sweep.run(problem, masks):
-            if result.kernel.index[0] > 0 or result.form != "moments":
+        for result in Sweep(settings, keep_inputs=plan.keep_inputs).run(problem, masks):
+            if result.kernel.index[0] > 0:
                 return
 
 

@@ -14,7 +14,16 @@ import numpy as np
 from hcnr_jax.checkpoints.stream import StreamedParams
 from hcnr_jax.config import RestoreConfig
 from hcnr_jax.method import select
-from hcnr_jax.method.neurons import Granularity, Kernel, Leaves, Params, get_leaves, neuron_shape, stack_shape
+from hcnr_jax.method.neurons import (
+    Granularity,
+    HostLeaves,
+    Kernel,
+    Leaves,
+    Params,
+    get_leaves,
+    neuron_shape,
+    stack_shape,
+)
 from hcnr_jax.method.priority import PriorityName, priorities
 from hcnr_jax.method.program import Program, lowering
 from hcnr_jax.method.select import Squares, exact_count
@@ -37,7 +46,7 @@ class Selection:
         kept: the kept kernels in data-flow order.
     """
 
-    masks: Leaves
+    masks: HostLeaves
     perturbations: dict[Kernel, float]
     kept: list[Kernel]
 
@@ -141,7 +150,7 @@ def kernel_squares(
 
 
 def _perturbations(
-    spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: Leaves
+    spec: ModelSpec, squares: Iterable[tuple[Kernel, Squares]], candidates: HostLeaves
 ) -> dict[str, np.ndarray]:
     """Compute d_j by path, [layers]."""
     blocks: list[dict[str, jax.Array]] = []

@@ -45,7 +45,8 @@ def test_the_hub_reads_the_results(record, tmp_path):
 
 
 def test_what_tuned_says_of_itself_stays_apart_from_its_results(record, tmp_path):
-    own = "---\nlicense: mit\ntags: [medical]\nmodel-index: [{name: x, results: []}]\n---\n# My model\n\nIt knows drugs.\n"
+    head = "license: mit\ntags: [medical]\nmodel-index: [{name: x, results: []}]"
+    own = f"---\n{head}\n---\n# My model\n\nIt knows drugs.\n"
     text = model_card(origin(card=own), record)
     card = read(text, tmp_path)
     assert card.data.license == "mit"

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hcnr_jax.method.neurons import Kernel
+from hcnr_jax.method.neurons import HostLeaves, Kernel
 from hcnr_jax.method.sweep.local import sweep_local
 from hcnr_jax.method.sweep.model import BlockModel
 from hcnr_jax.method.sweep.problem import Problem
@@ -67,7 +66,7 @@ class Sweep:
         self.settings.check()
 
     def run(
-        self, problem: Problem, masks: Mapping[str, Array], known: Mapping[Kernel, Array] | None = None
+        self, problem: Problem, masks: Mapping[str, Array | np.ndarray], known: Mapping[Kernel, Array] | None = None
     ) -> Iterator[Result]:
         """Yield every kernel with a restored neuron, in data-flow order.
 
@@ -86,22 +85,22 @@ class Sweep:
             yield result
 
 
-def without(masks: Mapping[str, Array], kernels: Iterable[Kernel]) -> dict[str, Array]:
+def without(masks: Mapping[str, Array | np.ndarray], kernels: Iterable[Kernel]) -> HostLeaves:
     """Return a copy of the masks in which these kernels have no restored neuron.
 
     >>> left = without({"q/kernel": jnp.ones((2, 2), bool)}, [Kernel("q/kernel", (1,))])
     >>> left["q/kernel"].tolist()
     [[True, True], [False, False]]
     """
-    left = {path: np.array(mask) for path, mask in masks.items()}
+    left: HostLeaves = {path: np.array(mask) for path, mask in masks.items()}
     for kernel in kernels:
         left[kernel.path][kernel.index] = False
-    return {path: jnp.asarray(mask) for path, mask in left.items()}
+    return left
 
 
 def sweep_cases(
     problem: Problem,
-    cases: Sequence[tuple[Settings, Mapping[str, Array]]],
+    cases: Sequence[tuple[Settings, Mapping[str, Array | np.ndarray]]],
     *,
     on_block: Callable[[int], None] = lambda index: None,
     known: Mapping[Kernel, Array] | None = None,

@@ -113,7 +113,7 @@ class Masks:
     leaves: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, model: BlockModel, masks: Mapping[str, Array]) -> Masks:
+    def of(cls, model: BlockModel, masks: Mapping[str, Array | np.ndarray]) -> Masks:
         """Bring masks from any device to the host."""
         return cls(model, {path: np.asarray(mask) for path, mask in masks.items()})
 

@@ -69,7 +69,7 @@ def recall_selection(work: Work, spec: ModelSpec) -> Selection | None:
         return float(rows[kernel.path][kernel.index])
 
     kept = [kernel for kernel in order if masks[kernel.path][kernel.index].any()]
-    return Selection({path: jnp.asarray(masks[path]) for path in spec.kernels}, {k: value(k) for k in order}, kept)
+    return Selection({path: masks[path] for path in spec.kernels}, {k: value(k) for k in order}, kept)
 
 
 @dataclass(frozen=True)
