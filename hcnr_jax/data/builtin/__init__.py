@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 from importlib import resources
-from typing import Literal, get_args
-
 import yaml
 
 from hcnr_jax.data.builtin.templates import ANSWERABLE_KINDS, UNANSWERABLE_KINDS, BuiltinQuestion, expand
@@ -19,11 +17,10 @@ from hcnr_jax.errors import InputError
 NAME = "builtin"
 """The name of these questions as a source of `hcnr data`."""
 
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+SPLITS = ("train", "validation", "test")
 
 
-def questions(split: SplitName) -> list[Question]:
+def questions(split: str) -> list[Question]:
     """Return the questions of one split, in the order of its file. They are the same in every run.
 
     Raises:
@@ -33,7 +30,7 @@ def questions(split: SplitName) -> list[Question]:
 
 
 @functools.cache
-def bank(split: SplitName) -> tuple[BuiltinQuestion, ...]:
+def bank(split: str) -> tuple[BuiltinQuestion, ...]:
     """Return the questions of one split with their templates and names.
 
     Raises:
@@ -51,7 +48,6 @@ __all__ = [
     "SPLITS",
     "UNANSWERABLE_KINDS",
     "BuiltinQuestion",
-    "SplitName",
     "bank",
     "questions",
 ]

@@ -46,11 +46,11 @@ ANSWERABLE_KINDS = {
     "context": "the answer is in the text that is given",
 }
 
-_ONES = (
+_NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+)
+_ONES, _TENS = _NUMBERS.split()[:20], _NUMBERS.split()[20:]
 _DATE = re.compile(r"(?P<day>\d{1,2}) (?P<month>[A-Z][a-z]+)")
 
 
