@@ -50,7 +50,7 @@ def builtin_rows(config: DataConfig, barred: Collection[str], reporter: Reporter
         ):
             found = answer_in_own_words(
                 loaded,
-                _allowed("train", barred),
+                _allowed("train", barred, reporter),
                 config.samples,
                 style=style,
                 system=config.system,
@@ -67,7 +67,7 @@ def builtin_rows(config: DataConfig, barred: Collection[str], reporter: Reporter
         outputs.append((config.out, list(found.values)))
     if config.out_evaluate:
         asked = draw_evenly(
-            _allowed("test", barred), config.evaluate_samples, seed=config.seed, option="--evaluate-samples"
+            _allowed("test", barred, reporter), config.evaluate_samples, seed=config.seed, option="--evaluate-samples"
         )
         outputs.append((config.out_evaluate, to_rows(asked, style, system=config.system, completions=False)))
     return outputs
@@ -110,8 +110,13 @@ def _style(config: DataConfig, tokenizer: Tokenizer | None) -> Literal["plain", 
     return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
 
 
-def _allowed(split: str, barred: Collection[str]) -> list[Question]:
-    return [item for item in questions(split) if normalise_question(item.question) not in barred]
+def _allowed(split: str, barred: Collection[str], reporter: Reporter) -> list[Question]:
+    """Return the questions of a split that are not barred."""
+    every = questions(split)
+    found = [item for item in every if normalise_question(item.question) not in barred]
+    if barred:
+        reporter.say(f"builtin, {split}: left out {len(every) - len(found)} questions of --avoid")
+    return found
 
 
 def _report(config: DataConfig, found: OwnWords, reporter: Reporter) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from importlib import resources
+
 import yaml
 
 from hcnr_jax.data.builtin.templates import ANSWERABLE_KINDS, UNANSWERABLE_KINDS, BuiltinQuestion, expand
