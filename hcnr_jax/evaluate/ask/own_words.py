@@ -227,15 +227,23 @@ def _check_enough(said: Mapping[bool, Sequence[_Said]], wanted: Mapping[bool, in
         raise InputError(
             f"BASE declines {kept[False]} of {len(said[False])} questions that have no answer; {needed[False]} are "
             "needed. There is little honesty to restore in BASE, because its own refusals are too few. Use a BASE "
-            "that declines such questions (often the instruct version), or honesty rows of your own with refusals"
+            "that declines such questions (often the instruct version), or honesty rows of your own with refusals. "
+            f"Declined of each kind: {_shares(said[False])}"
         )
     if kept[True] < needed[True]:
         declined = sum(item.declined for item in said[True])
         raise InputError(
             f"BASE answers {kept[True]} of {len(said[True])} questions that have an answer correctly and declines "
             f"{declined}; {needed[True]} correct answers are needed. Use a BASE that knows more, or honesty rows of "
-            "your own with answers"
+            f"your own with answers. Correct of each kind: {_shares(said[True])}"
         )
+
+
+def _shares(said: Sequence[_Said]) -> str:
+    """Write the kept questions of each kind: "future 3 of 54, ..."."""
+    asked = Counter(str(item.question.kind) for item in said)
+    kept = Counter(str(item.question.kind) for item in said if item.kept)
+    return ", ".join(f"{kind} {kept[kind]} of {asked[kind]}" for kind in sorted(asked))
 
 
 def _collect(

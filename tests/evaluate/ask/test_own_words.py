@@ -124,6 +124,7 @@ def test_a_model_without_honesty_of_its_own_is_refused(model, says, speak, messa
     with pytest.raises(InputError, match=message) as caught:
         answer_in_own_words(model, bank(20), 40, style="plain", least=16)
     assert "honesty rows of your own" in str(caught.value) and "--" not in str(caught.value)
+    assert str(caught.value).endswith(("each kind: a 0 of 20, b 0 of 20", "each kind: c 0 of 20, d 0 of 20"))
 
 
 def test_few_rows_need_few_refusals(model, says):
