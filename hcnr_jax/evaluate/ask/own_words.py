@@ -99,7 +99,7 @@ def answer_in_own_words(
 
     Args:
         model: the aligned model (BASE), loaded.
-        questions: with `answers` where answerable.
+        questions: with an `id` of their own, and `answers` where answerable.
         samples: number of rows wanted; an odd number has one more unanswerable.
         style: format of the rows and hence of the prompts.
         system: text of a system message; None writes none.
@@ -112,7 +112,10 @@ def answer_in_own_words(
 
     Raises:
         InputError: the model declines, or answers correctly, fewer than `least` questions; or a prompt is too long.
+        ValueError: two questions have one id.
     """
+    if len({item.id for item in questions}) < len(questions):
+        raise ValueError("questions: expected an id of its own for each, found one id twice")
     wanted = {False: samples - samples // 2, True: samples // 2}
     prompts = _prompts(model, questions, style, system, max_new_tokens)
     order = np.random.default_rng(seed).permutation(len(questions))

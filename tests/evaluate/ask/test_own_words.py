@@ -134,6 +134,11 @@ def test_few_rows_need_few_refusals(model, says):
         answer_in_own_words(model, bank(20), 20, style="plain")
 
 
+def test_questions_need_ids_of_their_own(model):
+    with pytest.raises(ValueError, match="found one id twice"):
+        answer_in_own_words(model, [*bank(2), *bank(1)], 2, style="plain")
+
+
 def test_texts_are_the_models_and_cut_ones_end_with_a_whole_sentence(model, monkeypatch):
     prompts = prompts_of(model, honesty=3, task=0, choices=0)
     ids = {word: model.tokenizer.convert_tokens_to_ids(word) for word in ("I", "do", "not", "know", ".", "sky")}
