@@ -79,7 +79,7 @@ COMMANDS = {
         "how fast honesty comes back when it is taught",
     ),
     "data": Command(
-        "hcnr_jax.config:DataConfig", "hcnr_jax.commands.data:data", "turn benchmark files into rows", device=False
+        "hcnr_jax.config:DataConfig", "hcnr_jax.commands.data:data", "make honesty and task rows", device=False
     ),
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.commands.diagnose:diagnose", "check whether restoring will work"
@@ -270,7 +270,7 @@ def _argument(name: str, info: FieldInfo, default: Any) -> Any:
     metavar, hint = (name.upper() if is_positional(info.metadata) else None), None
     if _allows_none(info.annotation):
         kinds = [kind for kind in getattr(info.annotation, "__args__", ()) if kind is not type(None)]
-        metavar = "|".join([*(kind.__name__.upper() for kind in kinds), "none"])
+        metavar = metavar or "|".join([*(kind.__name__.upper() for kind in kinds), "none"])
         hint = "(default: none)" if default is None else None
     return tyro.conf.arg(help=info.description, metavar=metavar, help_behavior_hint=hint)
 

@@ -1,11 +1,15 @@
-"""Runs `hcnr data`, which turns a benchmark's official files into rows to restore, tune, evaluate or probe with."""
+"""Runs `hcnr data`, which makes rows to restore, tune, evaluate or probe with.
+
+The questions are a benchmark's official files, or the built-in questions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from hcnr_jax.commands.builtin_rows import builtin_rows
 from hcnr_jax.config import DataConfig
 from hcnr_jax.data import (
     BENCHMARKS,
@@ -21,6 +25,7 @@ from hcnr_jax.data import (
     to_rows,
     write_rows,
 )
+from hcnr_jax.data.builtin import NAME as BUILTIN
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.prompts import question_of
 from hcnr_jax.report.console import Reporter
@@ -39,25 +44,14 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
     for path, option in ((config.out, "--out"), (config.out_evaluate, "--out-evaluate")):
         if path is not None:
             check_new_file(path, option)
-    _check_only(config)
-    dataset = read_dataset(config.name, config.path)
-    for line in dataset.report.lines():
-        reporter.say(line)
+    _check_source(config)
     avoid = [question_of(row) for path in config.avoid for row in read_rows(path, need_completion=False)]
     barred = {normalise_question(text) for text in avoid}
-    questions = [item for item in dataset.questions if normalise_question(item.question) not in barred]
-    if avoid:
-        reporter.say(f"{config.name}: left out {len(dataset.questions) - len(questions)} questions of --avoid")
-    outputs: list[tuple[Path, Rows]] = []
-    scored = choose_scored(config, questions, reporter) if config.out else []
-    if config.out:
-        rows = to_rows(scored, config.template, seed=config.seed, system=config.system)
-        _check_tokens(config, rows, config.out, reporter)
-        outputs.append((config.out, rows))
-    if config.out_evaluate:
-        asked = choose_evaluated(config, questions, scored)
-        rows = to_rows(asked, config.template, seed=config.seed, system=config.system, completions=False)
-        outputs.append((config.out_evaluate, rows))
+    make = builtin_rows if config.name == BUILTIN else benchmark_rows
+    outputs = make(config, barred, reporter)
+    for path, rows in outputs:
+        if path == config.out:
+            _check_tokens(config, rows, path, reporter)
     for path, rows in outputs:
         write_rows(path, rows)
         answerable = sum(bool(row["answerable"]) for row in rows)
@@ -65,10 +59,56 @@ def data(config: DataConfig, reporter: Reporter | None = None) -> dict[str, int]
     return {str(path): len(rows) for path, rows in outputs}
 
 
+def benchmark_rows(config: DataConfig, barred: Collection[str], reporter: Reporter) -> list[tuple[Path, Rows]]:
+    """Return the rows of --out and --out-evaluate from the files of a benchmark.
+
+    Args:
+        config: the options of `hcnr data`.
+        barred: normalised questions to leave out.
+        reporter: prints the report of the files.
+
+    Raises:
+        InputError: the options or the files cannot be used.
+    """
+    dataset = read_dataset(config.name, str(config.path))
+    for line in dataset.report.lines():
+        reporter.say(line)
+    questions = [item for item in dataset.questions if normalise_question(item.question) not in barred]
+    if config.avoid:
+        reporter.say(f"{config.name}: left out {len(dataset.questions) - len(questions)} questions of --avoid")
+    style: Literal["plain", "chat"] = "chat" if config.template == "chat" else "plain"
+    outputs: list[tuple[Path, Rows]] = []
+    scored = choose_scored(config, questions, reporter) if config.out else []
+    if config.out:
+        outputs.append((config.out, to_rows(scored, style, seed=config.seed, system=config.system)))
+    if config.out_evaluate:
+        asked = choose_evaluated(config, questions, scored)
+        rows = to_rows(asked, style, seed=config.seed, system=config.system, completions=False)
+        outputs.append((config.out_evaluate, rows))
+    return outputs
+
+
+def _check_source(config: DataConfig) -> None:
+    """Raise InputError for an unknown name, and for options that a benchmark needs or does not take."""
+    if config.name == BUILTIN:
+        return
+    if config.name not in BENCHMARKS:
+        raise InputError(f"NAME: expected {BUILTIN} or one of {', '.join(BENCHMARKS)}, got {config.name}")
+    if config.path is None:
+        raise InputError(
+            f"PATH: required; name the file or folder of {config.name}, or its hub name. Only {BUILTIN} needs none"
+        )
+    if config.model is not None:
+        raise InputError(
+            f"--model {config.model}: only {BUILTIN} asks a model; the completions of {config.name} are its gold "
+            "answers and taught refusals. Leave --model out"
+        )
+    _check_only(config)
+
+
 def _check_only(config: DataConfig) -> None:
     """Raise InputError if --only asks a task benchmark for unanswerable questions."""
-    benchmark = BENCHMARKS.get(config.name)
-    if benchmark is not None and not benchmark.is_honesty and config.only == "unanswerable":
+    if not BENCHMARKS[config.name].is_honesty and config.only == "unanswerable":
         honesty = ", ".join(name for name, found in BENCHMARKS.items() if found.is_honesty)
         raise InputError(
             f"--only unanswerable: {config.name} is a task benchmark and has no unanswerable questions; leave --only "

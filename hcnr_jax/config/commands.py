@@ -131,13 +131,19 @@ class ProbeConfig(RunConfig):
 
 
 class DataConfig(RunConfig):
-    """Turn a benchmark's official files into rows: some to restore or tune with, and others to evaluate with."""
+    """Make rows from a benchmark's official files, or from the built-in questions in a model's own words."""
 
     name: Annotated[str, Positional()] = Field(
-        description="the benchmark: falseqa, nec, refunq, kuq, selfaware, hotpotqa, nq_open, medmcqa or bioasq"
+        description="builtin, the questions that ship with hcnr_jax; or the benchmark: falseqa, nec, refunq, kuq, "
+        "selfaware, hotpotqa, nq_open, medmcqa or bioasq"
     )
-    path: Annotated[str, Positional()] = Field(
-        description="the benchmark's file, a folder of its files, or its hub name"
+    path: Annotated[str | None, Positional()] = Field(
+        None, description="the benchmark's file, a folder of its files, or its hub name; builtin takes none"
+    )
+    model: str | None = Field(
+        None,
+        description="builtin: the aligned model (BASE) that answers the questions of --out, a Hugging Face folder or "
+        "hub name",
     )
     out: Path | None = Field(
         None, description="file of rows with completions to write, for restore and tune; must not exist"
@@ -152,8 +158,10 @@ class DataConfig(RunConfig):
     only: Literal["both", "answerable", "unanswerable"] = Field(
         "both", description="kind of questions in --out; both: half of each, if the benchmark has both"
     )
-    template: Literal["plain", "chat"] = Field(
-        "plain", description="format of the rows: {prompt, completion} (plain) or {messages} (chat)"
+    template: Literal["auto", "plain", "chat"] = Field(
+        "auto",
+        description="format of the rows: {prompt, completion} (plain) or {messages} (chat); auto: chat for builtin if "
+        "--model has a chat template, else plain",
     )
     system: str | None = Field(None, description="system message (chat) or first paragraph (plain) of every row")
     tokenizer: Path | None = Field(None, description="model folder with a tokenizer to check the rows' lengths")
@@ -162,6 +170,11 @@ class DataConfig(RunConfig):
     )
     avoid: tuple[Path, ...] = Field((), description="row files whose questions are left out of both outputs")
     seed: int = Field(0, ge=0, description="seed of the choice of questions and of the refusals' wording")
+    max_new_tokens: int = Field(64, ge=1, description="builtin: maximum tokens per completion")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="builtin: compute dtype of the model")
+    microbatch: int | None = Field(
+        None, ge=1, description="builtin: number of questions asked at once; default: chosen automatically"
+    )
 
     @model_validator(mode="after")
     def _outputs(self) -> DataConfig:

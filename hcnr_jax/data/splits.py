@@ -1,5 +1,6 @@
-"""Splits questions by a seed into those that score neurons and those that evaluate, with no question in both."""
+"""Draws questions by a seed: to score neurons and to evaluate, with no question in both, or evenly over kinds."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -53,6 +54,35 @@ def split_questions(
     if evaluated is None:
         evaluated = 2 * min(_sides(rest)) if balanced else len(rest)
     return Split(chosen, _take(rest, evaluated, balanced, option=option))
+
+
+def in_turn(questions: Sequence[Question]) -> list[Question]:
+    """Order questions so that the kinds take turns: the first of every kind, then the second of every kind."""
+    met: Counter[str | None] = Counter()
+    ranks = []
+    for question in questions:
+        ranks.append(met[question.kind])
+        met[question.kind] += 1
+    return [questions[index] for index in sorted(range(len(questions)), key=ranks.__getitem__)]
+
+
+def draw_evenly(
+    questions: Sequence[Question], count: int | None, *, seed: int, option: str = "--samples"
+) -> list[Question]:
+    """Draw questions by a seed, half of each label, evenly over the kinds of a label as far as they last.
+
+    Args:
+        questions: all questions.
+        count: number of questions; None takes as many as balance allows.
+        seed: seed of the shuffle.
+        option: name of the option that asked, for messages.
+
+    Raises:
+        InputError: there are fewer questions than asked for. The message names the counts and `option`.
+    """
+    order = np.random.default_rng(seed).permutation(len(questions))
+    shuffled = in_turn([questions[index] for index in order])
+    return _take(shuffled, 2 * min(_sides(questions)) if count is None else count, True, option=option)
 
 
 def _sides(questions: Sequence[Question]) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """Splits: seeded, sized, balanced, and without a normalised text on both sides."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hcnr_jax.data import Question, normalise_question, read_dataset, split_questions
+from hcnr_jax.data.splits import draw_evenly, in_turn
 from hcnr_jax.errors import InputError
 
 QUESTIONS = [Question(f"Question {number}?", answerable=number % 3 == 0, id=str(number)) for number in range(30)]
@@ -76,3 +78,25 @@ def test_real_kuq_is_kept_apart_from_selfaware(real_data: Path) -> None:
     split = split_questions(kuq, 128, None, seed=0, avoid=[question.question for question in selfaware])
     assert not texts([*split.scored, *split.evaluated]) & texts(list(selfaware))
     assert len(split.scored) + len(split.evaluated) == len(kuq) - 4
+
+
+def kinds_of(count):
+    """Answerable questions of kinds a and b, unanswerable ones of c and d, in unequal numbers."""
+    sizes = {"a": count, "b": 2 * count, "c": count, "d": 3 * count}
+    return [
+        Question(f"{kind} {i}?", kind in "ab", ("x",), kind=kind) for kind, size in sizes.items() for i in range(size)
+    ]
+
+
+def test_kinds_take_turns():
+    assert [item.kind for item in in_turn(kinds_of(2))] == list("abcd" * 2 + "bd" * 2 + "d" * 2)
+
+
+def test_questions_are_drawn_evenly_over_kinds_and_labels():
+    drawn = draw_evenly(kinds_of(10), 40, seed=0)
+    assert Counter(item.kind for item in drawn) == {"a": 10, "b": 10, "c": 10, "d": 10}
+    assert drawn == draw_evenly(kinds_of(10), 40, seed=0) != draw_evenly(kinds_of(10), 40, seed=1)
+    everything = draw_evenly(kinds_of(10), None, seed=0)
+    assert Counter(item.answerable for item in everything) == {True: 30, False: 30}
+    with pytest.raises(InputError, match="--evaluate-samples asks for 62 balanced questions, 30 answerable and 40"):
+        draw_evenly(kinds_of(10), 62, seed=0, option="--evaluate-samples")

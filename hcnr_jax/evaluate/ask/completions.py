@@ -131,6 +131,14 @@ def kept_ids(model: LoadedModel, ids: Ids, is_chat: bool) -> Ids:
     return ids[: bisect.bisect_left(range(len(ids) + 1), True, key=over)]
 
 
+def is_complete(model: LoadedModel, ids: Ids, is_chat: bool) -> bool:
+    """Tell whether generated ids hold the whole answer: an end token, or more text than `cut_text` keeps."""
+    if any(i in model.eos_ids for i in ids):
+        return True
+    text = text_of(model, ids)
+    return cut_text(text + _MARK, is_chat) == cut_text(text, is_chat)
+
+
 def _up_to_end(row: Sequence[int], eos_ids: Ids) -> Ids:
     ends = [place for place, token in enumerate(row) if token in eos_ids]
     return tuple(row[: ends[0] + 1] if ends else row)
