@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from rich.table import Table
 
 from hcnr_jax.config import DataConfig
 from hcnr_jax.data import Question, Tokenizer, normalise_question, to_rows
@@ -16,9 +15,9 @@ from hcnr_jax.data.splits import draw_evenly
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import Events
 from hcnr_jax.evaluate.ask.model import open_model
-from hcnr_jax.evaluate.ask.own_words import KindCount, OwnWords, answer_in_own_words
+from hcnr_jax.evaluate.ask.own_words import OwnWords, answer_in_own_words
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.report.terminal_tables import wide_table
+from hcnr_jax.report.terminal_tables import own_words_table
 from hcnr_jax.runtime.devices import open_devices
 
 Rows = list[dict[str, Any]]
@@ -73,23 +72,6 @@ def builtin_rows(config: DataConfig, barred: Collection[str], reporter: Reporter
     return outputs
 
 
-def counts_table(counts: Sequence[KindCount]) -> Table:
-    """Build the table of the questions asked, kept and left out, one row a kind."""
-    rows = [
-        [
-            item.kind,
-            "yes" if item.answerable else "no",
-            *map(str, (item.asked, item.kept, item.left_out, item.used)),
-        ]
-        for item in counts
-    ]
-    return wide_table(
-        "BASE's own words; kept: questions without an answer that it declines, and others that it answers correctly",
-        ["kind", "has an\nanswer", "asked", "kept", "left out", "in --out"],
-        rows,
-    )
-
-
 def _check_options(config: DataConfig) -> None:
     """Raise InputError for an option that the built-in questions do not take, and where --model is missing."""
     if config.path is not None:
@@ -121,7 +103,7 @@ def _allowed(split: str, barred: Collection[str], reporter: Reporter) -> list[Qu
 
 def _report(config: DataConfig, found: OwnWords, reporter: Reporter) -> None:
     """Print the counts, and warn where there are fewer rows than wanted."""
-    reporter.console.print(counts_table(found.counts))
+    reporter.console.print(own_words_table(found.counts))
     if found.missing:
         reporter.warn(
             f"--samples {config.samples}: only {len(found.values)} rows could be made, half of each label, because "

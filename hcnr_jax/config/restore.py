@@ -51,7 +51,9 @@ class RestoreConfig(RunConfig):
         "BASE"
     )
     honesty: Annotated[Path, INPUTS] = Field(
-        description="file of honesty rows: prompts with honest completions, as {prompt, completion} or {messages}"
+        Path("builtin"),
+        description="file of honesty rows: prompts with honest completions, as {prompt, completion} or {messages}; "
+        "builtin: questions that ship with hcnr_jax, answered by BASE in its own words",
     )
     task: Annotated[Path, INPUTS] = Field(
         description="file of task rows, from the task TUNED was trained for, in the same format"

@@ -19,6 +19,10 @@ COLUMNS = {
 """Maps the heading of a column to the section and the field of `evaluate.score.scores.summarise`."""
 
 
+HEADER = ("model", *COLUMNS, "task loss")
+"""Names the columns of `comparison_rows`. The loss is in nats a token of the task's completions."""
+
+
 def value_of(scores: Mapping[str, Any], column: str) -> tuple[float | None, Any]:
     """Return one model's metric as a fraction, and its interval, which some metrics lack.
 
@@ -32,9 +36,11 @@ def value_of(scores: Mapping[str, Any], column: str) -> tuple[float | None, Any]
 
 
 def comparison_rows(models: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Return one row a model: its name, then each column of COLUMNS in percent with the 95 % interval."""
+    """Return one row a model: its name, COLUMNS in percent with 95 % intervals, and the task's loss."""
     rows = []
     for name, scores in models.items():
         cells = (value_of(scores, column) for column in COLUMNS)
-        rows.append([name, *(percent(value, interval=interval) for value, interval in cells)])
+        loss = next(iter(scores[TASK].values())).get("nll")
+        shown = "-" if loss is None else f"{loss:.3f}"
+        rows.append([name, *(percent(value, interval=interval) for value, interval in cells), shown])
     return rows

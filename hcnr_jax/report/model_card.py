@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hcnr_jax.report.before_after_table import COLUMNS, comparison_rows, value_of
+from hcnr_jax.report.before_after_table import COLUMNS, HEADER, comparison_rows, value_of
 from hcnr_jax.report.markdown import markdown
 
 MARK = "<!-- hcnr_jax: the text below was written by hcnr restore -->"
@@ -159,7 +159,7 @@ def _table(check: Mapping[str, Any]) -> str:
     asked = check["questions"]
     return (
         f"Percent, with 95 % intervals, on {asked['honesty']} honesty and {asked['task']} task questions that the "
-        f"restoration did not read.\n\n{markdown(['model', *COLUMNS], comparison_rows(check['models']))}\n"
+        f"restoration did not read.\n\n{markdown(HEADER, comparison_rows(check['models']))}\n"
         f"{check['sentence']}.\n\nHonesty F1 is that of refusing the unanswerable questions. Delta is the share of "
         "them refused, minus over-refusal, the share of the answerable questions refused. Known facts and task are "
         "shares answered correctly."

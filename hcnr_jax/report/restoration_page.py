@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hcnr_jax.report.before_after_table import COLUMNS, comparison_rows, value_of
+from hcnr_jax.report.before_after_table import HEADER, comparison_rows, value_of
 from hcnr_jax.report.markdown import markdown
 from hcnr_jax.report.page import Page, Picture, render
 from hcnr_jax.report.restoration_plots import honesty_against_task, neuron_map
@@ -44,7 +44,7 @@ def write_page(
             notes=NOTES,
             findings=[check["sentence"], _counts(check), _weights(record)],
             pictures=pictures,
-            tables=[("Before and after, percent", markdown(["model", *COLUMNS], comparison_rows(check["models"])))],
+            tables=[("Before and after, percent", markdown(HEADER, comparison_rows(check["models"])))],
             answers=answers,
             settings={name: record[name] for name in ("config", "rows", "inputs", "digests", "versions", "seconds")},
         )

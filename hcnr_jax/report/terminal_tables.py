@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hcnr_jax.evaluate.ask.own_words import KindCount
 from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
 from hcnr_jax.evaluate.score.scores import POOLED
 from hcnr_jax.evaluate.trait import TASK, TRAITS
@@ -63,3 +64,20 @@ def side_by_side(title: str, texts: Mapping[str, str]) -> Table:
         table.add_column(Text(name), ratio=1, overflow="fold")
     table.add_row(*(Text(text) for text in texts.values()))
     return table
+
+
+def own_words_table(counts: Sequence[KindCount]) -> Table:
+    """Build the table of the questions asked, kept and left out, one row a kind."""
+    rows = [
+        [
+            item.kind,
+            "yes" if item.answerable else "no",
+            *map(str, (item.asked, item.kept, item.left_out, item.used)),
+        ]
+        for item in counts
+    ]
+    return wide_table(
+        "BASE's own words; kept: questions without an answer that it declines, and others that it answers correctly",
+        ["kind", "has an\nanswer", "asked", "kept", "left out", "used"],
+        rows,
+    )

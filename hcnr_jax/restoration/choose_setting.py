@@ -25,8 +25,8 @@ from hcnr_jax.report.percent import percent
 from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.grid import GridFailure, try_grid
-from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, longest_answer
 from hcnr_jax.restoration.inputs import RunInputs
+from hcnr_jax.restoration.questions.held_out import LEAST, held_out_prompts, longest_answer
 from hcnr_jax.restoration.resume.folder import Work
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score import Scores

@@ -91,11 +91,7 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     if config.compilation_cache not in (None, AUTO):
         check_writable(Path(config.compilation_cache), f"--compilation-cache {config.compilation_cache}")
     refuse_same_file(config.honesty, config.task)
-    base = open_checkpoint(config.base)
-    tuned = open_tuned(config.tuned, base)
-    if not (config.resume and (config.out / RECORD).is_file()):
-        check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
-    spec = check_pair(base, tuned)
+    base, tuned, spec = open_models(config)
     adapter = adapter_to_write(config, tuned, spec)
     tokenizer = load_tokenizer(tuned.tokenizer_folder)
     honesty, task = _examples(config, tokenizer, spec, reporter)
@@ -121,6 +117,19 @@ def open_inputs(config: RestoreConfig, reporter: Reporter) -> RunInputs:
     for warning in layout.warnings() if layout else []:
         reporter.warn(warning)
     return RunInputs(config, base, tuned, spec, honesty, task, layout)
+
+
+def open_models(config: RestoreConfig) -> tuple[Checkpoint, Checkpoint, ModelSpec]:
+    """Open both models and compare them, and check that the output can be written.
+
+    Raises:
+        InputError: the models do not fit each other, or --out cannot be used.
+    """
+    base = open_checkpoint(config.base)
+    tuned = open_tuned(config.tuned, base)
+    if not (config.resume and (config.out / RECORD).is_file()):
+        check_output(config.out, [*base.sources, *tuned.sources, config.honesty, config.task])
+    return base, tuned, check_pair(base, tuned)
 
 
 def _mesh(config: RestoreConfig) -> Mesh | None:

@@ -18,13 +18,14 @@ from hcnr_jax.checkpoints.checkpoint import PATCH
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.restoration.before_after import compare_before_after
 from hcnr_jax.restoration.choose_setting import choose_setting, open_choice
 from hcnr_jax.restoration.correct import correct
 from hcnr_jax.restoration.inputs import RunInputs, open_inputs
 from hcnr_jax.restoration.load import load_run
 from hcnr_jax.restoration.microbatches import Shape
 from hcnr_jax.restoration.plan import Plan, make_plan
+from hcnr_jax.restoration.questions.before_after import compare_before_after
+from hcnr_jax.restoration.questions.builtin import is_builtin, with_honesty_rows
 from hcnr_jax.restoration.refine import refine_kernels
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, fingerprints
 from hcnr_jax.restoration.resume.folder import Work
@@ -72,6 +73,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
     with propagate_failure(), Stopping(reporter.say).listening() as stopping:
         check_leftover(config)
         fix_date(config)
+        with compilation_cache(config.compilation_cache):
+            config = with_honesty_rows(config, reporter)
         inputs = open_inputs(config, reporter)
         plan = make_plan(inputs)
         if config.choose is not None:
@@ -80,7 +83,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
         for name in config.unused_and_set:
             reporter.say(f"not used with these settings: --{name.replace('_', '-')}")
         if config.dry_run:
-            reporter.say("dry run: nothing was written")
+            written = "nothing but the honesty rows" if is_builtin(config) else "nothing"
+            reporter.say(f"dry run: {written} was written")
             return RestoreResult(None, plan, reporter.warnings)
         stages = fingerprints(inputs, plan.dtype)
         if is_finished(config, stages):

@@ -21,9 +21,9 @@ from hcnr_jax.method.adapter import Coordinates, restored_columns
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, put_leaves, spread
 from hcnr_jax.restoration.correct import restored_params
 from hcnr_jax.restoration.decoder_blocks import completion_outputs
-from hcnr_jax.restoration.held_out import judging_examples
 from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.microbatches import loss_window
+from hcnr_jax.restoration.questions.held_out import judging_examples
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.select import Selection

@@ -18,8 +18,8 @@ from hcnr_jax.report.console import Reporter
 from hcnr_jax.restoration import choose_setting as choosing
 from hcnr_jax.restoration import grid
 from hcnr_jax.restoration.choose_setting import open_choice, settings_of
-from hcnr_jax.restoration.held_out import held_out
 from hcnr_jax.restoration.inputs import open_inputs
+from hcnr_jax.restoration.questions.held_out import held_out
 from hcnr_jax.restoration.resume.signals import Stopping
 from tests.restoration.resume.test_resume import result_of
 from tests.restoration.worlds import call, make_world, record_of, restore, weights_of

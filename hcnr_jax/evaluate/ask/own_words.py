@@ -31,6 +31,8 @@ LEAST_KEPT = 64
 # The first round expects that two of three completions are kept; later rounds go by the rounds before.
 _EXPECTED = (2, 3)
 _SMALLEST_ROUND = 16
+# Kept completions that are added in BASE's favour before its questions are given up as hopeless.
+_BENEFIT = 5
 _SENTENCES = re.compile(r"(.*[.!?][\"')\]]*)(?:\s|$)", re.DOTALL)
 
 
@@ -140,6 +142,8 @@ def answer_in_own_words(
         texts = own_texts(model, chosen, max_new_tokens, microbatch=rows, events=events)
         for item, text in zip(asked, texts, strict=True):
             said[item.answerable].append(_mark(item, text))
+        if any(_is_hopeless(said[label], min(least, wanted[label]), len(waiting[label])) for label in said):
+            break
     _check_enough(said, wanted, least)
     return _collect(said, wanted, style=style, system=system, seed=seed)
 
@@ -212,6 +216,12 @@ def _round_size(said: Sequence[_Said], wanted: int, left: int) -> int:
         return 0
     share = (kept + _EXPECTED[0]) / (len(said) + _EXPECTED[1])
     return min(left, max(_SMALLEST_ROUND, math.ceil((wanted - kept) / share)))
+
+
+def _is_hopeless(said: Sequence[_Said], needed: int, left: int) -> bool:
+    """Return whether the questions that are left cannot give the rows needed, at a far larger share than so far."""
+    kept = sum(item.kept for item in said)
+    return kept + left * (kept + _BENEFIT) / (len(said) + _BENEFIT) < needed
 
 
 def _mark(question: Question, completion: str) -> _Said:

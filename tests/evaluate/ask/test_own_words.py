@@ -115,8 +115,8 @@ def test_rounds_go_on_until_enough_is_kept_and_no_longer(model, says):
 @pytest.mark.parametrize(
     ("speak", "message"),
     [
-        (lambda question, answerable: "Paris.", r"BASE declines 0 of 40 questions that have no answer; 16 are needed"),
-        (lambda question, answerable: DECLINES, r"BASE answers 0 of 40 .* correctly and declines 40; 16 correct"),
+        (lambda question, answerable: "Paris.", r"BASE declines 0 of 30 questions that have no answer; 16 are needed"),
+        (lambda question, answerable: DECLINES, r"BASE answers 0 of 30 .* correctly and declines 30; 16 correct"),
     ],
 )
 def test_a_model_without_honesty_of_its_own_is_refused(model, says, speak, message):
@@ -124,13 +124,13 @@ def test_a_model_without_honesty_of_its_own_is_refused(model, says, speak, messa
     with pytest.raises(InputError, match=message) as caught:
         answer_in_own_words(model, bank(20), 40, style="plain", least=16)
     assert "honesty rows of your own" in str(caught.value) and "--" not in str(caught.value)
-    assert str(caught.value).endswith(("each kind: a 0 of 20, b 0 of 20", "each kind: c 0 of 20, d 0 of 20"))
+    assert str(caught.value).endswith(("each kind: a 0 of 15, b 0 of 15", "each kind: c 0 of 15, d 0 of 15"))
 
 
 def test_few_rows_need_few_refusals(model, says):
     says(lambda question, answerable: right(question, answerable) if question.split()[1] in "01" else "no")
     assert len(answer_in_own_words(model, bank(20), 8, style="plain").values) == 8
-    with pytest.raises(InputError, match=r"declines 4 of 40 .*; 10 are needed"):
+    with pytest.raises(InputError, match=r"declines [0-4] of [1-4][0-9] .*; 10 are needed"):
         answer_in_own_words(model, bank(20), 20, style="plain")
 
 
@@ -158,3 +158,10 @@ def test_whole_sentences():
     assert whole_sentences('He said "no." Then he le') == 'He said "no."'
     assert whole_sentences("It is 3.5 kilometres lon") == ""
     assert whole_sentences("I don't know.") == "I don't know."
+
+
+def test_a_model_that_never_declines_is_given_up_after_one_round(model, says):
+    rounds = says(lambda question, answerable: f"It is {question.split()[1]}.")
+    with pytest.raises(InputError, match="BASE declines 0 of"):
+        answer_in_own_words(model, bank(200), 128, style="plain")
+    assert len(rounds) == 1

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hcnr_jax.data import load_tokenizer
+from hcnr_jax.data import Example, load_tokenizer
+from hcnr_jax.data.builtin import NAME
 from hcnr_jax.evaluate import AnswerSettings, LoadedModel, Prompt
 from hcnr_jax.evaluate.ask.model import end_ids
-from hcnr_jax.evaluate.ask.runner import Answer, answer
+from hcnr_jax.evaluate.ask.runner import Answer, Match, answer
 from hcnr_jax.evaluate.score.scores import summarise
 from hcnr_jax.evaluate.score.statistics import mean_of, paired_difference
-from hcnr_jax.evaluate.trait import TASK
+from hcnr_jax.evaluate.trait import HONESTY, TASK
 from hcnr_jax.method.neurons import Kernel, Params
-from hcnr_jax.report.before_after_table import COLUMNS, comparison_rows, value_of
+from hcnr_jax.report.before_after_table import HEADER, comparison_rows, value_of
 from hcnr_jax.report.terminal_tables import wide_table
 from hcnr_jax.restoration.correct import restored_params
-from hcnr_jax.restoration.held_out import LEAST, held_out_prompts, judging_examples, longest_answer
 from hcnr_jax.restoration.inputs import RunInputs
+from hcnr_jax.restoration.questions.builtin import builtin_prompts, is_builtin
+from hcnr_jax.restoration.questions.held_out import (
+    LEAST,
+    held_out_examples,
+    held_out_prompts,
+    judging_examples,
+    longest_answer,
+)
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
+from hcnr_jax.restoration.score import losses_of
+from hcnr_jax.restoration.score_pair import scoring_of
 
 # Questions of each file that are asked.
 ASKED = 100
@@ -71,7 +82,7 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
     """
     reason, by_role = why_no_check(run.inputs), {}
     if reason is None:
-        by_role = {role: _prompts(run.inputs, role)[:ASKED] for role in ("honesty", "task")}
+        by_role = {role: _prompts(run.inputs, role)[:ASKED] for role in (HONESTY.name, TASK)}
         reason = too_few(run.inputs, by_role)
     if reason is not None:
         run.reporter.say(f"before and after are not compared: {reason}; `hcnr evaluate` measures any model")
@@ -82,30 +93,38 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
         "TUNED": run.models.tuned,
         "restored": restored_params(run.models.tuned, corrected),
     }
-    answers = {}
+    answers, losses = {}, {}
+    task = held_out_examples(run.inputs)[:ASKED]
     with run.reporter.stage("compare before and after", len(models), "models") as stage:
         for name, params in models.items():
             answers[name] = _answers(run, params, prompts)
+            losses[name] = _task_loss(run, params, task)
             stage.advance()
     scores = {name: summarise(found) for name, found in answers.items()}
+    for name, loss in losses.items():
+        next(iter(scores[name][TASK].values()))["nll"] = loss
     difference = _difference(answers["restored"], answers["TUNED"])
     sentence = _sentence(scores, difference)
     _print(run, scores, sentence)
     record = {
         "questions": {role: len(found) for role, found in by_role.items()},
-        "models": {name: {key: found[key] for key in ("honesty", "task")} for name, found in scores.items()},
+        "from": NAME if is_builtin(run.config) else "held-out rows",
+        "models": {name: {key: found[key] for key in (HONESTY.name, TASK)} for name, found in scores.items()},
         "task_accuracy_minus_tuned": difference,
         "sentence": sentence,
     }
-    said = {"pair": "", "kind": None, "correct": None}
     return Check(
         record,
-        [{**said, **item.to_json(), "method": name} for name, found in answers.items() for item in found],
+        [{**dataclasses.asdict(item), "pair": "", "method": name} for name, found in answers.items() for item in found],
     )
 
 
 def _prompts(inputs: RunInputs, role: str) -> list[Prompt]:
-    """Return the file's questions that were neither scored nor judged the steps of --refine."""
+    """Return questions that were neither scored nor judged the steps of --refine: of the file, or built-in ones."""
+    if role == HONESTY.name and is_builtin(inputs.config):
+        tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
+        room = longest_answer(inputs)
+        return builtin_prompts(inputs.config, inputs.spec, tokenizer, count=ASKED, max_new_tokens=room)
     judged = inputs.config.refine > 0 and inputs.config.refine_solver == "adamw"
     avoid = [example.row for example in judging_examples(inputs, role)] if judged else []
     return held_out_prompts(inputs, role, avoid=avoid)
@@ -115,7 +134,20 @@ def _answers(run: Run, params: Params, prompts: list[Prompt]) -> list[Answer]:
     inputs = run.inputs
     tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
     model = LoadedModel(inputs.spec, params, tokenizer, end_ids(inputs.tuned, inputs.spec, tokenizer))
-    return answer(model, prompts, AnswerSettings(longest_answer(inputs)))
+    length = longest_answer(inputs)
+    # BASE's own words are sentences, in which an answer stands.
+    match: Match = "contains" if is_builtin(inputs.config) else "exact"
+    honesty = [prompt for prompt in prompts if prompt.role == HONESTY.name]
+    task = [prompt for prompt in prompts if prompt.role == TASK]
+    return answer(model, honesty, AnswerSettings(length, match=match)) + answer(model, task, AnswerSettings(length))
+
+
+def _task_loss(run: Run, params: Params, examples: Sequence[Example]) -> float | None:
+    """Return the mean loss of held-out task completions in nats a token, None without such rows."""
+    if not examples:
+        return None
+    how = scoring_of(run.inputs, run.plan)
+    return float(np.mean(losses_of(how, params, examples, shapes=run.plan.shapes, name=TASK)))
 
 
 def _difference(first: list[Answer], second: list[Answer]) -> dict[str, Any]:
@@ -129,9 +161,8 @@ def _print(run: Run, scores: Mapping[str, Any], sentence: str) -> None:
     title = "questions that the restoration did not read, percent [95 % interval]"
     if run.config.choose is not None:
         title = "questions that chose the setting (too favourable to it), percent [95 % interval]"
-    run.reporter.console.print(
-        wide_table(title, ["model", *(name.replace("-", "-\n") for name in COLUMNS)], comparison_rows(scores))
-    )
+    header = [name.replace("-", "-\n").replace(" ", "\n") for name in HEADER]
+    run.reporter.console.print(wide_table(title, header, comparison_rows(scores)))
     run.reporter.say(sentence)
 
 

@@ -85,6 +85,16 @@ def held_out_prompts(inputs: RunInputs, role: str, *, avoid: Sequence[Row] = ())
     return encode_prompts(role, role, labelled, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room)
 
 
+def held_out_examples(inputs: RunInputs) -> list[Example]:
+    """Return the task rows that are not scored and no longer than the longest scored row."""
+    scored = [*inputs.honesty, *inputs.task]
+    rows = held_out(read_rows(inputs.config.task), [example.row for example in scored], inputs.config.seed)
+    tokenizer, spec = load_tokenizer(inputs.tuned.tokenizer_folder), inputs.spec
+    examples = encode_rows(rows, tokenizer, spec.max_positions, max_positions=None, vocab_size=spec.vocab_size)
+    longest = max(len(example.tokens) for example in scored)
+    return [example for example in examples if len(example.tokens) <= longest]
+
+
 def longest_answer(inputs: RunInputs) -> int:
     """Return the number of tokens that a completion may have: a few more than the longest completion scored."""
     return max(len(item.tokens) - item.completion_start for item in [*inputs.honesty, *inputs.task]) + SPARE
