@@ -1,4 +1,4 @@
-"""Intercept the calls of linear layers in any Flax model, Linen or NNX: `replace`, `observe`, `record`, `feed`, `count`.
+"""Intercept calls of linear layers in any Flax model, Linen or NNX: `replace`, `observe`, `record`, `feed`, `count`.
 
 Each function returns a context manager, to be entered around the model's call. The layers are those of
 `taps_layers`: `nn.Dense`, `nn.DenseGeneral`, `nn.Einsum`, and `nnx.Linear`, `nnx.LinearGeneral`, `nnx.Einsum`. A *tap*

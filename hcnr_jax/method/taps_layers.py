@@ -14,6 +14,7 @@ A linear layer computes Y (n, out) = X (n, in) W (in, out), with n tokens, once 
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import nnx
 from jaxtyping import Array
 
 
@@ -117,17 +117,27 @@ LINEN: dict[type, Callable[..., Axes | None]] = {
     nn.DenseGeneral: general_axes,
     nn.Einsum: _einsum_layer_axes,
 }
-NNX: dict[type, Callable[..., Axes | None]] = {
-    nnx.Linear: lambda layer, ndim, *args, **kwargs: dense_axes(layer, ndim),
-    nnx.LinearGeneral: lambda layer, ndim, *args, **kwargs: general_axes(layer, ndim),
-    nnx.Einsum: lambda layer, ndim, einsum_str=None, out_sharding=None: _einsum_layer_axes(layer, ndim, einsum_str),
-}
+
+
+def nnx_classes() -> dict[type, Callable[..., Axes | None]]:
+    """Return the same table for NNX; empty where the program has not imported NNX, whose import takes a while."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return {}
+    return {
+        nnx.Linear: lambda layer, ndim, *args, **kwargs: dense_axes(layer, ndim),
+        nnx.LinearGeneral: lambda layer, ndim, *args, **kwargs: general_axes(layer, ndim),
+        nnx.Einsum: lambda layer, ndim, text=None, *, einsum_str=None, **kwargs: _einsum_layer_axes(
+            layer, ndim, text or einsum_str
+        ),
+    }
 
 
 @contextmanager
 def intercept(visit: Visit) -> Iterator[None]:
     """Let `visit` compute every call of a linear layer; the context that was entered first sees a call first.
 
+    >>> from flax import nnx
     >>> with intercept(lambda layer, inputs, plain, axes: 2 * plain(inputs)):
     ...     print(nnx.Linear(1, 1, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0))(jnp.ones((1, 1))))
     [[2.]]
@@ -166,7 +176,7 @@ def _nnx_replaced() -> Iterator[None]:
     """Replace `__call__` of NNX's linear classes until the last open context of all threads is left."""
     with _LOCK:
         if not _OPEN:
-            for kind, axes_of in NNX.items():
+            for kind, axes_of in nnx_classes().items():
                 _OWN[kind] = kind.__call__
                 kind.__call__ = _visited(kind.__call__, axes_of)  # type: ignore[method-assign]
         _OPEN.append(None)
