@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,11 @@ def is_one_batch(data: Any) -> bool:
     >>> is_one_batch({"x": np.ones((2, 3))}), is_one_batch([np.ones((2, 3))]), is_one_batch(iter([]))
     (True, False, False)
     """
-    return not isinstance(data, list) and all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(data))
+
+    def is_iterable(node: Any) -> bool:
+        return isinstance(node, Iterable) and not (isinstance(node, tuple | Mapping) or hasattr(node, "shape"))
+
+    return not isinstance(data, list) and all(hasattr(x, "shape") for x in jax.tree.leaves(data, is_leaf=is_iterable))
 
 
 def read_batches(data: Any, name: str) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class Choices:
     """Holds the choices of one restoration; the fields are the keyword arguments of `restore_params`."""
 
     objective: str = "two_sided"
-    inputs: Literal["local", "propagated"] = "local"
+    inputs: str = "local"
     priority: str = "kl"
     in_weight: float = 0.5
     cross_weight: float = 1.0

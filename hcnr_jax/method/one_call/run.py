@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def restore_params(
     task: Batch | Iterable[Batch],
     *,
     objective: str = "two_sided",
-    inputs: Literal["local", "propagated"] = "local",
+    inputs: str = "local",
     priority: str = "kl",
     in_weight: float = 0.5,
     cross_weight: float = 1.0,
