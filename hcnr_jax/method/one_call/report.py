@@ -109,9 +109,10 @@ class RestoreReport:
         neurons = sum(report.restored for report in kept), sum(report.neurons for report in self.kernels)
         lines = [f"{neurons[0]} of {neurons[1]} neurons restored in {len(kept)} of {len(self.kernels)} kernels"]
         for report in kept:
-            line = f"{report.kernel}: {report.restored} of {report.neurons} neurons, moved by {report.shift:.1%}"
+            line = f"{report.restored} of {report.neurons} neurons restored, weights moved by {report.shift:.1%}"
             if report.distances is not None:
-                line += "; honesty distance {:.3g} tuned, {:.3g} plain, {:.3g} restored".format(*report.distances)
-            lines.append(line)
+                said = "honesty distance {:.4g} tuned, {:.4g} put back, {:.4g} compensated".format(*report.distances)
+                line = f"{said}; {line}"
+            lines.append(f"{report.kernel}: {line}")
         lines += [f"{path} {reason}; left as tuned" for path, reason in self.left_out.items()]
         return "\n".join(lines)
