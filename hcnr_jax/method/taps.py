@@ -66,7 +66,7 @@ class Tapped:
         return self.array[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name == "array":
             raise AttributeError(name)
         return getattr(self.array, name)
 
@@ -107,7 +107,10 @@ class Call(NamedTuple):
     @property
     def kernel(self) -> Any:
         """Return the kernel: an array, or a `Tapped` kernel."""
-        return self.layer.get_variable("params", "kernel") if self.is_linen else self.layer.kernel.get_raw_value()
+        if not self.is_linen:
+            return self.layer.kernel.get_raw_value()
+        kernel = self.layer.get_variable("params", "kernel")
+        return kernel.value if isinstance(kernel, nn.Partitioned) else kernel
 
     def leaf(self, name: str) -> Array:
         """Return the leaf called `name` beside a Linen layer's kernel."""

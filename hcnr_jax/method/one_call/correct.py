@@ -114,7 +114,7 @@ def _check(info: Info, finite: bool, kernel: Kernel) -> None:
         )
 
 
-class Task(NamedTuple):
+class Restoration(NamedTuple):
     """Holds what both orders of solving read.
 
     Args:
@@ -138,52 +138,52 @@ class Task(NamedTuple):
 
 
 def correct_local(
-    task: Task, kept: Iterable[Kernel], honesty: Mapping[str, Moments], on_task: Mapping[str, Moments]
+    work: Restoration, kept: Iterable[Kernel], honesty: Mapping[str, Moments], on_task: Mapping[str, Moments]
 ) -> dict[Kernel, Solved]:
     """Solve every kernel on the inputs that it had before any kernel was restored.
 
     Args:
-        task: the models and the masks.
+        work: the models and the masks.
         kept: the kernels that have a restored neuron.
         honesty: moments at base by the first kernel of a group; empty where the objective reads none.
         on_task: moments at tuned, likewise.
     """
-    layers = dict(task.view.layers)
+    layers = dict(work.view.layers)
 
     def of(moments: Mapping[str, Moments], kernel: Kernel) -> Moments | None:
         found = moments.get(layers[kernel.path].group)
-        return None if found is None else jax.tree.map(lambda leaf: leaf[_position(task.view, kernel)], found)
+        return None if found is None else jax.tree.map(lambda leaf: leaf[_position(work.view, kernel)], found)
 
-    return {kernel: task.solve(kernel, Statistics(of(honesty, kernel), of(on_task, kernel))) for kernel in kept}
+    return {kernel: work.solve(kernel, Statistics(of(honesty, kernel), of(on_task, kernel))) for kernel in kept}
 
 
 def correct_propagated(
-    task: Task, kept: Iterable[Kernel], programs: Programs, rows: Mapping[str, Callable[[], Iterable[Batch]]]
+    work: Restoration, kept: Iterable[Kernel], programs: Programs, rows: Mapping[str, Callable[[], Iterable[Batch]]]
 ) -> dict[Kernel, Solved]:
     """Solve the kernels in data-flow order, each on the inputs that the model restored so far gives it.
 
     Args:
-        task: the models and the masks.
+        work: the models and the masks.
         kept: the kernels that have a restored neuron.
         programs: of the view.
         rows: {'honesty', 'task': function that reads the batches from the start}.
     """
-    now, solved, wanted = task.tuned, {}, set(kept)
-    aims = {"honesty": task.base} | ({"task": task.tuned} if task.choices.rule.reads_task else {})
-    for first, index in data_flow(task.view):
-        kernels = [kernel for path in task.view.groups[first] if (kernel := Kernel(path, index)) in wanted]
+    now, solved, wanted = work.tuned, {}, set(kept)
+    aims = {"honesty": work.base} | ({"task": work.tuned} if work.choices.rule.reads_task else {})
+    for first, index in data_flow(work.view):
+        kernels = [kernel for path in work.view.groups[first] if (kernel := Kernel(path, index)) in wanted]
         if not kernels:
             continue
-        place = first, _position(task.view, kernels[0])
+        place = first, _position(work.view, kernels[0])
         means = {
             name: jax.tree.map(
                 lambda leaf: leaf[0],
-                propagated_moments(task.view, programs, rows[name](), place=place, now=now, aim=aim, name=name),
+                propagated_moments(work.view, programs, rows[name](), place=place, now=now, aim=aim, name=name),
             )
             for name, aim in aims.items()
         }
         for kernel in kernels:
-            solved[kernel] = task.solve(kernel, Statistics(means["honesty"], means.get("task")))
+            solved[kernel] = work.solve(kernel, Statistics(means["honesty"], means.get("task")))
         now = put_kernels(now, {kernel: solved[kernel].weights for kernel in kernels})
     return solved
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -126,9 +126,8 @@ class LinearView:
 
     def tokens(self, params: Params, example: Example) -> dict[str, int]:
         """Count the tokens that each kernel reads of an example, by a trace without arithmetic."""
-        calls = trace_calls(
-            self.user_loss, self.treedef, dict(zip(self.names, jax.tree.leaves(params), strict=True)), example
-        )
+        leaves: dict[str, Any] = dict(zip(self.names, jax.tree.leaves(params), strict=True))
+        calls = trace_calls(self.user_loss, self.treedef, leaves, self.paths, example=example)
         return {path: calls[path].tokens for path in self.paths}
 
 
@@ -173,10 +172,22 @@ def name_leaves(params: Params) -> tuple[tuple[str, ...], Any]:
     return names, treedef
 
 
-def trace_calls(loss: Loss, treedef: Any, leaves: Mapping[str, Any], example: Example) -> dict[str, Seen]:
-    """Trace the loss of one example, and return the last call of every kernel in the order of first calls."""
+def trace_calls(
+    loss: Loss, treedef: Any, leaves: Mapping[str, Any], paths: Sequence[str], *, example: Example
+) -> dict[str, Seen]:
+    """Trace the loss of one example, and return the last call of every kernel in the order of first calls.
+
+    Args:
+        loss: (params, example) -> scalar.
+        treedef: the structure of the params.
+        leaves: the leaves of the params by path.
+        paths: the paths of the kernels.
+        example: one example, without a batch axis.
+
+    Raises:
+        InputError: the loss is no scalar, or reads a kernel itself in a way that cannot be traced.
+    """
     seen: dict[str, Seen] = {}
-    marked = [path for path, leaf in leaves.items() if _may_be_kernel(path, leaf)]
 
     def visit(call: taps.Call) -> Array:
         kernel = call.kernel
@@ -187,11 +198,19 @@ def trace_calls(loss: Loss, treedef: Any, leaves: Mapping[str, Any], example: Ex
 
     def run(leaves: Mapping[str, Any], example: Example) -> Any:
         # A tap shaped like the leaf lets a scan split it along any axis.
-        marks = {path: {"mark": jnp.zeros(leaves[path].shape)} for path in marked}
+        marks = {path: {"mark": jnp.zeros(leaves[path].shape)} for path in paths}
         with taps.each_linear(visit):
             return loss(join_tapped(treedef, leaves, marks), example)
 
-    out = jax.eval_shape(run, dict(leaves), example)
+    try:
+        out = jax.eval_shape(run, dict(leaves), example)
+    except TypeError as error:
+        if taps.Tapped.__name__ not in str(error):
+            raise
+        raise InputError(
+            "loss: it reads a kernel outside the kernel's linear layer, in a way that cannot be traced; leave the "
+            f"kernel out with `kernels`, or read its array (`kernel[...]`). JAX said: {str(error)[:200]}"
+        ) from error
     if not (isinstance(out, jax.ShapeDtypeStruct) and out.shape == () and jnp.issubdtype(out.dtype, jnp.floating)):
         got = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", out)
         raise InputError(
@@ -232,10 +251,10 @@ def view_linear(loss: Loss, params: Params, example: Example, kernels: str = r".
     """
     names, treedef = name_leaves(params)
     leaves: dict[str, Any] = dict(zip(names, jax.tree.leaves(params), strict=True))
-    seen = trace_calls(loss, treedef, leaves, example)
-    wanted = [path for path in [*seen, *names] if re.fullmatch(kernels, path) and _may_be_kernel(path, leaves[path])]
+    wanted = [path for path, leaf in leaves.items() if re.fullmatch(kernels, path) and _may_be_kernel(path, leaf)]
+    seen = trace_calls(loss, treedef, leaves, wanted, example=example)
     left_out = {path: why for path in wanted if (why := _fault(seen.get(path), tuple(leaves[path].shape)))}
-    layers = _layers({path: seen[path] for path in wanted if path in seen and path not in left_out}, leaves)
+    layers = _layers({path: call for path, call in seen.items() if path not in left_out}, leaves)
     view = LinearView(loss, treedef, names, tuple(layers.items()))
     left_out |= _unequal_uses(view, leaves, example) if layers else {}
     layers = _layers({path: seen[path] for path in layers if path not in left_out}, leaves)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.method import select
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, order_kernels
 from hcnr_jax.method.one_call.batches import Batch, is_one_batch, read_batches
-from hcnr_jax.method.one_call.correct import Solved, Task, correct_local, correct_propagated, put_kernels
+from hcnr_jax.method.one_call.correct import Restoration, Solved, correct_local, correct_propagated, put_kernels
 from hcnr_jax.method.one_call.layer_inputs import TokenMask
 from hcnr_jax.method.one_call.linear_view import LinearView, Loss, name_leaves, view_linear
 from hcnr_jax.method.one_call.report import Choices, KernelReport, RestoreReport
@@ -106,7 +107,7 @@ def restore_params(
     on_honesty = read_once(view, programs, batches["honesty"], tuned=new, aim=at_base, name="honesty")
     on_task = read_once(view, programs, batches["task"], tuned=new, aim=at_tuned, name="task")
     masks, moved, kept = select_kernels(view, choices, old, new, on_honesty.scores, on_task.scores)
-    work = Task(view, choices, old, new, masks)
+    work = Restoration(view, choices, old, new, masks)
     if inputs == "local" or not choices.rule.solves:
         solved = correct_local(work, kept, on_honesty.moments, on_task.moments)
     else:
@@ -188,17 +189,20 @@ def report_kernel(
         solved: the kernels that were restored.
     """
     mask = masks[kernel.path][kernel.index]
-    known = KernelReport(kernel, mask.size, int(mask.sum()), perturbation)
+    report = KernelReport(kernel, mask.size, int(mask.sum()), perturbation)
     if kernel not in solved:
-        return known
+        return report
     info, shift = jax.device_get((solved[kernel].info, solved[kernel].shift))
+    report = replace(report, shift=float(shift))
     if info is None:
-        return KernelReport(kernel, mask.size, int(mask.sum()), perturbation, shift=float(shift))
-    distances = float(info.distance_tuned), float(info.distance_plain), float(info.distance_restored)
-    return KernelReport(
-        kernel, mask.size, int(mask.sum()), perturbation, Outcome(int(info.solve.outcome)), float(info.solve.residual),
-        float(info.correction), float(shift), distances,
-    )  # fmt: skip
+        return report
+    return replace(
+        report,
+        outcome=Outcome(int(info.solve.outcome)),
+        residual=float(info.solve.residual),
+        correction=float(info.correction),
+        distances=(float(info.distance_tuned), float(info.distance_plain), float(info.distance_restored)),
+    )
 
 
 def place_like(restored: Params, tuned: Params) -> Params:

@@ -197,3 +197,61 @@ def test_einsums_as_matrix_products(equation, ndim, axes):
     rows = as_rows(jnp.asarray(x), axes.inputs), as_rows(jnp.asarray(y), axes.outputs)
     weight = np.transpose(kernel, axes.kernel_in + axes.kernel_out).reshape(rows[0].shape[1], -1)
     np.testing.assert_allclose(rows[0] @ weight, rows[1], rtol=1e-4, atol=1e-4)
+
+
+class Jitted(nnx.Module):
+    """A model whose method is jitted, with a kernel that the model's own code reads beside the layer."""
+
+    def __init__(self, rngs):
+        self.a, self.b = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    @nnx.jit
+    def __call__(self, x):
+        penalty = (
+            jnp.sum(jnp.square(self.b.kernel[...])) + jnp.sum(self.b.kernel * 2.0) + self.b.kernel.get_value().sum()
+        )
+        return self.b(jnp.tanh(self.a(x))) + penalty
+
+
+def test_a_jitted_nnx_method_whose_code_reads_a_kernel():
+    graph, state = nnx.split(Jitted(nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+
+    def loss(state, x):
+        return jnp.mean(nnx.merge(graph, state)(x) ** 2)
+
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(state, x)["a"]["kernel"].get_value()
+    for _ in range(2):
+        view = view_linear(loss, state, x[0])
+        assert view.paths == ("a/kernel", "b/kernel")
+        found = fisher.example_scores(view.loss, view.split(state), view.paths, x)[0]["input"]["a/kernel"]
+        np.testing.assert_allclose(found, np.sum(np.square(gradients), axis=-1), rtol=1e-4)
+
+
+def test_a_kernel_that_the_loss_reads_where_no_tap_can_travel_is_refused_with_a_remedy():
+    graph, state = nnx.split(Jitted(nnx.Rngs(0)))
+
+    def loss(state, x):
+        model = nnx.merge(graph, state)
+        return jnp.mean(model(x) ** 2) + jnp.sum(jnp.square(model.a.kernel))
+
+    x = jnp.ones((5, 4))
+    with pytest.raises(InputError, match=r"loss: it reads a kernel outside .* leave the kernel out with `kernels`"):
+        view_linear(loss, state, x)
+    assert view_linear(loss, state, x, "b/.*").paths == ("b/kernel",)
+
+
+def test_boxed_linen_params_keep_their_boxes():
+    kernel_init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    model, x = nn.Dense(3, kernel_init=kernel_init), jnp.ones((2, 5, 4))
+    params = model.init(jax.random.key(0), x[0])["params"]
+
+    def loss(params, x):
+        return jnp.mean(model.apply({"params": params}, x) ** 2)
+
+    view = view_linear(loss, params, x[0])
+    assert view.paths == ("kernel",)
+    assert jax.tree.structure(view.join(view.split(params))) == jax.tree.structure(params)
+    found = fisher.example_scores(view.loss, view.split(params), view.paths, x)[0]["input"]["kernel"]
+    gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, x)["kernel"].value
+    np.testing.assert_allclose(found, np.sum(np.square(gradients), axis=-1), rtol=1e-5)
