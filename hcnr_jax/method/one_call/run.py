@@ -14,7 +14,7 @@ import numpy as np
 from hcnr_jax.errors import InputError
 from hcnr_jax.method import select
 from hcnr_jax.method.neurons import Kernel, Leaves, Params, get_leaves, order_kernels
-from hcnr_jax.method.one_call.batches import Batch, is_one_batch, read_batches
+from hcnr_jax.method.one_call.batches import Batch, read_batches
 from hcnr_jax.method.one_call.correct import Restoration, Solved, correct_local, correct_propagated, put_kernels
 from hcnr_jax.method.one_call.layer_inputs import TokenMask
 from hcnr_jax.method.one_call.linear_view import LinearView, Loss, name_leaves, view_linear
@@ -82,6 +82,7 @@ def restore_params(
             was expected, what was found and what to do.
 
     >>> from flax import linen as nn
+    >>> import jax.numpy as jnp
     >>> model, x = nn.Dense(2), jax.random.normal(jax.random.key(0), (8, 5, 4))
     >>> base = model.init(jax.random.key(1), x)["params"]
     >>> tuned = jax.tree.map(lambda leaf: leaf + 0.1, base)
@@ -145,7 +146,7 @@ def check_trees(base: Params, tuned: Params) -> None:
 def _check_repeats(choices: Choices, data: dict[str, Any]) -> None:
     """Refuse data that can be read only once where propagated inputs read it again."""
     for name, rows in data.items():
-        if choices.inputs == "propagated" and not is_one_batch(rows) and iter(rows) is rows:
+        if choices.inputs == "propagated" and isinstance(rows, Iterator):
             raise InputError(
                 f"{name}: got an iterator, which can be read once; inputs 'propagated' read the rows again for each "
                 "group of kernels. Give a list of batches, or use inputs 'local'"
