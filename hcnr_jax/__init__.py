@@ -24,6 +24,7 @@ _NAMES = {
     "save_new": "hcnr_jax.checkpoints",
     "save_orbax": "hcnr_jax.checkpoints",
     "load_orbax": "hcnr_jax.checkpoints",
+    "restore_params": "hcnr_jax.method.one_call.run",
     "example_scores": "hcnr_jax.method.fisher",
     "BlockModel": "hcnr_jax.method.sweep.run",
     "Problem": "hcnr_jax.method.sweep.run",

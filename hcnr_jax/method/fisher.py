@@ -13,7 +13,9 @@ gradient is cheaper, and is computed a few output channels at a time.
 
 A *tap* is a dummy argument of the linear layer, with one number per neuron. The cotangent of the tap is defined as the
 score s. `jax.vmap` of `jax.grad` with respect to the taps therefore returns per-example scores, also through `nn.scan`
-and `nn.remat`. `taps.replace` makes every `nn.Dense` with a tap compute its scores, so that no model code changes.
+and `nn.remat`. `taps.observe` makes every linear layer with a tap compute its scores, so that no model code changes.
+The functions below take the params of a Linen model made of `nn.Dense`. `one_call.linear_view` turns any other Flax
+model, NNX included, into such params.
 """
 
 from __future__ import annotations
@@ -127,39 +129,11 @@ def _materialising_is_cheaper(x: Array, g: Array) -> bool:
     return tokens * (fan_in + fan_out) > fan_in * fan_out
 
 
-@jax.custom_vjp
-def tapped_linear(x: Array, kernel: Array, given: dict[Granularity, Array]) -> Array:
-    """Compute x (..., in) @ kernel (in, out), with taps `given` whose cotangents are defined as Fisher scores.
-
-    The cotangent of `given[g]` is not a derivative, but the score s at granularity g. All leading axes of x count as
-    the tokens of one example; batches go through `jax.vmap`. The cotangents of x and of the kernel are true
-    derivatives. Under jit, XLA drops the kernel's cotangent where nothing uses that cotangent.
-
-    >>> def total(tap):
-    ...     return jnp.sum(tapped_linear(jnp.asarray([[1.0, 2.0]]), jnp.ones((2, 3)), {"input": tap}))
-    >>> print(jax.grad(total)(jnp.zeros(2)))
-    [ 3. 12.]
-    """
-    return x @ kernel
-
-
-def _tapped_forward(x: Array, kernel: Array, given: dict[Granularity, Array]) -> tuple[Array, Any]:
-    return x @ kernel, (x, kernel, given)
-
-
-def _tapped_backward(residual: Any, cotangent: Array) -> tuple[Array, Array, dict[Granularity, Array]]:
-    x, kernel, given = residual
-    tokens = x.reshape(-1, x.shape[-1])
-    cotangents = cotangent.reshape(-1, cotangent.shape[-1])
-    scores = {g: SCORES[g](tokens, cotangents).astype(tap.dtype) for g, tap in given.items()}
-    return cotangent @ kernel.T, tokens.T @ cotangents, scores
-
-
-tapped_linear.defvjp(_tapped_forward, _tapped_backward)
-
-
 def tapped() -> AbstractContextManager[None]:
-    """Compute every `nn.Dense` that has Fisher taps beside its kernel with `tapped_linear`.
+    """Make the cotangent of every Fisher tap the neuron scores of its linear layer.
+
+    The cotangent of a tap is not a derivative, but the score s at the tap's granularity. All leading axes of a layer's
+    inputs count as the tokens of one example; batches go through `jax.vmap`. All other cotangents are true derivatives.
 
     >>> from flax import linen as nn
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
@@ -169,12 +143,7 @@ def tapped() -> AbstractContextManager[None]:
     >>> print(jax.grad(loss)(jnp.zeros(2)))
     [ 3. 12.]
     """
-
-    def compute(call: taps.Call, found: Leaves) -> Array:
-        given: dict[Granularity, Array] = {g: found[name] for g, name in TAPS.items() if name in found}
-        return call.through(lambda x, kernel: tapped_linear(x, kernel, given))
-
-    return taps.replace(tuple(TAPS.values()), compute)
+    return taps.observe({TAPS[granularity]: score for granularity, score in SCORES.items()})
 
 
 def make_taps(params: Params, paths: Sequence[str], granularities: Sequence[Granularity]) -> Leaves:
