@@ -165,6 +165,11 @@ class RestoreConfig(RunConfig):
     check: Annotated[bool, RUN] = Field(
         True, description="ask BASE, TUNED and the restored model questions of the data files that were not read"
     )
+    push: Annotated[str | None, RUN] = Field(
+        None,
+        description="upload the finished output to this repository of the Hugging Face hub, such as user/model, which "
+        "is created as private if there is none",
+    )
     dry_run: Annotated[bool, RUN] = Field(False, description="check the inputs, print the plan and stop")
     resume: Annotated[bool, RUN] = Field(
         False, description="continue an interrupted run, or start a new one if there is none"

@@ -39,6 +39,7 @@ from hcnr_jax.restoration.write import Result, write_output
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.compile import compilation_cache
 from hcnr_jax.runtime.heartbeat import propagate_failure
+from hcnr_jax.runtime.push import check_push, push
 from hcnr_jax.runtime.spill import spill_folder
 
 
@@ -72,6 +73,8 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
     reporter = reporter or Reporter.of_process()
     with propagate_failure(), Stopping(reporter.say).listening() as stopping:
         check_leftover(config)
+        if config.push is not None:
+            check_push(config.push)
         fix_date(config)
         with compilation_cache(config.compilation_cache):
             config = with_honesty_rows(config, reporter)
@@ -90,11 +93,22 @@ def restore(config: RestoreConfig, reporter: Reporter | None = None) -> RestoreR
         if is_finished(config, stages):
             clear_leftovers(config)
             reporter.say(f"already there: {config.out} is complete")
+            _push(config, reporter)
             return RestoreResult(config.out, plan, reporter.warnings)
         with jax.default_matmul_precision("highest"), compilation_cache(config.compilation_cache):
             _run(inputs, plan, stages, stopping=stopping, reporter=reporter)
     reporter.say(f"restored model: {config.out}")
+    _push(config, reporter)
     return RestoreResult(config.out, plan, reporter.warnings)
+
+
+def _push(config: RestoreConfig, reporter: Reporter) -> None:
+    """Upload the output where --push asks for it. One process of several does."""
+    if config.push is not None and distributed.is_first():
+        with reporter.stage("push", 1, "folders") as stage:
+            address = push(config.out, config.push)
+            stage.advance()
+        reporter.say(f"uploaded: {address}")
 
 
 def _run(
