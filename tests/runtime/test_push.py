@@ -39,7 +39,8 @@ class Hub(BaseHTTPRequestHandler):
                 for line in lines
                 if line["key"] == "file"
             }
-            return self._send({"commitUrl": f"http://{self.headers['Host']}/user/model/commit/0", "commitOid": "0" * 40})
+            address = f"http://{self.headers['Host']}/user/model/commit/0"
+            return self._send({"commitUrl": address, "commitOid": "0" * 40})
         return self._send({"error": f"unknown {path}"}, 404)
 
     def do_GET(self):
@@ -95,7 +96,7 @@ def test_every_file_arrives_in_a_private_repository(hub, folder):
     ended = pushed(hub, folder)
     assert ended.returncode == 0, ended.stderr
     assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert hub.created["private"] is True and hub.created["name"] == "model"
+    assert hub.created["visibility"] == "private" and hub.created["name"] == "model"
     assert "user/model" in ended.stdout
 
 
