@@ -4,10 +4,13 @@
 identical byte for byte. Tensors are copied one at a time from the mapped input to the output, without decoding.
 """
 
+import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,16 +77,21 @@ def write_companions(template: Checkpoint, stage: Path) -> None:
         _write_index(stage, {info.name: shard.name for shard in template.shards for info in shard.tensors}, template)
 
 
-def write_shards(template: Checkpoint, stage: Path, changed: Mapping[str, Any], names: Collection[str]) -> None:
+def write_shards(
+    template: Checkpoint, stage: Path, changed: Mapping[str, Any], names: Collection[str]
+) -> dict[str, str]:
     """Write some of the weight files, with the tensors of `changed` in place of the template's.
 
-    Several processes may each write a part of the files.
+    The files are written side by side, a thread each. Several processes may each write a part of the files.
 
     Args:
         template: the checkpoint that gives shards, order, dtypes and metadata.
         stage: the folder to write into.
         changed: as in `save_like`.
         names: names of the weight files to write.
+
+    Returns:
+        The sha256 of each written file, by name, from the bytes as they were written.
 
     Raises:
         InputError: the template lacks a name of `changed`, or a dtype or shape is wrong.
@@ -92,10 +100,16 @@ def write_shards(template: Checkpoint, stage: Path, changed: Mapping[str, Any], 
     unknown = sorted(replaced - set(template.tensors))
     if unknown:
         raise InputError(f"{template.folder} has no tensor {unknown[0]}, which was to be replaced")
-    for shard in template.shards:
-        if shard.name in names:
-            with (stage / shard.name).open("wb") as file:
-                _write_shard(file, template, shard, changed, replaced)
+
+    def write(shard: ShardInfo) -> str:
+        with (stage / shard.name).open("wb") as file:
+            hashed = _HashingFile(file)
+            _write_shard(hashed, template, shard, changed, replaced)
+        return hashed.digest.hexdigest()
+
+    chosen = [shard for shard in template.shards if shard.name in names]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        return dict(zip((shard.name for shard in chosen), pool.map(write, chosen), strict=True))
 
 
 def divide_shards(template: Checkpoint, count: int) -> list[list[str]]:
@@ -249,8 +263,24 @@ def _leaves_of(params: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     return flat
 
 
+class _HashingFile:
+    """Writes to a file, and hashes what is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+
+
 def _write_shard(
-    file: BinaryIO, template: Checkpoint, shard: ShardInfo, changed: Mapping[str, Any], replaced: set[str]
+    file: BinaryIO | _HashingFile,
+    template: Checkpoint,
+    shard: ShardInfo,
+    changed: Mapping[str, Any],
+    replaced: set[str],
 ) -> None:
     if shard.metadata.get("format") == "pt":
         file.write(shard.header)
@@ -270,7 +300,7 @@ def _write_shard(
         _write_tensor(file, tensor)
 
 
-def _write_tensor(file: BinaryIO, tensor: np.ndarray) -> None:
+def _write_tensor(file: BinaryIO | _HashingFile, tensor: np.ndarray) -> None:
     """Write the tensor's bytes in pieces, because some systems write no more than 2 GB at once."""
     data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
     for start in range(0, data.size, _WRITE_BYTES):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import PATCH
+from hcnr_jax.checkpoints.digest import BackgroundDigests
 from hcnr_jax.checkpoints.patch import apply_patch
 from hcnr_jax.config import ApplyConfig, RestoreConfig
 from hcnr_jax.report.console import Reporter
@@ -35,7 +36,7 @@ from hcnr_jax.restoration.resume.signals import Stopping
 from hcnr_jax.restoration.run_context import Run
 from hcnr_jax.restoration.score_pair import score_pair
 from hcnr_jax.restoration.select import kernel_squares, select_neurons
-from hcnr_jax.restoration.write import Result, write_output
+from hcnr_jax.restoration.write import Result, start_digests, write_output
 from hcnr_jax.runtime import distributed
 from hcnr_jax.runtime.compile import compilation_cache
 from hcnr_jax.runtime.heartbeat import propagate_failure
@@ -124,12 +125,15 @@ def _run(
         shapes = tuple(Shape(*map(int, shape)) for shape in first)
         plan = dataclasses.replace(plan, shapes=shapes, keep_inputs=keep_inputs)
         spill = stack.enter_context(spill_folder(config.out)) if config.stream else None
+        digests = stack.enter_context(BackgroundDigests())
+        if distributed.is_first():
+            start_digests(inputs, digests)
         with stopping.held():
             reporter.clean_point = stopping.check
             scored = all(has_scores(work, name) for name in ("honesty", "task"))
             run, result = _compute(load_run(inputs, plan, reporter, scoring=not scored), work, spill)
             reporter.clean_point = lambda: None
-        write_output(run, result, stages["kernels"])
+        write_output(run, result, stages["kernels"], digests)
         distributed.barrier("written")
 
 

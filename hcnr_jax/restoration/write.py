@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint, read_json
-from hcnr_jax.checkpoints.digest import model_digest, sha256_file, sha256_files, tensor_digests
+from hcnr_jax.checkpoints.digest import BackgroundDigests, model_digest, sha256_file, sha256_files
 from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.checkpoints.names import tensor_names
 from hcnr_jax.checkpoints.patch import write_patch
@@ -29,6 +29,7 @@ from hcnr_jax.report.json import to_json, versions
 from hcnr_jax.report.model_card import Origin, model_card
 from hcnr_jax.report.restoration_page import write_page
 from hcnr_jax.restoration.adapter_output import LearntAdapter, RestoredAdapter
+from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.kernel_names import kernel_names
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
 from hcnr_jax.restoration.resume.products import CorrectedKernel
@@ -87,7 +88,14 @@ class Result(NamedTuple):
     answers: Sequence[dict[str, Any]] = ()
 
 
-def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
+def start_digests(inputs: RunInputs, digests: BackgroundDigests) -> None:
+    """Start to hash what hcnr.json records of the inputs: the files of both models, and TUNED's tensors."""
+    own = inputs.tuned.files() if isinstance(inputs.tuned, MergedCheckpoint) else inputs.tuned
+    files = [path for model in (inputs.base, inputs.tuned) for path in model_paths(model).values()]
+    digests.start([*own.shards, *inputs.base.shards], files)
+
+
+def write_output(run: Run, result: Result, fingerprint: Fingerprint, digests: BackgroundDigests) -> Path:
     """Write the folder of `--out` in one step: weights, companions, patch, hcnr.json. The caller holds its lock.
 
     Every process calls this function. Each process writes its share of the weight files. The first process writes all
@@ -97,6 +105,7 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
         run: the run, with the settings that were used.
         result: the results to write.
         fingerprint: cache key of the last stage, for --resume.
+        digests: hashes of the inputs, as `start_digests` starts them.
     """
     config, inputs, reporter = run.config, run.inputs, run.reporter
     tuned, restored, neurons = _written(run, result)
@@ -117,27 +126,29 @@ def write_output(run: Run, result: Result, fingerprint: Fingerprint) -> Path:
     ):
         distributed.barrier("begun")
         if config.rank is not None:
-            _write_rank(run, result, folder, config.rank, fingerprint)
+            _write_rank(run, result, folder, config.rank, fingerprint=fingerprint, digests=digests)
             stage.advance(len(tuned.shards) + 2)
             return config.out
         write_companions(tuned, folder)
         if inputs.adapter is None:
             _stop_where_evaluate_stops(tuned, run.spec, folder)
-        write_shards(tuned, folder, restored, share)
+        written = write_shards(tuned, folder, restored, share)
         distributed.barrier("weights")
         stage.advance(len(tuned.shards))
-        before = tensor_digests(tuned)
+        before = digests.tensors(tuned)
         after = write_patch(folder / PATCH, tuned, restored, neurons, config.granularity, before)
         stage.advance()
-        record = make_record(run, result)
+        record = make_record(run, result, digests)
         record["digests"] = {"tuned": model_digest(before), "restored": model_digest(after)}
         record["fingerprint"] = fingerprint
-        _finish(run, result, folder, record)
+        _finish(run, result, folder, record, written)
         stage.advance()
     return config.out
 
 
-def _write_rank(run: Run, result: Result, folder: Path, rank: int, fingerprint: Fingerprint) -> None:
+def _write_rank(
+    run: Run, result: Result, folder: Path, rank: int, *, fingerprint: Fingerprint, digests: BackgroundDigests
+) -> None:
     """Write an adapter of limited rank with its record, and say what it does not hold."""
     found = write_truncated(run.inputs, result.corrected, folder, rank)
     worst = max(found.lost_by_tensor, key=lambda name: found.lost_by_tensor[name], default="no kernel")
@@ -151,8 +162,8 @@ def _write_rank(run: Run, result: Result, folder: Path, rank: int, fingerprint: 
             f"TUNED differs from BASE in {len(found.not_held)} tensors that an adapter over linear kernels does not "
             f"hold, such as {found.not_held[0]}: they keep BASE's values; use --output model to keep TUNED's"
         )
-    record = make_record(run, result)
-    before = tensor_digests(run.inputs.tuned)
+    record = make_record(run, result, digests)
+    before = digests.tensors(run.inputs.tuned)
     record["digests"] = {"tuned": model_digest(before), "restored": model_digest(found.digests)}
     record["truncation"] = {
         "rank": rank,
@@ -161,11 +172,14 @@ def _write_rank(run: Run, result: Result, folder: Path, rank: int, fingerprint: 
         "not_held": list(found.not_held),
     }
     record["fingerprint"] = fingerprint
-    _finish(run, result, folder, record)
+    _finish(run, result, folder, record, {})
 
 
-def _finish(run: Run, result: Result, folder: Path, record: dict[str, Any]) -> None:
-    """Write what people read, the model card and the page, and last the record with every file's digest."""
+def _finish(run: Run, result: Result, folder: Path, record: dict[str, Any], written: Mapping[str, str]) -> None:
+    """Write what people read, the model card and the page, and last the record with every file's digest.
+
+    `written` has the digests of the files that were hashed while they were written.
+    """
     tuned = run.inputs.tuned
     own = tuned.files() if isinstance(tuned, MergedCheckpoint) else tuned
     origin = Origin(
@@ -181,7 +195,7 @@ def _finish(run: Run, result: Result, folder: Path, record: dict[str, Any]) -> N
     if "check" in record:
         labels = [path.split("/")[-2] for path in run.spec.kernels]
         write_page(folder / PAGE, record, result.answers, labels)
-    record["outputs"] = _files_under(folder)
+    record["outputs"] = _files_under(folder, written)
     (folder / RECORD).write_bytes(to_json(record))
 
 
@@ -234,7 +248,7 @@ def _neurons(run: Run, result: Result) -> dict[str, np.ndarray]:
     }
 
 
-def make_record(run: Run, result: Result) -> dict[str, Any]:
+def make_record(run: Run, result: Result, digests: BackgroundDigests) -> dict[str, Any]:
     """Build the content of hcnr.json, without the digests of the written files."""
     config, names = run.config, kernel_names(run.spec)
     cuts = cuts_of(config, run.spec, result.scores, selection=result.selection, names=names)
@@ -254,8 +268,10 @@ def make_record(run: Run, result: Result) -> dict[str, Any]:
         "batches": [shape._asdict() for shape in run.plan.shapes],
         "model": {"family": run.spec.family, "layers": run.spec.num_layers, "kernels": len(names)},
         "inputs": {
-            "base": _model_files(run.inputs.base),
-            "tuned": _model_files(run.inputs.tuned),
+            **{
+                name: {file: digests.file(path) for file, path in model_paths(model).items()}
+                for name, model in (("base", run.inputs.base), ("tuned", run.inputs.tuned))
+            },
             "honesty": sha256_files([config.honesty]),
             "task": sha256_files([config.task]),
         },
@@ -271,14 +287,11 @@ def make_record(run: Run, result: Result) -> dict[str, Any]:
     }
 
 
-def _model_files(checkpoint: Checkpoint) -> dict[str, str]:
-    return {name: sha256_file(path) for name, path in model_paths(checkpoint).items()}
-
-
-def _files_under(folder: Path) -> dict[str, str]:
-    """Compute the sha256 of every file of a folder and its subfolders, by relative path."""
+def _files_under(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the sha256 of every file of a folder and its subfolders, by relative path; `known` ones are not read."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    names = {str(path.relative_to(folder)): path for path in files}
+    return {name: known.get(name) or sha256_file(path) for name, path in names.items()}
 
 
 def kernel_record(kernel: Kernel, name: str, result: Result) -> dict[str, Any]:
