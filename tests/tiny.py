@@ -38,6 +38,15 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+_GEMMA_KEYS = {
+    "head_dim": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 6,
 }
 _FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": False, "mlp_bias": False, "head_dim": 8},
@@ -50,11 +59,15 @@ _FAMILY_KEYS: dict[str, dict[str, Any]] = {
         "max_window_layers": 2,
     },
     "mistral": {"head_dim": 8, "sliding_window": 6},
+    "gemma2": {**_GEMMA_KEYS, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0},
+    "gemma3_text": {**_GEMMA_KEYS, "rope_local_base_freq": 100.0, "sliding_window_pattern": 2},
 }
+_GEMMA_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+_MORE_NORMS = {"gemma2": _GEMMA_NORMS, "gemma3_text": _GEMMA_NORMS}
 
 
 def tiny_config(family: str = "llama", **overrides: Any) -> dict[str, Any]:
-    """A raw config.json of `family` (llama, qwen2, qwen3, mistral) in the transformers 4 spelling.
+    """A raw config.json of `family` (a key of `_FAMILY_KEYS`) in the transformers 4 spelling.
 
     Overrides replace or add keys; giving `rope_parameters` drops `rope_theta`, which makes it a transformers 5 file.
     """
@@ -97,7 +110,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}."
         shapes[block + "input_layernorm.weight"] = (hidden,)
-        shapes[block + "post_attention_layernorm.weight"] = (hidden,)
+        for norm in ("post_attention_layernorm", *_MORE_NORMS.get(family, ())):
+            shapes[f"{block}{norm}.weight"] = (hidden,)
         for name, out, into, bias in (
             ("self_attn.q_proj", q, hidden, qkv_bias),
             ("self_attn.k_proj", kv, hidden, qkv_bias),
@@ -110,7 +124,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes[f"{block}{name}.weight"] = (out, into)
             if bias:
                 shapes[f"{block}{name}.bias"] = (out,)
-        if family == "qwen3":
+        if family in ("qwen3", "gemma3_text"):
             shapes[block + "self_attn.q_norm.weight"] = shapes[block + "self_attn.k_norm.weight"] = (head_dim,)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
@@ -123,14 +137,16 @@ def is_kernel(name: str) -> bool:
     return name.endswith("_proj.weight")
 
 
-def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scale: float) -> dict[str, np.ndarray]:
-    """Float32 weights: linear ones of deviation scale / sqrt(in), norms near 1, biases and embeddings small."""
+def random_weights(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, scale: float, norm: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Float32 weights: linear ones of deviation scale / sqrt(in), norms near `norm`, biases and embeddings small."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
         if name.endswith("norm.weight"):
-            values = 1 + 0.1 * noise
+            values = norm + 0.1 * noise
         elif name.endswith(".bias"):
             values = 0.1 * noise
         elif "embed_tokens" in name:
@@ -216,7 +232,8 @@ def write_tiny_model(
     folder = Path(folder)
     if base is None:
         config = tiny_config(family, **config_overrides)
-        weights = random_weights(tensor_shapes(config), seed, scale)
+        centre = 0.0 if family.startswith("gemma") else 1.0  # Gemma's norms add 1 to the stored scale
+        weights = random_weights(tensor_shapes(config), seed, scale, centre)
     else:
         config = json.loads((Path(base) / "config.json").read_text()) | config_overrides
         dtype = dtype or config.get("torch_dtype")

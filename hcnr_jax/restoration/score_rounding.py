@@ -23,10 +23,14 @@ SEED = 20251
 """Seed of the random signs, fixed so that the same run records the same rounding."""
 
 
-def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
-    """Move every norm's scale by one unit of rounding of `dtype`, or of the scale's own dtype if that unit is larger.
+def jolted(params: Params, norms: Container[str], dtype: DTypeLike, offset: float = 0.0) -> Params:
+    """Move every norm's factor by one unit of rounding of `dtype`, or of the scale's own dtype if that unit is larger.
 
-    `norms` are the paths of the norms' scales, as in `Family.norms`.
+    Args:
+        params: the parameter tree.
+        norms: paths of the norms' scales, as in `Family.norms`.
+        dtype: compute dtype.
+        offset: number that the norms add to a scale, which gives their factor, as in `Family.norm_offset`.
     """
     rng = np.random.default_rng(SEED)
     moved: Leaves = {}
@@ -34,12 +38,12 @@ def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
         if path in norms:
             unit = max(float(jnp.finfo(kind).eps) for kind in (dtype, leaf.dtype))
             factor = (1 + unit * rng.choice(np.asarray([-1.0, 1.0]), leaf.shape)).astype(np.float32)
-            moved[path] = jax.jit(_times, out_shardings=leaf.sharding)(leaf, factor)
+            moved[path] = jax.jit(_times, out_shardings=leaf.sharding)(leaf, factor, offset)
     return put_leaves(params, moved)
 
 
-def _times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
-    return (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)
+def _times(leaf: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+    return ((leaf.astype(jnp.float32) + offset) * factor - offset).astype(leaf.dtype)
 
 
 def rounding_of(scores: Leaves, again: Leaves, neuron_axes: int = 1) -> dict[str, np.ndarray]:

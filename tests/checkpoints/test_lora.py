@@ -80,6 +80,8 @@ CASES = {
     "biases": ("qwen2", {"bias": "all"}),
     "biases of the targets": ("qwen2", {"bias": "lora_only", "target_modules": ALL}),
     "lora_bias": ("qwen2", {"lora_bias": True}),
+    "every kernel of gemma2": ("gemma2", {"target_modules": ALL}),
+    "a norm of gemma3 saved": ("gemma3_text", {"modules_to_save": ["post_feedforward_layernorm"]}),
 }
 
 

@@ -1,10 +1,15 @@
 """Lists the supported families by `model_type`. To add a family, write its file and an entry here."""
 
 from hcnr_jax.models.families.family import Family
+from hcnr_jax.models.families.gemma2 import GEMMA2
+from hcnr_jax.models.families.gemma3 import GEMMA3
 from hcnr_jax.models.families.llama import LLAMA
 from hcnr_jax.models.families.mistral import MISTRAL
 from hcnr_jax.models.families.qwen2 import QWEN2
 from hcnr_jax.models.families.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA2)}
 """Maps `model_type` to the family."""
+
+WRAPPERS: dict[str, str] = {"gemma3": "gemma3_text"}
+"""Maps the `model_type` of a model that reads images as well to that of its text model, which is supported alone."""

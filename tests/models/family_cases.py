@@ -1,0 +1,55 @@
+"""Configs of the families beyond Llama's shape, as `helpers.CASES` holds those of Llama's; one head layout a case."""
+
+from typing import Any
+
+GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5}
+
+FAMILY_CASES: dict[str, dict[str, Any]] = {
+    "gemma3-tied-v4": {
+        "model_type": "gemma3_text",
+        **GEMMA,
+        "sliding_window_pattern": 2,
+        "rope_theta": 1000.0,
+        "rope_local_base_freq": 50.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "gemma3-untied-v5": {
+        "model_type": "gemma3_text",
+        **GEMMA,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "final_logit_softcapping": 3.0,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
+    "gemma2": {"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0},
+    "gemma2-mqa-untied": {
+        "model_type": "gemma2",
+        **GEMMA,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "attn_logit_softcapping": None,
+        "rope_theta": 500.0,
+    },
+}
+"""Maps a case to its config; `length` is the number of tokens where 24 is too few."""
+
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3: local base": ("gemma3-tied-v4", {"rope_local_base_freq": 1000.0}),
+    "gemma3: scaling of full layers": ("gemma3-tied-v4", {"rope_scaling": None}),
+    "gemma3: pattern": ("gemma3-tied-v4", {"sliding_window_pattern": 3}),
+    "gemma3: window": ("gemma3-tied-v4", {"sliding_window": 24}),
+    "gemma3: score scale": ("gemma3-tied-v4", {"query_pre_attn_scalar": 12}),
+    "gemma3: logit cap": ("gemma3-untied-v5", {"final_logit_softcapping": None}),
+    "gemma2: score cap": ("gemma2", {"attn_logit_softcapping": None}),
+    "gemma2: logit cap": ("gemma2", {"final_logit_softcapping": None}),
+    "gemma2: alternating windows": ("gemma2", {"layer_types": ["sliding_attention"] * 3}),
+}
+"""Maps a name to a case and a change of its config that must change the logits."""
+
+PADDED = ("gemma3-tied-v4", "gemma2")
+"""Lists the cases, one a family or more, for tests that need not run every case."""
