@@ -40,6 +40,8 @@ _ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
 }
 _GEMMA_KEYS = {
     "head_dim": 12,
@@ -62,8 +64,24 @@ _FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "gemma2": {**_GEMMA_KEYS, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0},
     "gemma3_text": {**_GEMMA_KEYS, "rope_local_base_freq": 100.0, "sliding_window_pattern": 2},
 }
-_GEMMA_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-_MORE_NORMS = {"gemma2": _GEMMA_NORMS, "gemma3_text": _GEMMA_NORMS}
+_TWO_LAYER_KINDS = ["sliding_attention", "full_attention"]
+_FAMILY_KEYS |= {
+    "olmo2": {"attention_bias": False, "head_dim": 12},
+    "olmo3": {
+        "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        "sliding_window": 6,
+        "layer_types": _TWO_LAYER_KINDS,
+    },
+}
+_OLMO_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+_LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
+_NORMS = {
+    "gemma2": (*_LLAMA_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "gemma3_text": (*_LLAMA_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "olmo2": _OLMO_NORMS,
+    "olmo3": _OLMO_NORMS,
+}
 
 
 def tiny_config(family: str = "llama", **overrides: Any) -> dict[str, Any]:
@@ -109,8 +127,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}."
-        shapes[block + "input_layernorm.weight"] = (hidden,)
-        for norm in ("post_attention_layernorm", *_MORE_NORMS.get(family, ())):
+        for norm in _NORMS.get(family, _LLAMA_NORMS):
             shapes[f"{block}{norm}.weight"] = (hidden,)
         for name, out, into, bias in (
             ("self_attn.q_proj", q, hidden, qkv_bias),
@@ -126,6 +143,9 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 shapes[f"{block}{name}.bias"] = (out,)
         if family in ("qwen3", "gemma3_text"):
             shapes[block + "self_attn.q_norm.weight"] = shapes[block + "self_attn.k_norm.weight"] = (head_dim,)
+        if family in ("olmo2", "olmo3"):
+            shapes[block + "self_attn.q_norm.weight"] = (q,)
+            shapes[block + "self_attn.k_norm.weight"] = (kv,)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)

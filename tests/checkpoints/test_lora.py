@@ -81,6 +81,8 @@ CASES = {
     "biases of the targets": ("qwen2", {"bias": "lora_only", "target_modules": ALL}),
     "lora_bias": ("qwen2", {"lora_bias": True}),
     "every kernel of gemma2": ("gemma2", {"target_modules": ALL}),
+    "every kernel of olmo2": ("olmo2", {"target_modules": ALL}),
+    "a joint norm of olmo3 saved": ("olmo3", {"modules_to_save": ["k_norm"]}),
     "a norm of gemma3 saved": ("gemma3_text", {"modules_to_save": ["post_feedforward_layernorm"]}),
 }
 

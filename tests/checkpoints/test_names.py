@@ -17,6 +17,8 @@ CASES = [
     ("qwen3", {"num_key_value_heads": 1, "attention_bias": True}),
     ("mistral", {}),
     ("gemma2", {}),
+    ("olmo2", {"num_key_value_heads": 1}),
+    ("olmo3", {}),
     ("gemma3_text", {"tie_word_embeddings": True}),
 ]
 

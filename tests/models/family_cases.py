@@ -3,6 +3,7 @@
 from typing import Any
 
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5}
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
 
 FAMILY_CASES: dict[str, dict[str, Any]] = {
     "gemma3-tied-v4": {
@@ -35,6 +36,36 @@ FAMILY_CASES: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": None,
         "rope_theta": 500.0,
     },
+    "olmo2": {"model_type": "olmo2", "head_dim": 12, "rope_theta": 500.0},
+    "olmo2-mha-tied": {
+        "model_type": "olmo2",
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
+    "olmo3-yarn-v4": {
+        "model_type": "olmo3",
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "sliding_window": 6,
+        "rope_theta": 500000,
+        "rope_scaling": YARN,
+        "length": 70,
+    },
+    "olmo3-yarn-v5": {
+        "model_type": "olmo3",
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "sliding_window": 6,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {**YARN, "rope_theta": 100.0, "beta_fast": 4, "beta_slow": 0.5, "attention_factor": 1.3},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+        "length": 70,
+    },
+    "olmo3-plain": {"model_type": "olmo3", "sliding_window": 5, "layer_types": ["sliding_attention"] * 3},
 }
 """Maps a case to its config; `length` is the number of tokens where 24 is too few."""
 
@@ -45,11 +76,15 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3: window": ("gemma3-tied-v4", {"sliding_window": 24}),
     "gemma3: score scale": ("gemma3-tied-v4", {"query_pre_attn_scalar": 12}),
     "gemma3: logit cap": ("gemma3-untied-v5", {"final_logit_softcapping": None}),
+    "olmo2: scaling": ("olmo2-mha-tied", {"rope_scaling": None}),
+    "olmo3: yarn": ("olmo3-yarn-v4", {"rope_scaling": None}),
+    "olmo3: attention factor": ("olmo3-yarn-v4", {"rope_scaling": {**YARN, "attention_factor": 1.0}}),
+    "olmo3: windows": ("olmo3-plain", {"layer_types": ["full_attention"] * 3}),
     "gemma2: score cap": ("gemma2", {"attn_logit_softcapping": None}),
     "gemma2: logit cap": ("gemma2", {"final_logit_softcapping": None}),
     "gemma2: alternating windows": ("gemma2", {"layer_types": ["sliding_attention"] * 3}),
 }
 """Maps a name to a case and a change of its config that must change the logits."""
 
-PADDED = ("gemma3-tied-v4", "gemma2")
+PADDED = ("gemma3-tied-v4", "gemma2", "olmo2", "olmo3-yarn-v5")
 """Lists the cases, one a family or more, for tests that need not run every case."""

@@ -83,13 +83,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 LLAMA_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+OLMO_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
 GEMMA_NORMS = {
     "attention_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
 }
-BLOCK_NORMS = {"gemma2": GEMMA_NORMS, "gemma3_text": GEMMA_NORMS}
+BLOCK_NORMS = {"gemma2": GEMMA_NORMS, "gemma3_text": GEMMA_NORMS, "olmo2": OLMO_NORMS, "olmo3": OLMO_NORMS}
 FUSED_QKV: tuple[str, ...] = ()
 FUSED_MLP: tuple[str, ...] = ()
 

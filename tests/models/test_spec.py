@@ -152,6 +152,10 @@ REFUSED = {
         tiny("gemma3_text", attn_logit_softcapping=50.0),
         "attn_logit_softcapping = 50.0 is not supported; expected it to be absent or null",
     ),
+    "olmo3 base of sliding layers": (
+        tiny("olmo3", rope_theta=5.0),
+        "rope_theta = 5.0 is not supported; expected 500000.0, or rope_parameters with both kinds of layer",
+    ),
     "gemma without window": (
         tiny("gemma2", sliding_window=None),
         "sliding_window = None is not supported; expected a positive integer, which the sliding layers need",

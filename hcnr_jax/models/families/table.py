@@ -5,10 +5,14 @@ from hcnr_jax.models.families.gemma2 import GEMMA2
 from hcnr_jax.models.families.gemma3 import GEMMA3
 from hcnr_jax.models.families.llama import LLAMA
 from hcnr_jax.models.families.mistral import MISTRAL
+from hcnr_jax.models.families.olmo2 import OLMO2
+from hcnr_jax.models.families.olmo3 import OLMO3
 from hcnr_jax.models.families.qwen2 import QWEN2
 from hcnr_jax.models.families.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA2)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA2, OLMO2, OLMO3)
+}
 """Maps `model_type` to the family."""
 
 WRAPPERS: dict[str, str] = {"gemma3": "gemma3_text"}
