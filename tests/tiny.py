@@ -42,6 +42,10 @@ _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
 }
 _GEMMA_KEYS = {
     "head_dim": 12,
@@ -64,16 +68,26 @@ _FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "gemma2": {**_GEMMA_KEYS, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0},
     "gemma3_text": {**_GEMMA_KEYS, "rope_local_base_freq": 100.0, "sliding_window_pattern": 2},
 }
-_TWO_LAYER_KINDS = ["sliding_attention", "full_attention"]
 _FAMILY_KEYS |= {
     "olmo2": {"attention_bias": False, "head_dim": 12},
     "olmo3": {
         "rope_theta": 500000.0,
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
         "sliding_window": 6,
-        "layer_types": _TWO_LAYER_KINDS,
+        "layer_types": ["sliding_attention", "full_attention"],
     },
+    "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6, "mlp_bias": False},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.0,
+    },
+    "phi3": {"sliding_window": 6, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "original_max_position_embeddings": 128},
+    "glm4": {"attention_bias": True, "head_dim": 12, "partial_rotary_factor": 0.67},
 }
+_PADDED_BEYOND = ("smollm3", "phi3", "glm4")  # whose default pad token is outside the tiny vocabulary
+_O_WITHOUT_BIAS = ("qwen2", "glm4")
 _OLMO_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 _LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 _NORMS = {
@@ -81,6 +95,7 @@ _NORMS = {
     "gemma3_text": (*_LLAMA_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     "olmo2": _OLMO_NORMS,
     "olmo3": _OLMO_NORMS,
+    "glm4": (*_LLAMA_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm"),
 }
 
 
@@ -108,6 +123,7 @@ def tiny_config(family: str = "llama", **overrides: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **({"pad_token_id": 0} if family in _PADDED_BEYOND else {}),
         "torch_dtype": "float32",
         **_FAMILY_KEYS[family],
     }
@@ -123,20 +139,20 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     head_dim = config.get("head_dim") or hidden // heads
     q, kv = heads * head_dim, config["num_key_value_heads"] * head_dim
     qkv_bias = family == "qwen2" or config.get("attention_bias", False)
-    o_bias = family != "qwen2" and config.get("attention_bias", False)
+    o_bias = family not in _O_WITHOUT_BIAS and config.get("attention_bias", False)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}."
         for norm in _NORMS.get(family, _LLAMA_NORMS):
             shapes[f"{block}{norm}.weight"] = (hidden,)
+        mlp_bias = config.get("mlp_bias", False)
+        attention = [("q", q), ("k", kv), ("v", kv)] if family != "phi3" else [("qkv", q + 2 * kv)]
+        mlp = [("gate", inner), ("up", inner)] if family not in ("phi3", "glm4") else [("gate_up", 2 * inner)]
         for name, out, into, bias in (
-            ("self_attn.q_proj", q, hidden, qkv_bias),
-            ("self_attn.k_proj", kv, hidden, qkv_bias),
-            ("self_attn.v_proj", kv, hidden, qkv_bias),
+            *((f"self_attn.{name}_proj", out, hidden, qkv_bias) for name, out in attention),
             ("self_attn.o_proj", hidden, q, o_bias),
-            ("mlp.gate_proj", inner, hidden, config.get("mlp_bias", False)),
-            ("mlp.up_proj", inner, hidden, config.get("mlp_bias", False)),
-            ("mlp.down_proj", hidden, inner, config.get("mlp_bias", False)),
+            *((f"mlp.{name}_proj", out, hidden, mlp_bias) for name, out in mlp),
+            ("mlp.down_proj", hidden, inner, mlp_bias),
         ):
             shapes[f"{block}{name}.weight"] = (out, into)
             if bias:

@@ -19,6 +19,10 @@ CASES = [
     ("gemma2", {}),
     ("olmo2", {"num_key_value_heads": 1}),
     ("olmo3", {}),
+    ("smollm3", {"attention_bias": True}),
+    ("granite", {"attention_bias": True, "mlp_bias": True}),
+    ("phi3", {"tie_word_embeddings": True}),
+    ("glm4", {}),
     ("gemma3_text", {"tie_word_embeddings": True}),
 ]
 

@@ -4,6 +4,13 @@ from typing import Any
 
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.7,
+}
 
 FAMILY_CASES: dict[str, dict[str, Any]] = {
     "gemma3-tied-v4": {
@@ -66,6 +73,42 @@ FAMILY_CASES: dict[str, dict[str, Any]] = {
         "length": 70,
     },
     "olmo3-plain": {"model_type": "olmo3", "sliding_window": 5, "layer_types": ["sliding_attention"] * 3},
+    "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2, "rope_theta": 500.0},
+    "smollm3-windows-untied": {
+        "model_type": "smollm3",
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "no_rope_layers": [0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **LLAMA3},
+    },
+    "granite": {"model_type": "granite", "head_dim": 12, "attention_bias": True, **MULTIPLIERS},
+    "granite-tied": {
+        "model_type": "granite",
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "attention_multiplier": 0.3,
+    },
+    "phi3": {"model_type": "phi3", "sliding_window": 5, "rope_theta": 500.0},
+    "phi3-partial-tied": {
+        "model_type": "phi3",
+        "num_key_value_heads": 4,
+        "hidden_size": 64,
+        "tie_word_embeddings": True,
+        "partial_rotary_factor": 0.75,
+    },
+    "glm4": {"model_type": "glm4", "head_dim": 12, "partial_rotary_factor": 0.67, "rope_theta": 500.0},
+    "glm4-whole-heads-tied": {
+        "model_type": "glm4",
+        "head_dim": 8,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+    },
 }
 """Maps a case to its config; `length` is the number of tokens where 24 is too few."""
 
@@ -80,11 +123,17 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo3: yarn": ("olmo3-yarn-v4", {"rope_scaling": None}),
     "olmo3: attention factor": ("olmo3-yarn-v4", {"rope_scaling": {**YARN, "attention_factor": 1.0}}),
     "olmo3: windows": ("olmo3-plain", {"layer_types": ["full_attention"] * 3}),
+    "smollm3: layers that do not rotate": ("smollm3", {"no_rope_layer_interval": 3}),
+    "smollm3: windows": ("smollm3-windows-untied", {"use_sliding_window": False}),
+    **{f"granite: {name}": ("granite", {name: 1.0}) for name in MULTIPLIERS},
+    "phi3: window": ("phi3", {"sliding_window": None}),
+    "phi3: rotated share": ("phi3-partial-tied", {"partial_rotary_factor": 0.5}),
+    "glm4: rotated share": ("glm4", {"partial_rotary_factor": 1.0}),
     "gemma2: score cap": ("gemma2", {"attn_logit_softcapping": None}),
     "gemma2: logit cap": ("gemma2", {"final_logit_softcapping": None}),
     "gemma2: alternating windows": ("gemma2", {"layer_types": ["sliding_attention"] * 3}),
 }
 """Maps a name to a case and a change of its config that must change the logits."""
 
-PADDED = ("gemma3-tied-v4", "gemma2", "olmo2", "olmo3-yarn-v5")
+PADDED = ("gemma3-tied-v4", "gemma2", "olmo2", "olmo3-yarn-v5", "smollm3-windows-untied", "granite", "phi3", "glm4")
 """Lists the cases, one a family or more, for tests that need not run every case."""

@@ -23,6 +23,7 @@ SIZES = {
     "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -90,9 +91,21 @@ GEMMA_NORMS = {
     "mlp_norm": "pre_feedforward_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
 }
-BLOCK_NORMS = {"gemma2": GEMMA_NORMS, "gemma3_text": GEMMA_NORMS, "olmo2": OLMO_NORMS, "olmo3": OLMO_NORMS}
-FUSED_QKV: tuple[str, ...] = ()
-FUSED_MLP: tuple[str, ...] = ()
+GLM_NORMS = {
+    "attention_norm": "input_layernorm",
+    "post_attention_norm": "post_self_attn_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "post_mlp_norm": "post_mlp_layernorm",
+}
+BLOCK_NORMS = {
+    "gemma2": GEMMA_NORMS,
+    "gemma3_text": GEMMA_NORMS,
+    "olmo2": OLMO_NORMS,
+    "olmo3": OLMO_NORMS,
+    "glm4": GLM_NORMS,
+}
+FUSED_QKV = ("phi3",)
+FUSED_MLP = ("phi3", "glm4")
 
 
 def case_config(name: str) -> tuple[dict[str, Any], int]:

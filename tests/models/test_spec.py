@@ -156,6 +156,25 @@ REFUSED = {
         tiny("olmo3", rope_theta=5.0),
         "rope_theta = 5.0 is not supported; expected 500000.0, or rope_parameters with both kinds of layer",
     ),
+    "longrope of phi3": (
+        tiny("phi3", rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
+        "expected one rope_type of default",
+    ),
+    "code beside phi3": (tiny("phi3", auto_map={"AutoConfig": "other.Config"}), "auto_map = {'AutoConfig': 'other"),
+    "odd rotated share": (tiny("glm4", head_dim=12, partial_rotary_factor=0.6), "rotates 7 of 12 channels of a head"),
+    "two rotated shares": (
+        tiny("phi3", partial_rotary_factor=0.5, rope_parameters={"partial_rotary_factor": 0.75}),
+        "partial_rotary_factor = 0.5 is not supported; expected the same as in rope_parameters (0.75), or absent",
+    ),
+    "rotated share over 1": (
+        tiny("phi3", partial_rotary_factor=1.5),
+        "= 1.5 is not supported; expected a number up to",
+    ),
+    "layers that do not rotate": (tiny("smollm3", no_rope_layers=[1, 0]), "expected a list of 3 numbers 0 or 1"),
+    "granite multiplier": (
+        tiny("granite", logits_scaling=0),
+        "logits_scaling = 0 is not supported; expected a positive",
+    ),
     "gemma without window": (
         tiny("gemma2", sliding_window=None),
         "sliding_window = None is not supported; expected a positive integer, which the sliding layers need",

@@ -8,9 +8,9 @@ from tests.restoration.test_adapter_output import adapted_world, check_same, mer
 from tests.restoration.test_mesh import check_same as check_same_model
 from tests.restoration.worlds import CROSS_WEIGHT, SAMPLES, World, make_world, neurons_of, restore, weights_of
 
-FAMILIES = ("gemma2", "gemma3_text", "olmo2", "olmo3")
-MESHED = ("gemma3_text", "olmo2")
-ADAPTED = {"gemma3_text": ["q_proj", "o_proj", "up_proj"]}
+FAMILIES = ("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3", "granite", "phi3", "glm4")
+MESHED = ("gemma3_text", "olmo2", "phi3")
+ADAPTED = {"gemma3_text": ["q_proj", "o_proj", "up_proj"], "phi3": ["qkv_proj", "gate_up_proj"]}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
