@@ -100,6 +100,18 @@ def test_low_precision_runs_under_strict_promotion(name):
     assert logits.dtype == jnp.float32 and np.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("name", ["gemma3-untied-v5", "gemma2", "granite", "olmo3-yarn-v5", "glm4"])
+def test_float64_agrees_with_pytorch_in_float64(name):
+    """With x64 on, the whole model runs in float64: no hidden float32 step remains, apart from rotary angles."""
+    model, spec, params, length = twin(name)
+    tokens = random_tokens((2, length))
+    expected = torch_logits(model.double(), tokens)
+    with jax.enable_x64(True):
+        logits = Decoder(spec, jnp.float64).apply({"params": params}, jnp.asarray(tokens))
+        assert logits.dtype == jnp.float64
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FAMILY_CASES)
 def test_logical_axes_and_shapes_fit_every_leaf(name):
     spec = spec_from_config(case_config(name)[0], "config.json")
