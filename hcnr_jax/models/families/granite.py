@@ -15,4 +15,5 @@ GRANITE = replace(
         "residual_multiplier": 1.0,
         "logits_scaling": 1.0,
     },
+    only={**LLAMA.only, "attention_dropout": (0, 0.1)},  # 0.1 in released files; dropout acts in training alone
 )
