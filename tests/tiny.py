@@ -46,6 +46,7 @@ _ARCHITECTURES = {
     "granite": "GraniteForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
 }
 _GEMMA_KEYS = {
     "head_dim": 12,
@@ -84,6 +85,19 @@ _FAMILY_KEYS |= {
         "logits_scaling": 2.0,
     },
     "phi3": {"sliding_window": 6, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "original_max_position_embeddings": 128},
+    "ministral3": {
+        "head_dim": 12,
+        "rope_theta": None,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
     "glm4": {"attention_bias": True, "head_dim": 12, "partial_rotary_factor": 0.67},
 }
 _PADDED_BEYOND = ("smollm3", "phi3", "glm4")  # whose default pad token is outside the tiny vocabulary

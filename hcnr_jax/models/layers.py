@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from hcnr_jax.models.rotary import rotary_frequencies, rotate, rotations, wide
+from hcnr_jax.models.rotary import grown, rotary_frequencies, rotate, rotations, wide
 from hcnr_jax.models.spec import ModelSpec
 
 __all__ = [
@@ -227,6 +227,7 @@ class Attention(nn.Module):
         query, key, value = self._heads(hidden)
         cos, sin = (table[0] if len(table) == 1 else table[layer.rotary] for table in (geometry.cos, geometry.sin))
         query, key = (rotate(x, cos, sin, spec.recipe.rotary_interleaved) for x in (query, key))
+        query = grown(spec, query, geometry.query_positions)
         if cache is not None:
             key = jax.lax.dynamic_update_slice_in_dim(cache.key, key, geometry.slot, axis=1)
             value = jax.lax.dynamic_update_slice_in_dim(cache.value, value, geometry.slot, axis=1)

@@ -20,7 +20,8 @@ class RopeScaling:
 
     `yarn` keeps f where a channel turns more than `beta_fast` times in `original_max_positions` tokens. Where the
     channel turns fewer than `beta_slow` times, f is divided by `factor`; in between, the two are blended over the
-    channels. Cosines and sines are multiplied by `attention_factor`.
+    channels. Cosines and sines are multiplied by `attention_factor`, and the query at position p by
+    1 + query_growth ln(1 + floor(p / original_max_positions)).
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -31,6 +32,7 @@ class RopeScaling:
     beta_fast: float | None = None
     beta_slow: float | None = None
     attention_factor: float | None = None
+    query_growth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,14 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_GROWTH_KEYS = ("mscale", "mscale_all_dim", "llama_4_scaling_beta", "max_position_embeddings")
+
+
 def rope_of(read: ConfigReader, family: Family, max_positions: int) -> Rope:
     """Read rotary base and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
     found = {}
+    if "default" not in family.rope_kinds and not _object(read, "rope_parameters"):
+        raise read.refusal("rope_parameters", f"an object with a rope_type of {', '.join(family.rope_kinds)}")
     for name in ("rope_parameters", "rope_scaling"):
         if table := _object(read, name):
             found[name] = _table(read, family, name, table, max_positions)
@@ -142,13 +149,14 @@ def _table(read: ConfigReader, family: Family, name: str, table: Mapping[str, An
     if kinds[0] != kinds[-1] or not isinstance(kind, str) or kind not in family.rope_kinds:
         raise read.refusal(name, f"one rope_type of {', '.join(family.rope_kinds)}")
     partial = family.partial_rotary is not None
+    keys = ("rope_theta", *_KEYS[kind], *(_GROWTH_KEYS if family.query_growth else ()))
     for key, value in table.items():
-        known = key in ("rope_type", "type", "rope_theta", *_KEYS[kind])
+        known = key in ("rope_type", "type", *keys)
         known = known or (key == "partial_rotary_factor" and (partial or value == 1))
         if not known and value is not None:
             raise InputError(
                 f"{read.source}: {name}.{key} = {value!r} is not supported; with rope_type {kind!r} expected only "
-                + ", ".join(("rope_theta", *_KEYS[kind]))
+                + ", ".join(keys)
             )
     given = {key: value for key, value in table.items() if value is not None}
     inner = ConfigReader({f"{name}.{key}": value for key, value in given.items()}, {}, read.source)
@@ -165,9 +173,23 @@ def _scaling(inner: ConfigReader, kind: str, name: str, max_positions: int) -> R
     original = inner.positive_int(f"{name}.original_max_position_embeddings", or_none=max_positions)
     if kind == "yarn":
         fast, slow = inner.positive_float(f"{name}.beta_fast", 32.0), inner.positive_float(f"{name}.beta_slow", 1.0)
-        attention = inner.positive_float(f"{name}.attention_factor", max(1.0, 0.1 * math.log(factor) + 1.0))
-        return RopeScaling("yarn", factor, None, None, original, fast, slow, attention)
+        attention = inner.positive_float(f"{name}.attention_factor", _attention_factor(inner, name, factor))
+        growth = inner.value(f"{name}.llama_4_scaling_beta")
+        growth = 0.0 if growth in (None, 0) else inner.positive_float(f"{name}.llama_4_scaling_beta")
+        return RopeScaling("yarn", factor, None, None, original, fast, slow, attention, growth)
     low, high = (inner.positive_float(f"{name}.{end}_freq_factor") for end in ("low", "high"))
     if low >= high:
         raise inner.refusal(f"{name}.high_freq_factor", f"more than low_freq_factor ({low})")
     return RopeScaling("llama3", factor, low, high, original)
+
+
+def _attention_factor(inner: ConfigReader, name: str, factor: float) -> float:
+    """Return YaRN's factor of cosines and sines, m(mscale) / m(mscale_all_dim) or m(1), with m(s) = 1 + 0.1 s ln f."""
+
+    def m(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    above, below = (inner.value(f"{name}.{key}") for key in ("mscale", "mscale_all_dim"))
+    if not (above and below):
+        return m(1.0)
+    return m(inner.positive_float(f"{name}.mscale")) / m(inner.positive_float(f"{name}.mscale_all_dim"))

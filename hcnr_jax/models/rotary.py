@@ -133,3 +133,19 @@ def rotate(
     turned = jnp.stack(pairs, axis=-1).reshape(turned.shape) if interleaved else jnp.concatenate(pairs, axis=-1)
     turned = turned.astype(x.dtype)
     return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def grown(spec: ModelSpec, query: Float[Array, "b t n h"], positions: Int[Array, "b t"]) -> Float[Array, "b t n h"]:
+    """Multiply the query at position p by 1 + beta ln(1 + floor(p / n)), with n the original context.
+
+    Args:
+        spec: gives beta (`query_growth`) and n, if the model has them.
+        query: queries, (batch, tokens, heads, head width).
+        positions: p of every query, (batch, tokens).
+    """
+    scaling = spec.rope_scaling
+    if scaling is None or not scaling.query_growth or scaling.original_max_positions is None:
+        return query
+    turns = (positions // scaling.original_max_positions).astype(wide(query.dtype))
+    factor = 1 + scaling.query_growth * jnp.log1p(turns)
+    return query * factor[:, :, None, None].astype(query.dtype)

@@ -23,6 +23,7 @@ CASES = [
     ("granite", {"attention_bias": True, "mlp_bias": True}),
     ("phi3", {"tie_word_embeddings": True}),
     ("glm4", {}),
+    ("ministral3", {}),
     ("gemma3_text", {"tie_word_embeddings": True}),
 ]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": 5}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+GROWTH = {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.4}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 MULTIPLIERS = {
     "embedding_multiplier": 3.0,
@@ -109,6 +110,20 @@ FAMILY_CASES: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 1.0},
     },
+    "ministral3": {
+        "model_type": "ministral3",
+        "head_dim": 12,
+        "rope_parameters": {**YARN, **GROWTH, "rope_theta": 500.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+        "length": 70,
+    },
+    "ministral3-window-tied": {
+        "model_type": "ministral3",
+        "head_dim": 16,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "sliding_window": 6,
+        "rope_parameters": {**YARN, **GROWTH, "rope_theta": 500.0, "max_position_embeddings": 64},
+    },
 }
 """Maps a case to its config; `length` is the number of tokens where 24 is too few."""
 
@@ -129,11 +144,25 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3: window": ("phi3", {"sliding_window": None}),
     "phi3: rotated share": ("phi3-partial-tied", {"partial_rotary_factor": 0.5}),
     "glm4: rotated share": ("glm4", {"partial_rotary_factor": 1.0}),
+    "ministral3: growing queries": (
+        "ministral3",
+        {"rope_parameters": {**FAMILY_CASES["ministral3"]["rope_parameters"], "llama_4_scaling_beta": 0.0}},
+    ),
     "gemma2: score cap": ("gemma2", {"attn_logit_softcapping": None}),
     "gemma2: logit cap": ("gemma2", {"final_logit_softcapping": None}),
     "gemma2: alternating windows": ("gemma2", {"layer_types": ["sliding_attention"] * 3}),
 }
 """Maps a name to a case and a change of its config that must change the logits."""
 
-PADDED = ("gemma3-tied-v4", "gemma2", "olmo2", "olmo3-yarn-v5", "smollm3-windows-untied", "granite", "phi3", "glm4")
+PADDED = (
+    "gemma3-tied-v4",
+    "gemma2",
+    "olmo2",
+    "olmo3-yarn-v5",
+    "smollm3-windows-untied",
+    "granite",
+    "phi3",
+    "glm4",
+    "ministral3",
+)
 """Lists the cases, one a family or more, for tests that need not run every case."""

@@ -8,12 +8,13 @@ from tests.restoration.test_adapter_output import adapted_world, check_same, mer
 from tests.restoration.test_mesh import check_same as check_same_model
 from tests.restoration.worlds import CROSS_WEIGHT, SAMPLES, World, make_world, neurons_of, restore, weights_of
 
-FAMILIES = ("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3", "granite", "phi3", "glm4")
-MESHED = ("gemma3_text", "olmo2", "phi3")
+FAMILIES = ("gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3", "granite", "phi3", "glm4", "ministral3")
+STREAMED = ("gemma3_text", "smollm3", "phi3")  # two rotary tables, layers that do not rotate, fused kernels
+MESHED = ("gemma3_text", "olmo2", "phi3")  # four norms, a norm over all heads, fused kernels
 ADAPTED = {"gemma3_text": ["q_proj", "o_proj", "up_proj"], "phi3": ["qkv_proj", "gate_up_proj"]}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module")
 def world(request, tmp_path_factory) -> World:
     """Two layers of different kinds, where the family has two, and rows longer than the windows."""
     return make_world(tmp_path_factory.mktemp(request.param), request.param, tie_word_embeddings=True)
@@ -24,6 +25,7 @@ def plain(world, tmp_path_factory):
     return restore(world, tmp_path_factory.mktemp("plain") / "out", "--seed", "none")
 
 
+@pytest.mark.parametrize("world", FAMILIES, indirect=True)
 def test_against_float64(world, plain) -> None:
     """The default method, with propagated inputs: every block runs with its own window and rotary table."""
     counts = (SAMPLES, SAMPLES)
@@ -38,16 +40,16 @@ def test_against_float64(world, plain) -> None:
     assert all(np.array_equal(found[name], tuned[name]) for name in tuned if name not in expected.weights)
 
 
+@pytest.mark.parametrize("world", STREAMED, indirect=True)
 def test_streamed(world, plain, tmp_path) -> None:
     streamed = restore(world, tmp_path / "out", "--seed", "none", "--stream")
     check_same_model(world, plain, streamed)
 
 
-@pytest.mark.parametrize("family", MESHED)
-def test_on_a_mesh(tmp_path, family) -> None:
-    here = make_world(tmp_path / "in", family)
-    one = restore(here, tmp_path / "one")
-    check_same_model(here, one, restore(here, tmp_path / "mesh", "--mesh", "data=2,fsdp=2,model=2"))
+@pytest.mark.parametrize("world", MESHED, indirect=True)
+def test_on_a_mesh(world, plain, tmp_path) -> None:
+    meshed = restore(world, tmp_path / "out", "--seed", "none", "--mesh", "data=2,fsdp=2,model=2")
+    check_same_model(world, plain, meshed)
 
 
 @pytest.mark.parametrize("family", ADAPTED)

@@ -37,6 +37,7 @@ class Family:
         rope_kinds: values of `rope_type` that are handled.
         default_theta: rotary base where the config gives none.
         local_theta: rotary base of sliding layers where the config gives none; None where all layers share one table.
+        query_growth: whether queries grow with their position by `llama_4_scaling_beta` of the rotary table.
         partial_rotary: share of a head's channels that rotate where the config gives none; None where all rotate.
         rotary_interleaved: whether neighbouring channels (2i, 2i + 1) rotate together, and not (i, i + half).
     """
@@ -61,6 +62,7 @@ class Family:
     rope_kinds: tuple[str, ...] = ("default", "linear", "llama3")
     default_theta: float = 10000.0
     local_theta: float | None = None
+    query_growth: bool = False
     partial_rotary: float | None = None
     rotary_interleaved: bool = False
 

@@ -6,6 +6,7 @@ from hcnr_jax.models.families.gemma3 import GEMMA3
 from hcnr_jax.models.families.glm4 import GLM4
 from hcnr_jax.models.families.granite import GRANITE
 from hcnr_jax.models.families.llama import LLAMA
+from hcnr_jax.models.families.ministral3 import MINISTRAL3
 from hcnr_jax.models.families.mistral import MISTRAL
 from hcnr_jax.models.families.olmo2 import OLMO2
 from hcnr_jax.models.families.olmo3 import OLMO3
@@ -16,7 +17,7 @@ from hcnr_jax.models.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA2, OLMO2, OLMO3, SMOLLM3, GRANITE, PHI3, GLM4)
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, GEMMA2, OLMO2, OLMO3, SMOLLM3, GRANITE, PHI3, GLM4, MINISTRAL3)
 }
 """Maps `model_type` to the family."""
 
