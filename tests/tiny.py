@@ -38,6 +38,22 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+}
+_GEMMA_KEYS = {
+    "head_dim": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 6,
 }
 _FAMILY_KEYS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": False, "mlp_bias": False, "head_dim": 8},
@@ -50,11 +66,55 @@ _FAMILY_KEYS: dict[str, dict[str, Any]] = {
         "max_window_layers": 2,
     },
     "mistral": {"head_dim": 8, "sliding_window": 6},
+    "gemma2": {**_GEMMA_KEYS, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0},
+    "gemma3_text": {**_GEMMA_KEYS, "rope_local_base_freq": 100.0, "sliding_window_pattern": 2},
+}
+_FAMILY_KEYS |= {
+    "olmo2": {"attention_bias": False, "head_dim": 12},
+    "olmo3": {
+        "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6, "mlp_bias": False},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.0,
+    },
+    "phi3": {"sliding_window": 6, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "original_max_position_embeddings": 128},
+    "ministral3": {
+        "head_dim": 12,
+        "rope_theta": None,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "glm4": {"attention_bias": True, "head_dim": 12, "partial_rotary_factor": 0.67},
+}
+_PADDED_BEYOND = ("smollm3", "phi3", "glm4")  # whose default pad token is outside the tiny vocabulary
+_O_WITHOUT_BIAS = ("qwen2", "glm4")
+_OLMO_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+_LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
+_NORMS = {
+    "gemma2": (*_LLAMA_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "gemma3_text": (*_LLAMA_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "olmo2": _OLMO_NORMS,
+    "olmo3": _OLMO_NORMS,
+    "glm4": (*_LLAMA_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm"),
 }
 
 
 def tiny_config(family: str = "llama", **overrides: Any) -> dict[str, Any]:
-    """A raw config.json of `family` (llama, qwen2, qwen3, mistral) in the transformers 4 spelling.
+    """A raw config.json of `family` (a key of `_FAMILY_KEYS`) in the transformers 4 spelling.
 
     Overrides replace or add keys; giving `rope_parameters` drops `rope_theta`, which makes it a transformers 5 file.
     """
@@ -77,6 +137,7 @@ def tiny_config(family: str = "llama", **overrides: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **({"pad_token_id": 0} if family in _PADDED_BEYOND else {}),
         "torch_dtype": "float32",
         **_FAMILY_KEYS[family],
     }
@@ -92,26 +153,29 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     head_dim = config.get("head_dim") or hidden // heads
     q, kv = heads * head_dim, config["num_key_value_heads"] * head_dim
     qkv_bias = family == "qwen2" or config.get("attention_bias", False)
-    o_bias = family != "qwen2" and config.get("attention_bias", False)
+    o_bias = family not in _O_WITHOUT_BIAS and config.get("attention_bias", False)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}."
-        shapes[block + "input_layernorm.weight"] = (hidden,)
-        shapes[block + "post_attention_layernorm.weight"] = (hidden,)
+        for norm in _NORMS.get(family, _LLAMA_NORMS):
+            shapes[f"{block}{norm}.weight"] = (hidden,)
+        mlp_bias = config.get("mlp_bias", False)
+        attention = [("q", q), ("k", kv), ("v", kv)] if family != "phi3" else [("qkv", q + 2 * kv)]
+        mlp = [("gate", inner), ("up", inner)] if family not in ("phi3", "glm4") else [("gate_up", 2 * inner)]
         for name, out, into, bias in (
-            ("self_attn.q_proj", q, hidden, qkv_bias),
-            ("self_attn.k_proj", kv, hidden, qkv_bias),
-            ("self_attn.v_proj", kv, hidden, qkv_bias),
+            *((f"self_attn.{name}_proj", out, hidden, qkv_bias) for name, out in attention),
             ("self_attn.o_proj", hidden, q, o_bias),
-            ("mlp.gate_proj", inner, hidden, config.get("mlp_bias", False)),
-            ("mlp.up_proj", inner, hidden, config.get("mlp_bias", False)),
-            ("mlp.down_proj", hidden, inner, config.get("mlp_bias", False)),
+            *((f"mlp.{name}_proj", out, hidden, mlp_bias) for name, out in mlp),
+            ("mlp.down_proj", hidden, inner, mlp_bias),
         ):
             shapes[f"{block}{name}.weight"] = (out, into)
             if bias:
                 shapes[f"{block}{name}.bias"] = (out,)
-        if family == "qwen3":
+        if family in ("qwen3", "gemma3_text"):
             shapes[block + "self_attn.q_norm.weight"] = shapes[block + "self_attn.k_norm.weight"] = (head_dim,)
+        if family in ("olmo2", "olmo3"):
+            shapes[block + "self_attn.q_norm.weight"] = (q,)
+            shapes[block + "self_attn.k_norm.weight"] = (kv,)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
@@ -123,14 +187,16 @@ def is_kernel(name: str) -> bool:
     return name.endswith("_proj.weight")
 
 
-def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, scale: float) -> dict[str, np.ndarray]:
-    """Float32 weights: linear ones of deviation scale / sqrt(in), norms near 1, biases and embeddings small."""
+def random_weights(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, scale: float, norm: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Float32 weights: linear ones of deviation scale / sqrt(in), norms near `norm`, biases and embeddings small."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
         if name.endswith("norm.weight"):
-            values = 1 + 0.1 * noise
+            values = norm + 0.1 * noise
         elif name.endswith(".bias"):
             values = 0.1 * noise
         elif "embed_tokens" in name:
@@ -216,7 +282,8 @@ def write_tiny_model(
     folder = Path(folder)
     if base is None:
         config = tiny_config(family, **config_overrides)
-        weights = random_weights(tensor_shapes(config), seed, scale)
+        centre = 0.0 if family.startswith("gemma") else 1.0  # Gemma's norms add 1 to the stored scale
+        weights = random_weights(tensor_shapes(config), seed, scale, centre)
     else:
         config = json.loads((Path(base) / "config.json").read_text()) | config_overrides
         dtype = dtype or config.get("torch_dtype")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -73,7 +72,7 @@ class BackgroundDigests:
         self._files: dict[Path, Future[str]] = {}
         self._shards: dict[Path, Future[tuple[str, dict[str, str]]]] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BackgroundDigests":
         return self
 
     def __exit__(

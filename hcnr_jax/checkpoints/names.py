@@ -96,25 +96,36 @@ def leaf_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         >>> shapes["blocks/mlp/up/kernel"], shapes["final_norm/scale"]
         ((2, 8, 12), (8,))
     """
-    hidden, inner, layers = spec.hidden_size, spec.intermediate_size, spec.num_layers
-    q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    hidden, layers, recipe = spec.hidden_size, spec.num_layers, spec.recipe
     shapes: dict[str, tuple[int, ...]] = {"embed/embedding": (spec.vocab_size, hidden), "final_norm/scale": (hidden,)}
     if not spec.tie_embeddings:
         shapes["lm_head/kernel"] = (hidden, spec.vocab_size)
-    for norm in ("attention_norm", "mlp_norm"):
+    for norm in recipe.block_norms:
         shapes[f"blocks/{norm}/scale"] = (layers, hidden)
     if spec.qk_norm:
-        shapes["blocks/attention/q_norm/scale"] = shapes["blocks/attention/k_norm/scale"] = (layers, spec.head_dim)
-    for dense, into, out, bias in (
-        ("attention/q", hidden, q, spec.qkv_bias),
-        ("attention/k", hidden, kv, spec.qkv_bias),
-        ("attention/v", hidden, kv, spec.qkv_bias),
-        ("attention/o", q, hidden, spec.o_bias),
-        ("mlp/gate", hidden, inner, spec.mlp_bias),
-        ("mlp/up", hidden, inner, spec.mlp_bias),
-        ("mlp/down", inner, hidden, spec.mlp_bias),
-    ):
-        shapes[f"blocks/{dense}/kernel"] = (layers, into, out)
+        for which, heads in (("q", spec.num_heads), ("k", spec.num_kv_heads)):
+            width = spec.head_dim * (heads if recipe.qk_norm_joint else 1)
+            shapes[f"blocks/attention/{which}_norm/scale"] = (layers, width)
+    for kernel, (into, out, bias) in _kernel_widths(spec).items():
+        shapes[f"blocks/{kernel}"] = (layers, into, out)
         if bias:
-            shapes[f"blocks/{dense}/bias"] = (layers, out)
+            shapes[f"blocks/{kernel.removesuffix('/kernel')}/bias"] = (layers, out)
     return shapes
+
+
+def _kernel_widths(spec: ModelSpec) -> dict[str, tuple[int, int, bool]]:
+    """Return the input width, the output width and whether there is a bias, for every kernel that the family names."""
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    widths = {
+        "attention/q/kernel": (hidden, q, spec.qkv_bias),
+        "attention/k/kernel": (hidden, kv, spec.qkv_bias),
+        "attention/v/kernel": (hidden, kv, spec.qkv_bias),
+        "attention/qkv/kernel": (hidden, q + 2 * kv, spec.qkv_bias),
+        "attention/o/kernel": (q, hidden, spec.o_bias),
+        "mlp/gate/kernel": (hidden, inner, spec.mlp_bias),
+        "mlp/up/kernel": (hidden, inner, spec.mlp_bias),
+        "mlp/gate_up/kernel": (hidden, 2 * inner, spec.mlp_bias),
+        "mlp/down/kernel": (inner, hidden, spec.mlp_bias),
+    }
+    return {kernel: found for kernel, found in widths.items() if kernel in spec.recipe.block_names}

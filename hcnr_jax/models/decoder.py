@@ -19,6 +19,7 @@ from hcnr_jax.models.layers import (
     Embed,
     Geometry,
     LayerCache,
+    LayerKind,
     RMSNorm,
     geometry_of,
     wide,
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
             length=spec.num_layers,
         )
         self.blocks = stacked(spec, self.dtype)
-        self.final_norm = RMSNorm(spec.rms_norm_eps, self.dtype)
+        self.final_norm = RMSNorm(spec.rms_norm_eps, self.dtype, spec.recipe.norm_offset)
         if not spec.tie_embeddings:
             self.lm_head = nn.Dense(spec.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=KERNEL_INIT)
 
@@ -113,13 +114,23 @@ class Decoder(nn.Module):
             The residual stream after the last block, and the cache. The cache has the keys and values of these tokens
             from slot `geometry.slot` on.
         """
-        return self.blocks(hidden, block_windows(self.spec), geometry, cache)
+        return self.blocks(hidden, block_kinds(self.spec), geometry, cache)
 
     def head(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Apply the final norm and compute the logits, in at least float32."""
         normed = self.final_norm(hidden)
         logits = self.embed.attend(normed) if self.spec.tie_embeddings else self.lm_head(normed)
-        return logits.astype(wide(self.dtype))
+        logits = logits.astype(wide(self.dtype))
+        if self.spec.logits_scaling != 1:
+            logits = logits / self.spec.logits_scaling
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def block_kinds(spec: ModelSpec) -> LayerKind:
+    """Return the window and the rotary table of each layer; slice it at one layer for `apply_block`."""
+    rotary = spec.layer_rotary or (0,) * len(spec.layer_windows)
+    return LayerKind(block_windows(spec), jnp.asarray(rotary, jnp.int32))
 
 
 def block_windows(spec: ModelSpec) -> Int[Array, " l"]:
@@ -146,7 +157,7 @@ def apply_block(
     block_params: Params,
     hidden: Float[Array, "b t d"],
     attention_mask: Bool[Array, "b t"] | None,
-    window: Int[Array, ""],
+    layer: LayerKind | Int[Array, ""],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b t d"]:
     """Run one block without scan or remat, so that an interceptor around this call sees plain nn.Dense calls.
@@ -158,16 +169,23 @@ def apply_block(
         block_params: the `blocks` subtree sliced at one layer, without the layer axis.
         hidden: the residual stream before the block, (batch, tokens, hidden).
         attention_mask: True at real tokens, (batch, tokens); None where no token is padding.
-        window: the layer's entry of `block_windows(spec)`. The window is an array, so that one compilation serves all
-            layers.
+        layer: the layer's entry of `block_kinds(spec)`, whose leaves are arrays, so that one compilation serves all
+            layers. The entry of `block_windows(spec)` is enough where all layers share one rotary table.
         dtype: compute dtype.
 
     Returns:
         The residual stream after the block, (batch, tokens, hidden).
+
+    Raises:
+        ValueError: `layer` is a window alone, and the layers of the model have different rotary tables.
     """
+    if not isinstance(layer, LayerKind):
+        if spec.other_ropes:
+            raise ValueError("layer is a window, but layers rotate differently; expected an entry of block_kinds(spec)")
+        layer = LayerKind(layer, jnp.zeros((), jnp.int32))
     mask = _real_tokens(hidden[:, :, 0], attention_mask)
     geometry = geometry_of(spec, mask, dtype)
-    return Block(spec, dtype).apply({"params": block_params}, hidden, window, geometry, None)[0]
+    return Block(spec, dtype).apply({"params": block_params}, hidden, layer, geometry, None)[0]
 
 
 def apply_head(
@@ -205,9 +223,11 @@ _AXES: dict[str, tuple[str, ...]] = {
     "q": ("embed", "heads"),
     "k": ("embed", "heads"),
     "v": ("embed", "heads"),
+    "qkv": ("embed", "heads"),
     "o": ("heads", "embed"),
     "gate": ("embed", "mlp"),
     "up": ("embed", "mlp"),
+    "gate_up": ("embed", "mlp"),
     "down": ("mlp", "embed"),
 }
 
@@ -225,6 +245,8 @@ def logical_axes(spec: ModelSpec) -> Params:
         keys = [entry.key for entry in path]
         module = keys[-2]
         names = _AXES.get("/".join(keys)) or _AXES["norm" if module not in _AXES else module]
+        if spec.recipe.qk_norm_joint and module in ("q_norm", "k_norm"):
+            names = ("heads",)
         if keys[-1] == "bias":
             names = names[-1:]
         return ("layers", *names) if keys[0] == "blocks" else names

@@ -5,28 +5,15 @@ A config that the decoder cannot run exactly is refused, and the message names t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from hcnr_jax.errors import InputError
+from hcnr_jax.models.config_reader import ConfigReader
 from hcnr_jax.models.families.family import Family
-from hcnr_jax.models.families.shared_attributes import DEFAULT_ROPE_THETA, IGNORED, ONLY
-from hcnr_jax.models.families.table import FAMILIES
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Says how the rotary frequencies f are changed for longer contexts.
-
-    `linear` divides every f by `factor`. `llama3` keeps f where the wavelength 2 pi / f is under
-    `original_max_positions / high_freq_factor` tokens. Where the wavelength is over
-    `original_max_positions / low_freq_factor`, f is divided by `factor`; in between, the two are blended.
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    original_max_positions: int | None = None
+from hcnr_jax.models.families.shared_attributes import IGNORED, ONLY
+from hcnr_jax.models.families.table import FAMILIES, WRAPPERS
+from hcnr_jax.models.layer_kinds import layer_windows, rotated_layers
+from hcnr_jax.models.rope import Rope, RopeScaling, rope_of, ropes_by_layer_type, rotary_share
 
 
 @dataclass(frozen=True)
@@ -41,10 +28,20 @@ class ModelSpec:
         intermediate_size: width of the MLP's hidden layer.
         max_positions: longest context in tokens.
         rope_theta: base of the rotary frequencies.
+        other_ropes: further rotary tables; None stands for a table that rotates nothing.
+        layer_rotary: per layer, the index of its table: 0 for `rope_theta` with `rope_scaling`, i + 1 for
+            `other_ropes[i]`. Empty where all layers have table 0.
+        rotary_width: number of channels of a head that rotate, the first ones.
         tie_embeddings: whether the output head is the token embedding.
         qkv_bias: whether q, k and v have biases; `o_bias` and `mlp_bias` say the same of o and of the MLP.
-        qk_norm: whether queries and keys of each head pass through an RMSNorm.
+        qk_norm: whether queries and keys pass through an RMSNorm.
         layer_windows: per layer, the number of tokens that a token sees, counting itself; None for all.
+        query_scale: factor of q k^T in the attention scores.
+        attention_softcap: bound c of the scores, c tanh(score / c); None for no bound.
+        logit_softcap: the same bound of the logits.
+        embedding_multiplier: factor of the embeddings, rounded to the compute dtype.
+        residual_multiplier: factor of the outputs of attention and MLP before they are added to the residual stream.
+        logits_scaling: divisor of the logits.
     """
 
     family: str
@@ -65,6 +62,15 @@ class ModelSpec:
     mlp_bias: bool
     qk_norm: bool
     layer_windows: tuple[int | None, ...]
+    other_ropes: tuple[Rope | None, ...]
+    layer_rotary: tuple[int, ...]
+    rotary_width: int
+    query_scale: float
+    attention_softcap: float | None
+    logit_softcap: float | None
+    embedding_multiplier: float
+    residual_multiplier: float
+    logits_scaling: float
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -85,7 +91,7 @@ class ModelSpec:
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:
-    """Read the raw `config.json` of a Llama, Mistral, Qwen2 or Qwen3 model, as transformers 4 or 5 writes it.
+    """Read the raw `config.json` of a model of a supported family, as transformers 4 or 5 writes it.
 
     Args:
         config: the parsed JSON object. Absent attributes take the defaults of transformers' config classes.
@@ -104,14 +110,16 @@ def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:
     """
     family_name, family = _family(config, source)
     _refuse_unhandled(config, family, source)
-    read = _Reader(config, family.defaults, source)
+    read = ConfigReader(config, family.defaults, source)
     hidden, heads = read.positive_int("hidden_size"), read.positive_int("num_attention_heads")
     layers, kv_heads = read.positive_int("num_hidden_layers"), read.positive_int("num_key_value_heads", or_none=heads)
     if heads % kv_heads:
         raise read.refusal("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
     max_positions = read.positive_int("max_position_embeddings")
-    theta, scaling = _rope(read, max_positions)
+    windows = layer_windows(read, family, layers, rotated_layers(read, layers))
+    rope, other_ropes, layer_rotary = _ropes(read, family, max_positions, windows)
     bias = family.qkv_bias is None and read.boolean("attention_bias")
+    head_dim = _head_dim(read, hidden, heads)
     return ModelSpec(
         family=family_name,
         vocab_size=read.positive_int("vocab_size"),
@@ -120,66 +128,38 @@ def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=_head_dim(read, hidden, heads),
+        head_dim=head_dim,
         max_positions=max_positions,
         rms_norm_eps=read.positive_float("rms_norm_eps"),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
         tie_embeddings=read.boolean("tie_word_embeddings"),
         qkv_bias=bias or bool(family.qkv_bias),
-        o_bias=bias,
-        mlp_bias="mlp_bias" in family.defaults and read.boolean("mlp_bias"),
+        o_bias=bias and family.o_bias is None,
+        mlp_bias=read.handles("mlp_bias") and read.boolean("mlp_bias"),
         qk_norm=family.qk_norm,
-        layer_windows=_layer_windows(read, layers),
+        layer_windows=windows,
+        other_ropes=other_ropes,
+        layer_rotary=layer_rotary,
+        rotary_width=_rotary_width(read, family, head_dim),
+        query_scale=_query_scale(read, head_dim),
+        attention_softcap=read.cap("attn_logit_softcapping"),
+        logit_softcap=read.cap("final_logit_softcapping"),
+        embedding_multiplier=hidden**0.5 if family.scale_embedding else read.multiplier("embedding_multiplier"),
+        residual_multiplier=read.multiplier("residual_multiplier"),
+        logits_scaling=read.multiplier("logits_scaling"),
         bos_token_id=next(iter(read.token_ids("bos_token_id")), None),
         eos_token_ids=read.token_ids("eos_token_id"),
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads typed values of a config with its family's defaults; every refusal names file, attribute and value."""
-
-    config: Mapping[str, Any]
-    defaults: Mapping[str, Any]
-    source: str
-
-    def value(self, name: str) -> Any:
-        return self.config.get(name, self.defaults.get(name))
-
-    def refusal(self, name: str, expected: str) -> InputError:
-        return InputError(f"{self.source}: {name} = {self.value(name)!r} is not supported; expected {expected}")
-
-    def positive_int(self, name: str, or_none: int | None = None) -> int:
-        value = self.value(name)
-        if value is None and or_none is not None:
-            return or_none
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refusal(name, "a positive integer")
-        return value
-
-    def positive_float(self, name: str) -> float:
-        value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self.refusal(name, "a positive number")
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        value = self.value(name)
-        if not isinstance(value, bool):
-            raise self.refusal(name, "true or false")
-        return value
-
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        value = self.value(name)
-        ids = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
-        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise self.refusal(name, "an integer, a list of integers or null")
-        return ids
-
-
 def _family(config: Mapping[str, Any], source: str) -> tuple[str, Family]:
     name = config.get("model_type")
+    if isinstance(name, str) and name in WRAPPERS:
+        raise InputError(
+            f"{source}: model_type = {name!r} is not supported, since it holds an image encoder beside the text model; "
+            f"save the language model and its head alone, as a model of model_type {WRAPPERS[name]!r}"
+        )
     if not isinstance(name, str) or name not in FAMILIES:
         raise InputError(f"{source}: model_type = {name!r} is not supported; expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
@@ -213,7 +193,7 @@ def _refuse_unhandled(config: Mapping[str, Any], family: Family, source: str) ->
         raise InputError(f"{source}: " + f"\n{source}: ".join(complaints))
 
 
-def _head_dim(read: _Reader, hidden: int, heads: int) -> int:
+def _head_dim(read: ConfigReader, hidden: int, heads: int) -> int:
     if read.value("head_dim") is None and hidden % heads:
         raise read.refusal("num_attention_heads", f"a divisor of hidden_size ({hidden}), since head_dim is not given")
     head_dim = read.positive_int("head_dim", or_none=hidden // heads)
@@ -223,84 +203,31 @@ def _head_dim(read: _Reader, hidden: int, heads: int) -> int:
     return head_dim
 
 
-_ROPE_KEYS: Mapping[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+def _query_scale(read: ConfigReader, head_dim: int) -> float:
+    if read.handles("query_pre_attn_scalar"):
+        return read.positive_float("query_pre_attn_scalar") ** -0.5
+    return read.positive_float("attention_multiplier") if read.handles("attention_multiplier") else head_dim**-0.5
 
 
-def _rope(read: _Reader, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Read rotary base and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
-    found = {}
-    for name in ("rope_parameters", "rope_scaling"):
-        table = read.value(name)
-        if table is not None and not isinstance(table, Mapping):
-            raise read.refusal(name, "an object or null")
-        if table:
-            found[name] = _rope_table(read, name, table, max_positions)
-    if len(set(found.values())) > 1:
-        raise read.refusal(
-            "rope_scaling", f"the same as rope_parameters ({read.value('rope_parameters')!r}), or absent"
+def _rotary_width(read: ConfigReader, family: Family, head_dim: int) -> int:
+    width = int(head_dim * rotary_share(read, family))
+    if width < 2 or width % 2:
+        raise InputError(
+            f"{read.source}: partial_rotary_factor rotates {width} of {head_dim} channels of a head, which is not "
+            "supported; expected an even number"
         )
-    theta, scaling = next(iter(found.values()), (None, None))
-    if read.value("rope_theta") is None:
-        return theta or DEFAULT_ROPE_THETA, scaling
-    outer = read.positive_float("rope_theta")
-    if theta is not None and theta != outer:
-        raise read.refusal("rope_theta", f"the same as in {next(iter(found))} ({theta}), or absent")
-    return outer, scaling
+    return width
 
 
-def _rope_table(
-    read: _Reader, name: str, table: Mapping[str, Any], max_positions: int
-) -> tuple[float | None, RopeScaling | None]:
-    kinds = [table[key] for key in ("rope_type", "type") if table.get(key) is not None] or ["default"]
-    kind = kinds[0]
-    if kinds[0] != kinds[-1] or not isinstance(kind, str) or kind not in _ROPE_KEYS:
-        raise read.refusal(name, f"one rope_type of {', '.join(_ROPE_KEYS)}")
-    for key, value in table.items():
-        known = key in ("rope_type", "type", "rope_theta", *_ROPE_KEYS[kind])
-        if not known and value is not None and (key, value) != ("partial_rotary_factor", 1):
-            raise InputError(
-                f"{read.source}: {name}.{key} = {value!r} is not supported; with rope_type {kind!r} expected only "
-                + ", ".join(("rope_theta", *_ROPE_KEYS[kind]))
-            )
-    given = {key: value for key, value in table.items() if value is not None}
-    inner = _Reader({f"{name}.{key}": value for key, value in given.items()}, {}, read.source)
-    theta = inner.positive_float(f"{name}.rope_theta") if "rope_theta" in given else None
-    if kind == "default":
-        return theta, None
-    factor = inner.positive_float(f"{name}.factor")
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor)
-    low, high = (inner.positive_float(f"{name}.{end}_freq_factor") for end in ("low", "high"))
-    if low >= high:
-        raise inner.refusal(f"{name}.high_freq_factor", f"more than low_freq_factor ({low})")
-    original = inner.positive_int(f"{name}.original_max_position_embeddings", or_none=max_positions)
-    return theta, RopeScaling("llama3", factor, low, high, original)
-
-
-def _layer_windows(read: _Reader, layers: int) -> tuple[int | None, ...]:
-    """Return the window of each layer. Qwen chooses by layer (`use_sliding_window`), Mistral has one for all layers,
-    and Llama has none.
-    """
-    chooses = "use_sliding_window" in read.defaults
-    sliding = read.boolean("use_sliding_window") if chooses else "sliding_window" in read.defaults
-    window = read.positive_int("sliding_window") if sliding and read.value("sliding_window") is not None else None
-    first = read.value("max_window_layers") if chooses else 0
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-        raise read.refusal("max_window_layers", "a whole number of layers")
-    by_rule = tuple(window if layer >= first else None for layer in range(layers))
-    if (types := read.value("layer_types")) is None:
-        return by_rule
-    if not isinstance(types, list | tuple) or len(types) != layers:
-        raise read.refusal("layer_types", f"a list of {layers} names (num_hidden_layers) or null")
-    if unknown := set(types) - {"full_attention", "sliding_attention"}:
-        raise read.refusal("layer_types", f"full_attention and sliding_attention only, not {sorted(map(str, unknown))}")
-    if window is None and "sliding_attention" in types:
-        raise read.refusal("layer_types", "full_attention only, since no sliding window is in use")
-    by_type = tuple(window if kind == "sliding_attention" else None for kind in types)
-    if not chooses and by_type != by_rule:
-        raise read.refusal("layer_types", f"one kind for all layers, that of sliding_window = {window!r}")
-    return by_type
+def _ropes(
+    read: ConfigReader, family: Family, max_positions: int, windows: tuple[int | None, ...]
+) -> tuple[Rope, tuple[Rope | None, ...], tuple[int, ...]]:
+    """Return the main rotary table, the further tables, and the index of each layer's table."""
+    if family.local_theta is not None:
+        rope, local = ropes_by_layer_type(read, family, max_positions)
+        if local == rope:
+            return rope, (), ()
+        return rope, (local,), tuple(int(window is not None) for window in windows)
+    rotated = rotated_layers(read, len(windows))
+    rope = rope_of(read, family, max_positions)
+    return (rope, (), ()) if all(rotated) else (rope, (None,), tuple(int(not turned) for turned in rotated))

@@ -26,7 +26,7 @@ from hcnr_jax.models import (
     abstract_params,
     apply_block,
     apply_head,
-    block_windows,
+    block_kinds,
     completion_nll,
     completion_window,
     embed_tokens,
@@ -152,9 +152,8 @@ def block_model(
     """
 
     def apply(block_params: Params, hidden: Any, batch: Batch, index: Any) -> Any:
-        return apply_block(
-            spec, block_params, hidden, jnp.asarray(batch.attention_mask), block_windows(spec)[index], dtype
-        )
+        layer = jax.tree.map(lambda leaf: leaf[index], block_kinds(spec))
+        return apply_block(spec, block_params, hidden, jnp.asarray(batch.attention_mask), layer, dtype)
 
     def loss(outer: Params, hidden: Any, batch: Batch) -> Float[Array, " b"]:
         return head_nll(spec, outer, hidden, batch=batch, dtype=dtype, reduction=reduction, window=window)

@@ -185,7 +185,9 @@ def _score_whole(
     losses.add(parts[0], found)
     measured = None
     if rounding:
-        again, _ = _add(how, jolted(params, how.spec.recipe.norms, how.dtype), parts[0], _start(how))
+        recipe = how.spec.recipe
+        moved = jolted(params, recipe.norms, how.dtype, recipe.norm_offset)
+        again, _ = _add(how, moved, parts[0], _start(how))
         measured = rounding_of(_means(how, sums), _means(how, again), 2 if how.granularity == "weight" else 1)
     for part in parts[1:]:
         sums, found = _add(how, params, part, sums)

@@ -24,10 +24,14 @@ SEED = 20251
 """Seed of the random signs, fixed so that the same run records the same rounding."""
 
 
-def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
-    """Move every norm's scale by one unit of rounding of `dtype`, or of the scale's own dtype if that unit is larger.
+def jolted(params: Params, norms: Container[str], dtype: DTypeLike, offset: float = 0.0) -> Params:
+    """Move every norm's factor by one unit of rounding of `dtype`, or of the scale's own dtype if that unit is larger.
 
-    `norms` are the paths of the norms' scales, as in `Family.norms`.
+    Args:
+        params: the parameter tree.
+        norms: paths of the norms' scales, as in `Family.norms`.
+        dtype: compute dtype.
+        offset: number that the norms add to a scale, which gives their factor, as in `Family.norm_offset`.
     """
     rng = np.random.default_rng(SEED)
     leaves: Leaves = {}
@@ -41,11 +45,14 @@ def jolted(params: Params, norms: Container[str], dtype: DTypeLike) -> Params:
     places: Any = {path: leaf.sharding for path, leaf in leaves.items()}
     if all(len(place.device_set) == 1 for place in places.values()):
         places = None
-    return put_leaves(params, jax.jit(_times, out_shardings=places)(leaves, factors))
+    return put_leaves(params, jax.jit(_times, out_shardings=places)(leaves, factors, offset))
 
 
-def _times(leaves: Leaves, factors: dict[str, jax.Array]) -> Leaves:
-    return {path: (leaf.astype(jnp.float32) * factors[path]).astype(leaf.dtype) for path, leaf in leaves.items()}
+def _times(leaves: Leaves, factors: dict[str, jax.Array], offset: jax.Array) -> Leaves:
+    def moved(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+        return ((leaf.astype(jnp.float32) + offset) * factor - offset).astype(leaf.dtype)
+
+    return {path: moved(leaf, factors[path]) for path, leaf in leaves.items()}
 
 
 def rounding_of(scores: Leaves, again: Leaves, neuron_axes: int = 1) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import spec_from_config
 from tests.tiny import DTYPES, read_weights, write_tiny_model, write_weights
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3", "granite"]
+FAMILIES += ["phi3", "glm4", "ministral3"]
 
 
 def spec_of(checkpoint):

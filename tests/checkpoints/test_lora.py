@@ -80,6 +80,15 @@ CASES = {
     "biases": ("qwen2", {"bias": "all"}),
     "biases of the targets": ("qwen2", {"bias": "lora_only", "target_modules": ALL}),
     "lora_bias": ("qwen2", {"lora_bias": True}),
+    "every kernel of gemma2": ("gemma2", {"target_modules": ALL}),
+    "every kernel of olmo2": ("olmo2", {"target_modules": ALL}),
+    "a joint norm of olmo3 saved": ("olmo3", {"modules_to_save": ["k_norm"]}),
+    "smollm3": ("smollm3", {"target_modules": ALL}),
+    "ministral3": ("ministral3", {"target_modules": ALL}),
+    "granite": ("granite", {"use_rslora": True}),
+    "fused kernels of phi3": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]}),
+    "a fused kernel of glm4, with DoRA": ("glm4", {"use_dora": True, "target_modules": ["q_proj", "gate_up_proj"]}),
+    "a norm of gemma3 saved": ("gemma3_text", {"modules_to_save": ["post_feedforward_layernorm"]}),
 }
 
 

@@ -16,6 +16,15 @@ CASES = [
     ("qwen3", {}),
     ("qwen3", {"num_key_value_heads": 1, "attention_bias": True}),
     ("mistral", {}),
+    ("gemma2", {}),
+    ("olmo2", {"num_key_value_heads": 1}),
+    ("olmo3", {}),
+    ("smollm3", {"attention_bias": True}),
+    ("granite", {"attention_bias": True, "mlp_bias": True}),
+    ("phi3", {"tie_word_embeddings": True}),
+    ("glm4", {}),
+    ("ministral3", {}),
+    ("gemma3_text", {"tie_word_embeddings": True}),
 ]
 
 
@@ -30,7 +39,7 @@ def test_names_and_shapes_match_the_convention(family, overrides):
 def test_there_and_back(family, overrides):
     spec = spec_from_config(tiny.tiny_config(family, **overrides), "config.json")
     names = tensor_names(spec)
-    assert all(hf_name_of(place.path, place.layer) == name for name, place in names.items())
+    assert all(hf_name_of(place.path, place.layer, spec.recipe) == name for name, place in names.items())
     assert len({(place.path, place.layer) for place in names.values()}) == len(names)
     assert {place.path for place in names.values()} == set(leaf_shapes(spec))
     for place in names.values():

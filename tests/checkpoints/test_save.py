@@ -20,7 +20,8 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import spec_from_config
 from tests.tiny import DTYPES, read_weights, tiny_config, write_tiny_model, write_tiny_tokenizer, write_weights
 
-FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "olmo2", "olmo3", "smollm3", "granite"]
+FAMILIES += ["phi3", "glm4", "ministral3"]
 INDEX = "model.safetensors.index.json"
 
 
@@ -39,7 +40,7 @@ def logits(folder):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("family", "shards"), [("llama", 1), ("qwen2", 3), ("qwen3", 2), ("mistral", 1)])
+@pytest.mark.parametrize(("family", "shards"), [(family, 1 + i % 3) for i, family in enumerate(FAMILIES)])
 def test_load_then_save_gives_the_same_bytes(tmp_path, family, shards, dtype):
     source = write_tiny_model(tmp_path / "in", family, dtype=dtype, shards=shards)
     checkpoint = open_checkpoint(source)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hcnr_jax.models import ModelSpec, spec_from_config
+from tests.models.family_cases import FAMILY_CASES
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits, and test workers share the cores
 
@@ -22,6 +23,7 @@ SIZES = {
     "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -81,16 +83,44 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 
+LLAMA_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+OLMO_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
+GEMMA_NORMS = {
+    "attention_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+GLM_NORMS = {
+    "attention_norm": "input_layernorm",
+    "post_attention_norm": "post_self_attn_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "post_mlp_norm": "post_mlp_layernorm",
+}
+BLOCK_NORMS = {
+    "gemma2": GEMMA_NORMS,
+    "gemma3_text": GEMMA_NORMS,
+    "olmo2": OLMO_NORMS,
+    "olmo3": OLMO_NORMS,
+    "glm4": GLM_NORMS,
+}
+FUSED_QKV = ("phi3",)
+FUSED_MLP = ("phi3", "glm4")
+
 
 def case_config(name: str) -> tuple[dict[str, Any], int]:
     """The raw config of a case and the sequence length to test it at."""
-    case = dict(CASES[name])
+    case = dict((CASES | FAMILY_CASES)[name])
     length = case.pop("length", 24)
     return {**SIZES, **case}, length
 
 
 def torch_model(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
-    """The transformers model of a raw config, every parameter random: HF leaves biases at 0 and norms at 1."""
+    """The transformers model of a raw config, every parameter random: HF leaves biases at 0 and norms at 1.
+
+    Norms of Gemma add 1 to the stored scale.
+    """
+    centre = 0.0 if config["model_type"].startswith("gemma") else 1.0
     config = dict(config)
     hf_config = AutoConfig.for_model(config.pop("model_type"), **config)
     model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager", dtype=torch.float32).eval()
@@ -98,7 +128,7 @@ def torch_model(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.2 * noise)
+            parameter.copy_(centre + 0.2 * noise if "norm" in name else 0.2 * noise)
     return model
 
 
@@ -114,17 +144,19 @@ def params_of(model: torch.nn.Module, spec: ModelSpec) -> dict[str, Any]:
         leaves = {"kernel": stacked(f"{name}.weight")}
         return leaves | ({"bias": stacked(f"{name}.bias")} if bias else {})
 
-    biases = dict.fromkeys("qkv", spec.qkv_bias) | {"o": spec.o_bias}
+    norms = BLOCK_NORMS.get(spec.family, LLAMA_NORMS)
+    fused = spec.family in FUSED_QKV
+    biases = dict.fromkeys(["qkv"] if fused else "qkv", spec.qkv_bias) | {"o": spec.o_bias}
     attention: dict[str, Any] = {n: linear(f"self_attn.{n}_proj", bias) for n, bias in biases.items()}
+    mlp = ("gate_up", "down") if spec.family in FUSED_MLP else ("gate", "up", "down")
     if spec.qk_norm:
         attention |= {n: {"scale": stacked(f"self_attn.{n}.weight")} for n in ("q_norm", "k_norm")}
     params = {
         "embed": {"embedding": jnp.asarray(state["model.embed_tokens.weight"])},
         "blocks": {
-            "attention_norm": {"scale": stacked("input_layernorm.weight")},
+            **{ours: {"scale": stacked(f"{theirs}.weight")} for ours, theirs in norms.items()},
             "attention": attention,
-            "mlp_norm": {"scale": stacked("post_attention_layernorm.weight")},
-            "mlp": {n: linear(f"mlp.{n}_proj", spec.mlp_bias) for n in ("gate", "up", "down")},
+            "mlp": {n: linear(f"mlp.{n}_proj", spec.mlp_bias) for n in mlp},
         },
         "final_norm": {"scale": jnp.asarray(state["model.norm.weight"])},
     }

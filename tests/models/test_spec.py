@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from transformers import AutoConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hcnr_jax.errors import InputError
 from hcnr_jax.models import RopeScaling, spec_from_config
@@ -80,7 +81,7 @@ def refusal(config):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("config_class", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("config_class", [CONFIG_MAPPING[name] for name in FAMILIES], ids=FAMILIES)
 def test_absent_attributes_take_the_defaults_of_the_installed_transformers(config_class):
     """Only `model_type` given = everything transformers would write; so no default of ours differs from theirs."""
     bare = {"model_type": config_class.model_type}
@@ -142,7 +143,59 @@ def test_llama3_scaling_falls_back_to_the_models_positions_as_transformers_does(
 
 LINEAR = {"type": "linear", "factor": 2.0}
 REFUSED = {
-    "unknown model": (tiny("gemma2"), "model_type = 'gemma2' is not supported; expected one of llama, mistral, qwen2"),
+    "unknown model": (tiny("gpt2"), "model_type = 'gpt2' is not supported; expected one of llama, mistral, qwen2"),
+    "images as well": (
+        {"model_type": "gemma3", "text_config": {}},
+        "holds an image encoder beside the text model; save the language model and its head alone, as a model of",
+    ),
+    "gemma3 cap of scores": (
+        tiny("gemma3_text", attn_logit_softcapping=50.0),
+        "attn_logit_softcapping = 50.0 is not supported; expected it to be absent or null",
+    ),
+    "olmo3 base of sliding layers": (
+        tiny("olmo3", rope_theta=5.0),
+        "rope_theta = 5.0 is not supported; expected 500000.0, or rope_parameters with both kinds of layer",
+    ),
+    "longrope of phi3": (
+        tiny("phi3", rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
+        "expected one rope_type of default",
+    ),
+    "code beside phi3": (tiny("phi3", auto_map={"AutoConfig": "other.Config"}), "auto_map = {'AutoConfig': 'other"),
+    "odd rotated share": (tiny("glm4", head_dim=12, partial_rotary_factor=0.6), "rotates 7 of 12 channels of a head"),
+    "two rotated shares": (
+        tiny("phi3", partial_rotary_factor=0.5, rope_parameters={"partial_rotary_factor": 0.75}),
+        "partial_rotary_factor = 0.5 is not supported; expected the same as in rope_parameters (0.75), or absent",
+    ),
+    "rotated share over 1": (
+        tiny("phi3", partial_rotary_factor=1.5),
+        "= 1.5 is not supported; expected a number up to",
+    ),
+    "layers that do not rotate": (tiny("smollm3", no_rope_layers=[1, 0]), "expected a list of 3 numbers 0 or 1"),
+    "granite multiplier": (
+        tiny("granite", logits_scaling=0),
+        "logits_scaling = 0 is not supported; expected a positive",
+    ),
+    "gemma without window": (
+        tiny("gemma2", sliding_window=None),
+        "sliding_window = None is not supported; expected a positive integer, which the sliding layers need",
+    ),
+    "gemma activation": (
+        tiny("gemma2", hidden_activation="gelu"),
+        "hidden_activation = 'gelu' is not supported; expected 'gelu_pytorch_tanh'",
+    ),
+    "pattern of gemma2": (tiny("gemma2", sliding_window_pattern=3), "sliding_window_pattern = 3 is not an attribute"),
+    "rotary kind of gemma3": (
+        tiny("gemma3_text", rope_parameters={"rope_theta": 5.0}),
+        "rope_parameters.rope_theta = 5.0 is not supported; expected only full_attention and sliding_attention",
+    ),
+    "two local bases": (
+        tiny("gemma3_text", rope_local_base_freq=5.0, rope_parameters={"sliding_attention": {"rope_theta": 6.0}}),
+        "rope_local_base_freq = 5.0 is not supported; expected the same as in rope_parameters.sliding_attention (6.0)",
+    ),
+    "two scalings of gemma3": (
+        tiny("gemma3_text", rope_scaling=LINEAR, rope_parameters={"full_attention": {"rope_theta": 6.0}}),
+        "expected the same as rope_parameters.full_attention, or absent",
+    ),
     "no model": ({}, "model_type = None is not supported"),
     "unhashable model": ({"model_type": ["llama"]}, "model_type = ['llama'] is not supported"),
     "classifier": (

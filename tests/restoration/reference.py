@@ -13,8 +13,15 @@ import transformers
 from hcnr_jax.config import RestoreConfig
 from tests.method import oracle
 
-ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-GROUPS = (ORDER[:3], ORDER[3:4], ORDER[4:6], ORDER[6:])
+ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
+ORDER = (
+    *ATTENTION,
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+)  # a model has q, k, v or qkv; gate, up or gate_up
+GROUPS = (ORDER[:4], ORDER[4:5], ORDER[5:8], ORDER[8:])
 
 
 class Tokens(NamedTuple):
@@ -68,12 +75,13 @@ def mean_loss(model: torch.nn.Module, rows: Sequence[Tokens]) -> float:
 
 
 def kernels(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """HF tensor name -> linear layer, by block and then q, k, v, o, gate, up, down."""
+    """HF tensor name -> linear layer, by block and then in ORDER."""
     found = {}
     for index, block in enumerate(model.model.layers):
         for name in ORDER:
-            part = "self_attn" if name in ORDER[:4] else "mlp"
-            found[f"model.layers.{index}.{part}.{name}.weight"] = getattr(getattr(block, part), name)
+            part = "self_attn" if name in ATTENTION else "mlp"
+            if (layer := getattr(getattr(block, part), name, None)) is not None:
+                found[f"model.layers.{index}.{part}.{name}.weight"] = layer
     return found
 
 

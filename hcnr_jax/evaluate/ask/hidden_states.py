@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from hcnr_jax.evaluate.ask.batches import Events, rows_at_once, run_batches
-from hcnr_jax.models import ModelSpec, apply_block, block_windows, embed_tokens
+from hcnr_jax.models import ModelSpec, apply_block, block_kinds, embed_tokens
 from hcnr_jax.models.decoder import Params
 
 
@@ -23,13 +23,13 @@ def last_states(
     left-padded.
     """
 
-    def step(hidden: Array, layer: tuple[Any, Array]) -> tuple[Array, Array]:
-        block, window = layer
-        after = apply_block(spec, block, hidden, attention_mask, window, dtype)
+    def step(hidden: Array, layer: tuple[Any, Any]) -> tuple[Array, Array]:
+        block, kind = layer
+        after = apply_block(spec, block, hidden, attention_mask, kind, dtype)
         return after, after[:, -1]
 
     start = embed_tokens(spec, params, tokens, dtype)
-    _, after = jax.lax.scan(step, start, (params["blocks"], block_windows(spec)))
+    _, after = jax.lax.scan(step, start, (params["blocks"], block_kinds(spec)))
     return jnp.concatenate([start[None, :, -1], after]).astype(jnp.float32)
 
 

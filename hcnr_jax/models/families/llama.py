@@ -50,6 +50,7 @@ SIZES = {
     "rope_parameters": None,
     "layer_types": None,
     "head_dim": None,
+    "partial_rotary_factor": None,
 }
 """Holds the attributes that every Llama-shaped family reads, with transformers' defaults."""
 

@@ -28,4 +28,5 @@ QWEN2 = replace(
     defaults=QWEN_SIZES,
     only={"attention_bias": (True,), "mlp_bias": (False,)},
     qkv_bias=True,
+    windows="upper",
 )

@@ -7,8 +7,6 @@ what the model computes, and then scores and corrections would be wrong without 
 from collections.abc import Mapping
 from typing import Any
 
-DEFAULT_ROPE_THETA = 10000.0
-
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # two names of one function
     "attention_dropout": (0,),
@@ -16,7 +14,6 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "chunk_size_feed_forward": (0,),
     "cross_attention_hidden_size": (),
     "is_encoder_decoder": (False,),
-    "partial_rotary_factor": (1,),
     "pruned_heads": ({},),
     "rope_interleaved": (False,),
     "tie_encoder_decoder": (False,),
@@ -25,11 +22,12 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 """Maps an attribute to the only values accepted, whatever the family. Null counts as absent."""
 
 _BOOKKEEPING = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path
-    architectures attn_implementation dtype finetuning_task id2label initializer_range is_decoder is_llama_config
-    label2id model_max_length model_type name_or_path num_labels output_attentions output_hidden_states pad_token_id
-    pretraining_tp problem_type return_dict sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype
-    torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path architectures
+    attn_implementation cache_implementation dtype finetuning_task id2label initializer_range is_decoder
+    is_llama_config label2id model_max_length model_type name_or_path num_labels output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type return_dict sep_token_id task_specific_params
+    tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed
+    unsloth_version use_bfloat16 use_cache
 """
 # Older versions of transformers left these in config.json. They say how to sample, never what the model computes.
 _GENERATION = """

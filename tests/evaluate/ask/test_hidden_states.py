@@ -9,7 +9,7 @@ from hcnr_jax.evaluate.ask.hidden_states import last_states
 from tests.evaluate.models import load_tiny, torch_model
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "smollm3"])
 def test_states_are_those_of_each_prompt_alone(tmp_path, family):
     tiny = load_tiny(tmp_path / "m", family, seed=2, num_hidden_layers=3)
     spec = tiny.model.spec
