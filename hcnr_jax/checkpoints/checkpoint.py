@@ -24,6 +24,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 PATCH = "hcnr.patch.safetensors"
+CARD = "README.md"
+PAGE = "report.html"
+CARD_MARK = "<!-- hcnr_jax: the text below was written by hcnr restore -->"  # TUNED's own card stands above
 RECORD = "hcnr.json"
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -85,10 +88,12 @@ class Checkpoint:
     def companions(self) -> dict[str, Path]:
         """Return the files that belong to a model and are not weights, as a map from relative name to path.
 
-        These are config, tokenizer, chat templates, generation config, licence and the index of the shards. Other files
-        are left out: see `leftovers`.
+        These are config, tokenizer, chat templates, generation config, licence, card and the index of the shards. Other
+        files are left out: see `leftovers`. So is the card of a restored model, which describes no other model.
         """
         found = {name: path for name, path in folder_files(self.folder) if _belongs(name)}
+        if CARD in found and is_restored_card(found[CARD]):
+            del found[CARD]
         index = self.folder / INDEX
         own = index.is_file() and _index_files(self.folder) == {shard.name for shard in self.shards}
         if own and not self._renamed:
@@ -104,7 +109,7 @@ class Checkpoint:
         kept, used = set(self.companions()), {shard.name for shard in self.shards}
         names = set()
         for path in self.folder.iterdir():
-            if path.name.startswith(".") or path.name in (RECORD, PATCH, INDEX) or path.name in kept | used:
+            if path.name.startswith(".") or path.name in (RECORD, PATCH, INDEX, CARD, PAGE) or path.name in kept | used:
                 continue
             if path.is_dir() and not any(name.startswith(f"{path.name}/") for name in kept):
                 names.add(f"{path.name}/")
@@ -223,6 +228,11 @@ def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
     templates = folder / "additional_chat_templates"
     if templates.is_dir():
         yield from ((f"{templates.name}/{path.name}", path) for path in templates.iterdir() if path.is_file())
+
+
+def is_restored_card(card: Path) -> bool:
+    """Return whether a model card was written by a restoration."""
+    return CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _belongs(name: str) -> bool:

@@ -18,10 +18,12 @@ import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
+    CARD,
     PREFIXES,
     Checkpoint,
     folder_files,
     is_adapter,
+    is_restored_card,
     is_tokenizer_file,
     local_folder,
     open_checkpoint,
@@ -254,8 +256,8 @@ class AdapterFiles(Checkpoint):
 
     def companions(self) -> dict[str, Path]:
         """Return adapter_config.json, the tokenizer and the model card, as a map from relative name to path."""
-        kept = {ADAPTER_CONFIG, "README.md"}
-        found = folder_files(self.folder)
+        found = [(name, path) for name, path in folder_files(self.folder) if name != CARD or not is_restored_card(path)]
+        kept = {ADAPTER_CONFIG, CARD}
         return dict(sorted((name, path) for name, path in found if name in kept or is_tokenizer_file(name)))
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import yaml
 
+from hcnr_jax.checkpoints.checkpoint import CARD_MARK
 from hcnr_jax.report.before_after_table import COLUMNS, HEADER, comparison_rows, value_of
 from hcnr_jax.report.markdown import markdown
-
-MARK = "<!-- hcnr_jax: the text below was written by hcnr restore -->"
-"""Separates the text of TUNED's own card from the text of the restoration."""
 
 PAPER = "https://arxiv.org/abs/2511.12991"
 TAGS = ("hcnr", "hcnr_jax", "honesty")
@@ -70,8 +68,8 @@ def model_card(origin: Origin, record: Mapping[str, Any]) -> str:
     base, _ = split_card(origin.base_card)
     metadata = _metadata(origin, own, base, record.get("check"))
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    before = text.split(MARK)[0].strip()
-    return f"---\n{head}---\n\n" + (f"{before}\n\n" if before else "") + f"{MARK}\n\n" + _body(origin, record)
+    before = text.split(CARD_MARK)[0].strip()
+    return f"---\n{head}---\n\n" + (f"{before}\n\n" if before else "") + f"{CARD_MARK}\n\n" + _body(origin, record)
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:

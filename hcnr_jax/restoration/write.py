@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hcnr_jax.checkpoints.checkpoint import PATCH, RECORD, Checkpoint, read_json
+from hcnr_jax.checkpoints.checkpoint import CARD, PAGE, PATCH, RECORD, Checkpoint, read_json
 from hcnr_jax.checkpoints.digest import BackgroundDigests, model_digest, sha256_file, sha256_files
 from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.checkpoints.names import tensor_names
@@ -43,8 +43,6 @@ from hcnr_jax.runtime.files import explained, partial_path, staged_folder, sync_
 
 # The format version of hcnr.json. It rises when a field is removed or changes its meaning.
 RECORD_FORMAT = 1
-CARD = "README.md"
-PAGE = "report.html"
 
 
 class RestoredTensors(Mapping[str, np.ndarray]):

@@ -4,8 +4,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hcnr_jax.checkpoints.checkpoint import CARD_MARK
 from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
-from hcnr_jax.report.model_card import MARK, Origin, hub_parents, model_card, split_card
+from hcnr_jax.report.model_card import Origin, hub_parents, model_card, split_card
 
 
 @pytest.fixture
@@ -52,9 +53,9 @@ def test_what_tuned_says_of_itself_stays_apart_from_its_results(record, tmp_path
     assert card.data.license == "mit"
     assert card.data.tags[:2] == ["medical", "hcnr"]
     assert card.data.model_name == "out"
-    assert "It knows drugs." in text.split(MARK)[0]
+    assert "It knows drugs." in text.split(CARD_MARK)[0]
     again = model_card(origin(card=text), record)
-    assert again.count(MARK) == 1, "a restored model that is restored again has one such text"
+    assert again.count(CARD_MARK) == 1, "a restored model that is restored again has one such text"
 
 
 def test_the_license_is_bases_where_tuned_states_none(record):

@@ -132,7 +132,7 @@ def test_everything_selected_gives_base_back(world, tmp_path) -> None:
 
 def test_transformers_loads_and_generates(world, plain) -> None:
     names = {path.name for path in world.tuned.iterdir()}
-    added = {"hcnr.json", "hcnr.patch.safetensors", "model.safetensors.index.json"}
+    added = {"hcnr.json", "hcnr.patch.safetensors", "model.safetensors.index.json", "README.md"}
     assert {path.name for path in plain.iterdir()} == names | added
     model, info = transformers.AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -244,6 +244,7 @@ def _apply_and_revert(here: World, out, tmp_path) -> None:
     assert call("apply", out, out, "--revert", "--out", tmp_path / "reverted").code == 0
     assert same_bytes(weights_of(tmp_path / "reverted"), weights_of(here.tuned))
     assert not (tmp_path / "reverted" / "hcnr.json").exists()
+    assert not (tmp_path / "reverted" / "README.md").exists(), "the card describes the restored model"
 
 
 def test_apply_and_revert_and_their_twin(world, plain, tmp_path) -> None:
@@ -314,7 +315,9 @@ def test_chat_rows(tmp_path) -> None:
 def test_same_seed_same_bytes_other_seed_other_rows(world, plain, tmp_path) -> None:
     first, second = (restore(world, tmp_path / name) for name in ("first", "second"))
     left, right = digests(first), digests(second)
-    assert left.pop("hcnr.json") and right.pop("hcnr.json") and left == right
+    for folder in (left, right):  # both name the output folder
+        assert folder.pop("hcnr.json") and folder.pop("README.md")
+    assert left == right
     assert not same_bytes(weights_of(first), weights_of(plain))
     assert not same_bytes(weights_of(first), weights_of(restore(world, tmp_path / "third", "--seed", 3)))
 
@@ -334,7 +337,9 @@ def test_the_python_twin_writes_the_same_bytes(world, plain, tmp_path) -> None:
     result = pipeline.restore(twin(world, tmp_path / "twin"))
     assert result.folder == tmp_path / "twin" and result.warnings == [] and result.plan.kept == 6
     left, right = digests(plain), digests(result.folder)
-    assert left.pop("hcnr.json") and right.pop("hcnr.json") and left == right
+    for folder in (left, right):  # both name the output folder
+        assert folder.pop("hcnr.json") and folder.pop("README.md")
+    assert left == right
 
 
 def test_yaml_first_options_override(world, tmp_path) -> None:

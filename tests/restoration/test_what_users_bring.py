@@ -260,7 +260,7 @@ def test_folders_with_leftovers(world, own, tmp_path, case) -> None:
     assert told in said
     expected = {path.name for path in world.tuned.iterdir()}
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written - expected <= {"hcnr.json", "hcnr.patch.safetensors", "model.safetensors.index.json"}
+    assert written - expected <= {"hcnr.json", "hcnr.patch.safetensors", "model.safetensors.index.json", "README.md"}
 
 
 def test_a_quantization_config_over_plain_weights_names_the_key(own) -> None:
