@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hcnr_jax.checkpoints.checkpoint import CARD_MARK
+from hcnr_jax.data.builtin import NAME as BUILTIN
 from hcnr_jax.report.before_after_table import COLUMNS, HEADER, comparison_rows, value_of
 from hcnr_jax.report.markdown import markdown
 
@@ -19,9 +20,17 @@ TAGS = ("hcnr", "hcnr_jax", "honesty")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _METRIC_TYPES = {"honesty F1": "f1", "task": "accuracy"}
 
-LIMITS = """\
+SAME_FILES = """\
 - The questions of the table come from the same files as the rows that the restoration read. Questions of other kinds
   may be answered or declined otherwise.
+"""
+
+BUILT_IN = """\
+- The honesty questions of the table are built into hcnr_jax. They share no wording and no name with the rows that the
+  restoration read, but their kinds. Questions of other kinds may be answered or declined otherwise.
+"""
+
+LIMITS = """\
 - A phrase detector decides what is a refusal, and answers are compared as text.
 - Abilities other than the task were not measured.
 - The restored model can still state falsehoods.
@@ -148,7 +157,7 @@ def _body(origin: Origin, record: Mapping[str, Any]) -> str:
         "`hcnr.patch.safetensors` the restored weights. The method is from "
         f"[Fine-Tuned LLMs Know They Don't Know]({PAPER}).",
         "## What this does not show",
-        LIMITS,
+        (BUILT_IN if check is not None and check["from"] == BUILTIN else SAME_FILES) + LIMITS,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -171,5 +180,8 @@ def _shown(name: str) -> str:
 
 
 def _command(config: Mapping[str, Any], base: str, tuned: str) -> str:
-    files = " ".join(f"--{name} {Path(config[name]).name}" for name in ("honesty", "task") if config.get(name))
+    # The rows that BASE wrote are made again by the same command without --honesty.
+    own = Path(config["honesty"]).name == f"{Path(config['out']).name}.honesty.jsonl"
+    given = ("task",) if own else ("honesty", "task")
+    files = " ".join(f"--{name} {Path(config[name]).name}" for name in given)
     return f"hcnr restore {base} {tuned} {files} --out {Path(config['out']).name}"

@@ -22,6 +22,7 @@ def record():
             "questions": {"honesty": 100, "task": 50},
             "models": {"BASE": scores, "TUNED": scores, "restored": scores},
             "sentence": "90% is back",
+            "from": "held-out rows",
         },
     }
 
@@ -97,3 +98,11 @@ def test_a_head_that_cannot_be_read_counts_as_none(text):
 def test_metadata_are_plain_yaml(record):
     head = model_card(origin(), record).split("---\n")[1]
     assert yaml.safe_load(head)["tags"] == ["hcnr", "hcnr_jax", "honesty"]
+
+
+def test_built_in_questions_are_named_as_such(record):
+    record["check"]["from"] = "builtin"
+    record["config"]["honesty"] = "/home/me/out.honesty.jsonl"
+    text = model_card(origin(), record)
+    assert "built into hcnr_jax" in text
+    assert "hcnr restore org/base me/tuned --task t.jsonl --out out" in text
