@@ -20,7 +20,7 @@ from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal_tables import scores_table
+from hcnr_jax.report.terminal_tables import grades_table, scores_table
 from hcnr_jax.runtime.files import write_result
 
 
@@ -79,6 +79,9 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         "set: share of known facts"
     )
     reporter.console.print(scores_table(title, scores))
+    grades = grades_table(scores)
+    if grades is not None:
+        reporter.console.print(grades)
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
 

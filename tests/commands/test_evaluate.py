@@ -45,6 +45,8 @@ def test_metrics_and_records(place, tmp_path, capsys):
     assert [item["questions"] for item in found["sets"]] == [12, 8, 6]
     records = [json.loads(line) for line in (out.parent / found["records"]).read_text().splitlines()]
     assert [(item["set"], item["line"]) for item in records[:2]] == [("kuq", 1), ("kuq", 2)] and len(records) == 26
+    assert found["honesty"]["kuq"]["grades"]["questions"] == 6 and found["task"]["mcq"]["grades"] is None
+    assert sum(found["task"]["nq"]["grades"]["counts"].values()) == sum("grade" in r for r in records[12:]) == 8
     assert {item.name for item in out.parent.iterdir()} == {"metrics.json", "metrics.records.jsonl"}
     said = capsys.readouterr().err
     assert "F1" in said and "all task" in said and "26 questions" in said

@@ -19,6 +19,7 @@ from hcnr_jax.evaluate.ask.likelihoods import (
     refusing,
 )
 from hcnr_jax.evaluate.ask.prompts import Prompt, Role
+from hcnr_jax.evaluate.score.grade import grade
 from hcnr_jax.evaluate.score.metrics import (
     choice_from_text,
     choose_by_likelihood,
@@ -97,9 +98,17 @@ class Answer:
     choice_log_likelihoods: tuple[float, ...] = ()
     refusal_probability: float | None = None
 
+    @property
+    def grade(self) -> str | None:
+        """The grade of a text answer to a question that has a gold answer; a choice by likelihood has none."""
+        scored = None if self.answerable is False or self.chosen is not None else self.correct
+        found = grade(self.verdict, scored, self.exact)
+        return None if found is None else found.value
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the fields that do not apply."""
-        return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+        """Plain values and the grade, without the fields that do not apply."""
+        values = asdict(self) | {"grade": self.grade}
+        return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def counts(prompts: Sequence[Prompt], settings: AnswerSettings) -> dict[str, int]:
