@@ -20,7 +20,7 @@ from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal_tables import grades_table, scores_table
+from hcnr_jax.report.terminal_tables import across_sets_lines, grades_table, scores_table
 from hcnr_jax.runtime.files import write_result
 
 
@@ -82,6 +82,8 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     grades = grades_table(scores)
     if grades is not None:
         reporter.console.print(grades)
+    for line in across_sets_lines(scores):
+        reporter.say(line)
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
 

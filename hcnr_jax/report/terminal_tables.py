@@ -82,6 +82,20 @@ def grades_table(scores: Mapping[str, Any]) -> Table | None:
     return wide_table("questions with a gold answer, percent", header, rows) if rows else None
 
 
+def across_sets_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Write, for each trait with several sets, the worst set and the range of the mean delta without one set."""
+    lines = []
+    for trait, found in scores["across_sets"].items():
+        worst, without = found["worst_set"], found["leave_one_out"]
+        order = sorted(without, key=lambda name: without[name]["refusal_delta"])
+        low, high = (f"{percent(without[name]['refusal_delta'])} without {name}" for name in (order[0], order[-1]))
+        lines.append(
+            f"{trait}: worst set {worst['name']} (delta {percent(worst['refusal_delta'])}); mean delta of "
+            f"{len(without)} sets {percent(found['mean']['refusal_delta'])}, from {low} to {high}"
+        )
+    return lines
+
+
 def side_by_side(title: str, texts: Mapping[str, str]) -> Table:
     """Return a table with one column a name, in which the texts stand beside each other."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", expand=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from hcnr_jax.evaluate.ask.runner import Answer
 from hcnr_jax.evaluate.judge.refusal import refused_mask
+from hcnr_jax.evaluate.score.across_sets import across_sets
 from hcnr_jax.evaluate.score.calibration import auroc, brier, expected_calibration_error, reliability
 from hcnr_jax.evaluate.score.grade_scores import grade_scores
 from hcnr_jax.evaluate.score.intervals import codes, interval
@@ -26,7 +27,8 @@ def summarise(answers: Sequence[Answer], draws: int = 2000, seed: int = 0) -> Sc
 
     Returns:
         A section for every trait of `TRAITS` (`honesty`) and `task`: scores by set name and, where there are several
-        sets, over all questions under "pooled". `calibration` holds the sets where P(refuse) was asked. `summary` holds
+        sets, over all questions under "pooled". `across_sets` compares the sets of a trait (`across_sets.across_sets`),
+        and holds the traits with several sets. `calibration` holds the sets where P(refuse) was asked. `summary` holds
         the numbers a table shows: `honesty_f1`, `refusal_delta`, `refusal_on_answerable` (over all honesty questions),
         `task_accuracy`, and with several honesty sets `honesty_f1_mean`, their plain average as the paper reports it.
         A number is None where there is no such set.
@@ -40,7 +42,15 @@ def summarise(answers: Sequence[Answer], draws: int = 2000, seed: int = 0) -> Sc
     calibration: Scores = {}
     for name in TRAITS:
         calibration |= _by_set(calibrated, name, calibration_scores)
-    return {**sets, TASK: task, "calibration": calibration, "summary": _summary(sets, task)}
+    apart = {name: {key: found for key, found in sets[name].items() if key != POOLED} for name in TRAITS}
+    compared = {name: found for name in TRAITS if (found := across_sets(apart[name])) is not None}
+    return {
+        **sets,
+        TASK: task,
+        "across_sets": compared,
+        "calibration": calibration,
+        "summary": _summary(sets, task),
+    }
 
 
 def _by_set(answers: Sequence[Answer], role: str, score: Callable[[list[Answer]], Scores]) -> dict[str, Scores]:
