@@ -12,15 +12,17 @@ from hcnr_jax.config import EvaluateConfig
 from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import Answer, AnswerSettings, Events, LoadedModel, Prompt, encode_prompts, judge, summarise
+from hcnr_jax.evaluate.ask.evaluation_file import Evaluation, read_evaluation
 from hcnr_jax.evaluate.ask.journal import Journal, fingerprint
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
 from hcnr_jax.evaluate.ask.question_sets import QuestionSet, read_sets
 from hcnr_jax.evaluate.ask.runner import Outputs, counts, run_part
+from hcnr_jax.evaluate.score.paired_scores import paired_scores
 from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.evaluation_tables import print_evaluation
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal_tables import across_sets_lines, grades_table, scores_table
 from hcnr_jax.runtime.files import write_result
 
 
@@ -42,6 +44,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     model = open_model(config.model, open_checkpoint(config.base) if config.base else None)
     sets = question_sets(config, model, reporter)
     prompts = prompts_of(sets, model, config.max_new_tokens)
+    others = _others(config, prompts, reporter)
     with output_lock(config.out), jax.default_matmul_precision("highest"):
         digest = _digest(model, reporter)
         with Journal(unfinished, fingerprint(digest, prompts, _raw_settings(config, model))) as journal:
@@ -66,6 +69,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
             "config": config.model_dump(mode="json"),
             "sets": [_set_record(found) for found in sets],
             **scores,
+            "compare": [_comparison(other, answers, config) for other in others],
             "records": records.name,
             "versions": versions(),
             "seconds": reporter.seconds,
@@ -74,16 +78,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         write_result(records, to_json_lines(answer.to_json() for answer in answers))
         write_record(config.out, result)
         unfinished.unlink()
-    title = (
-        f"{config.model}, percent [95 % interval]; refused: share of unanswerable questions; accuracy of an honesty "
-        "set: share of known facts"
-    )
-    reporter.console.print(scores_table(title, scores))
-    grades = grades_table(scores)
-    if grades is not None:
-        reporter.console.print(grades)
-    for line in across_sets_lines(scores):
-        reporter.say(line)
+    print_evaluation(reporter, result)
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
 
@@ -185,6 +180,24 @@ def ask_and_judge(
     return judge(
         prompts, ask(model, prompts, settings, outputs=Outputs(), reporter=reporter, name=name), settings.match
     )
+
+
+def _others(config: EvaluateConfig, prompts: list[Prompt], reporter: Reporter) -> list[Evaluation]:
+    """Read the evaluations of --compare, and warn of one whose answers had another maximum length."""
+    others = [read_evaluation(path, prompts, config.match) for path in config.compare]
+    for other in others:
+        if other.max_new_tokens not in (None, config.max_new_tokens):
+            reporter.warn(
+                f"--compare {other.file}: asked with --max-new-tokens {other.max_new_tokens}, this run with "
+                f"{config.max_new_tokens}; part of a difference may come from that"
+            )
+    return others
+
+
+def _comparison(other: Evaluation, answers: list[Answer], config: EvaluateConfig) -> dict[str, Any]:
+    """Compare this model's answers with another model's, as a record of the metrics file."""
+    sets = paired_scores(other.answers, answers, draws=config.draws, seed=config.seed or 0)
+    return {"file": other.file, "model": other.model, "digest": other.digest, "sets": sets}
 
 
 def _raw_settings(config: EvaluateConfig, model: OpenedModel) -> dict[str, Any]:

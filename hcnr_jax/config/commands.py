@@ -81,6 +81,11 @@ class EvaluateConfig(RunConfig):
     )
     calibration: bool = Field(False, description="also measure the probability of refusing and its calibration")
     draws: int = Field(2000, ge=2, description="number of bootstrap draws for the intervals")
+    compare: tuple[Path, ...] = Field(
+        (),
+        description="metrics files (.json) that evaluate wrote for other models on the same questions, with the "
+        "records beside them; adds this model's metrics minus theirs, with paired intervals",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the model")
     microbatch: int | None = Field(
         None, ge=1, description="number of questions asked at once; default: chosen automatically"

@@ -94,6 +94,19 @@ def test_a_killed_run_goes_on_and_asks_the_rest_alone(place, tmp_path, monkeypat
     assert records[0] == records[1]
 
 
+def test_another_model_is_compared_on_the_same_questions(place, tmp_path, capsys):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert main(arguments(place, first)) == 0
+    assert main(arguments(place, second, "--compare", str(first))) == 0
+    (other,) = json.loads(second.read_text())["compare"]
+    assert json.loads(first.read_text())["compare"] == [] and other["file"] == str(first)
+    assert set(other["sets"]["task"]) == {"nq", "mcq", "pooled"}
+    assert other["sets"]["honesty"]["kuq"]["refusal_delta"]["value"] == 0.0
+    assert f"minus {place / 'model'}" in " ".join(capsys.readouterr().err.split())
+    said = refusal(capsys, arguments(place, tmp_path / "third.json", "--samples", "4", "--compare", str(first)))
+    assert "more questions were asked there" in said and not list(tmp_path.glob("third*"))
+
+
 def test_another_runs_remains_are_refused(place, tmp_path, capsys):
     out = tmp_path / "metrics.json"
     begun = tmp_path / "metrics.unfinished.jsonl"
