@@ -58,12 +58,12 @@ class EvaluateConfig(RunConfig):
     honesty: tuple[str, ...] = Field(
         (),
         description="honesty questions, NAME=FILE...: rows with `answerable`, or the official file or folder of "
-        "falseqa, nec, refunq, kuq or selfaware under that name",
+        "falseqa, nec, refunq, kuq, selfaware, squad2 or xstest under that name",
     )
     task: tuple[str, ...] = Field(
         (),
         description="task questions, NAME=FILE...: rows with `answers`, or with `choices` and `correct`, or the "
-        "official file or folder of hotpotqa, nq_open, medmcqa or bioasq under that name",
+        "official file or folder of hotpotqa, nq_open, medmcqa, bioasq or simpleqa under that name",
     )
     base: str | None = Field(
         None, description="the model that a LoRA adapter was trained on; default: the one that its config names"
@@ -140,7 +140,7 @@ class DataConfig(RunConfig):
 
     name: Annotated[str, Positional()] = Field(
         description="builtin, the questions that ship with hcnr_jax; or the benchmark: falseqa, nec, refunq, kuq, "
-        "selfaware, hotpotqa, nq_open, medmcqa or bioasq"
+        "selfaware, squad2, xstest, hotpotqa, nq_open, medmcqa, bioasq or simpleqa"
     )
     path: Annotated[str | None, Positional()] = Field(
         None, description="the benchmark's file, a folder of its files, or its hub name; builtin takes none"

@@ -137,17 +137,24 @@ def _check_same(prompt: Prompt, other: Answer, where: str) -> None:
     row = prompt.row
     # Records hold the choices of questions with a right choice alone.
     choices = row.choices if row.correct is not None else ()
-    here = (prompt.question, prompt.answerable, row.answers, choices, row.correct)
-    there = (other.question, other.answerable, other.answers, other.choices, other.right_choice)
-    names = ("question", "`answerable`", "`answers`", "`choices`", "`correct`")
-    for name, mine, found in zip(names, here, there, strict=True):
-        # A repeated choice counts as its first copy in the records, so the index is compared through its text.
-        if name == "`correct`" and mine is not None and found is not None:
-            mine, found = (" ".join(choices[i].split()).casefold() for i in (mine, found))
+    # A repeated choice counts as its first copy in the records, so the right choice is compared by its text.
+    right = (_right(choices, row.correct), _right(other.choices, other.right_choice))
+    pairs = {
+        "question": (prompt.question, other.question),
+        "`answerable`": (prompt.answerable, other.answerable),
+        "`answers`": (row.answers, other.answers),
+        "`choices`": (choices, other.choices),
+        "right choice": right,
+    }
+    for name, (mine, found) in pairs.items():
         if mine != found:
             raise InputError(
                 f"{where}: question {prompt.id}: its {name} differs: {_cut(found)} there, {_cut(mine)} here; {_SAME}"
             )
+
+
+def _right(choices: tuple[str, ...], index: int | None) -> str | None:
+    return None if index is None or index >= len(choices) else " ".join(choices[index].split()).casefold()
 
 
 def _cut(value: object, letters: int = 60) -> str:
