@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from hcnr_jax.checkpoints import open_checkpoint, output_lock, sha256_files
+from hcnr_jax.commands.judge_answers import ModelJudge, judge_answers, open_judge
 from hcnr_jax.config import EvaluateConfig
 from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.errors import InputError
@@ -17,6 +18,7 @@ from hcnr_jax.evaluate.ask.journal import Journal, fingerprint
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
 from hcnr_jax.evaluate.ask.question_sets import QuestionSet, read_sets
 from hcnr_jax.evaluate.ask.runner import Outputs, counts, run_part
+from hcnr_jax.evaluate.score.agreement import agreement_scores
 from hcnr_jax.evaluate.score.paired_scores import paired_scores
 from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
@@ -44,25 +46,17 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     model = open_model(config.model, open_checkpoint(config.base) if config.base else None)
     sets = question_sets(config, model, reporter)
     prompts = prompts_of(sets, model, config.max_new_tokens)
-    others = _others(config, prompts, reporter)
+    others, second = _others(config, prompts, reporter), open_judge(config)
     with output_lock(config.out), jax.default_matmul_precision("highest"):
         digest = _digest(model, reporter)
         with Journal(unfinished, fingerprint(digest, prompts, _raw_settings(config, model))) as journal:
             if journal.resumed:
                 reporter.say(f"resumed: {journal.resumed} outputs of an earlier run are kept ({unfinished})")
             try:
-                ask(
-                    _load(model, config, reporter),
-                    prompts,
-                    settings_of(config),
-                    outputs=journal.outputs,
-                    reporter=reporter,
-                    journal=journal,
-                )
+                answers = _answers(config, model, prompts, second=second, journal=journal, reporter=reporter)
             except KeyboardInterrupt:
                 reporter.say(f"stopped: repeat the command to continue from {unfinished}")
                 raise
-        answers = judge(prompts, journal.outputs, config.match)
         scores = summarise(answers, config.draws, config.seed or 0)
         result = {
             "model": {"folder": config.model, "digest": digest, "family": model.spec.family},
@@ -70,6 +64,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
             "sets": [_set_record(found) for found in sets],
             **scores,
             "compare": [_comparison(other, answers, config) for other in others],
+            "judge": _agreement(config, answers),
             "records": records.name,
             "versions": versions(),
             "seconds": reporter.seconds,
@@ -180,6 +175,37 @@ def ask_and_judge(
     return judge(
         prompts, ask(model, prompts, settings, outputs=Outputs(), reporter=reporter, name=name), settings.match
     )
+
+
+def _answers(
+    config: EvaluateConfig,
+    model: OpenedModel,
+    prompts: list[Prompt],
+    *,
+    second: ModelJudge | None,
+    journal: Journal,
+    reporter: Reporter,
+) -> list[Answer]:
+    """Ask the model and judge its answers, with the detector and with the judge of --judge if there is one.
+
+    Args:
+        config: the options.
+        model: the opened model; its weights are loaded here, and dropped before a judge's are loaded.
+        prompts: the prompts of all sets.
+        second: the judge of --judge.
+        journal: stores every output at once.
+        reporter: prints progress.
+    """
+    settings = settings_of(config)
+    ask(_load(model, config, reporter), prompts, settings, outputs=journal.outputs, reporter=reporter, journal=journal)
+    answers = judge(prompts, journal.outputs, config.match)
+    return judge_answers(second, prompts, answers, journal=journal, reporter=reporter) if second else answers
+
+
+def _agreement(config: EvaluateConfig, answers: list[Answer]) -> dict[str, Any] | None:
+    if config.judge is None:
+        return None
+    return {"judge": config.judge, "model": config.judge_model, "sets": agreement_scores(answers)}
 
 
 def _others(config: EvaluateConfig, prompts: list[Prompt], reporter: Reporter) -> list[Evaluation]:

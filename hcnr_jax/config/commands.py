@@ -86,10 +86,31 @@ class EvaluateConfig(RunConfig):
         description="metrics files (.json) that evaluate wrote for other models on the same questions, with the "
         "records beside them; adds this model's metrics minus theirs, with paired intervals",
     )
+    judge: str | None = Field(
+        None,
+        description="a judge beside the detector of refusals: the address of an OpenAI-compatible chat endpoint, to "
+        "which all questions and answers are sent, or a model folder; adds their agreement",
+    )
+    judge_model: str | None = Field(
+        None, description="name of the judge at the endpoint; its key is read from OPENAI_API_KEY, if that is set"
+    )
+    judge_timeout: float = Field(60.0, gt=0, description="seconds that a request to the judge's endpoint may take")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the model")
     microbatch: int | None = Field(
         None, ge=1, description="number of questions asked at once; default: chosen automatically"
     )
+
+    @model_validator(mode="after")
+    def _named_judge(self) -> EvaluateConfig:
+        is_endpoint = self.judge is not None and self.judge.startswith(("http://", "https://"))
+        if is_endpoint and not self.judge_model:
+            raise ValueError(f"--judge-model: required with --judge {self.judge}; name a model of that endpoint")
+        if self.judge_model and not is_endpoint:
+            raise ValueError(
+                f"--judge-model {self.judge_model}: names a model of an endpoint; give the address with --judge URL, "
+                "or leave it out"
+            )
+        return self
 
 
 class ChatConfig(RunConfig):

@@ -45,11 +45,15 @@ class AnswerSettings:
 
 @dataclass
 class Outputs:
-    """Holds raw outputs by prompt key: completions, likelihoods of choices, and what P(refuse) is computed from."""
+    """Holds raw outputs by prompt key: completions, likelihoods of choices, and what P(refuse) is computed from.
+
+    `judgements` holds a model judge's `reply` to each completion, and the hash of what was asked (`made_of`).
+    """
 
     completions: dict[str, str] = field(default_factory=dict)
     choices: dict[str, list[Likelihood]] = field(default_factory=dict)
     refusals: dict[str, Refusing] = field(default_factory=dict)
+    judgements: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, part: str, key: str, value: Any) -> None:
         """Add one output in the form of `plain_output`."""
@@ -57,6 +61,8 @@ class Outputs:
             self.completions[key] = str(value)
         elif part == "choices":
             self.choices[key] = [Likelihood(**item) for item in value]
+        elif part == "judgements":
+            self.judgements[key] = {"made_of": str(value["made_of"]), "reply": str(value["reply"])}
         else:
             self.refusals[key] = Refusing([Branch(**item) for item in value["branches"]], value["wordings"])
 
@@ -97,6 +103,8 @@ class Answer:
     chosen_by_text: int | None = None
     choice_log_likelihoods: tuple[float, ...] = ()
     refusal_probability: float | None = None
+    judgement: str | None = None
+    judge_reply: str | None = None
 
     @property
     def grade(self) -> str | None:

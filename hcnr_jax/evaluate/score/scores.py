@@ -36,12 +36,12 @@ def summarise(answers: Sequence[Answer], draws: int = 2000, seed: int = 0) -> Sc
     Raises:
         InputError: a set of a trait with questions of one class.
     """
-    sets = {name: _by_set(answers, name, lambda part: trait_scores(part, draws, seed)) for name in TRAITS}
-    task = _by_set(answers, TASK, lambda part: task_scores(part, draws, seed))
+    sets = {name: by_set(answers, name, lambda part: trait_scores(part, draws, seed)) for name in TRAITS}
+    task = by_set(answers, TASK, lambda part: task_scores(part, draws, seed))
     calibrated = [answer for answer in answers if answer.refusal_probability is not None]
     calibration: Scores = {}
     for name in TRAITS:
-        calibration |= _by_set(calibrated, name, calibration_scores)
+        calibration |= by_set(calibrated, name, calibration_scores)
     apart = {name: {key: found for key, found in sets[name].items() if key != POOLED} for name in TRAITS}
     compared = {name: found for name in TRAITS if (found := across_sets(apart[name])) is not None}
     return {
@@ -53,7 +53,14 @@ def summarise(answers: Sequence[Answer], draws: int = 2000, seed: int = 0) -> Sc
     }
 
 
-def _by_set(answers: Sequence[Answer], role: str, score: Callable[[list[Answer]], Scores]) -> dict[str, Scores]:
+def by_set(answers: Sequence[Answer], role: str, score: Callable[[list[Answer]], Scores]) -> dict[str, Scores]:
+    """Score the answers of one role: each set by name, and several sets together under "pooled".
+
+    Args:
+        answers: of all roles.
+        role: of the sets.
+        score: scores the answers of one set.
+    """
     mine = [answer for answer in answers if answer.role == role]
     names = list(dict.fromkeys(answer.set for answer in mine))
     scores = {name: score([answer for answer in mine if answer.set == name]) for name in names}
