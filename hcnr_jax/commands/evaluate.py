@@ -36,13 +36,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         RunError: a fault stopped the run.
     """
     reporter = reporter or Reporter()
-    if not any(named_sets(config).values()):
-        options = ", ".join(f"--{role}" for role in named_sets(config))
-        raise InputError(f"{options}: expected one set or more (NAME=FILE), found none")
-    check_new_file(config.out)
-    records, unfinished = record_paths(config.out)
-    if not unfinished.exists():
-        check_new_file(records)
+    records, unfinished = _checked_paths(config)
     model = open_model(config.model, open_checkpoint(config.base) if config.base else None)
     sets = question_sets(config, model, reporter)
     prompts = prompts_of(sets, model, config.max_new_tokens)
@@ -76,6 +70,18 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     print_evaluation(reporter, result)
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
+
+
+def _checked_paths(config: EvaluateConfig) -> tuple[Path, Path]:
+    """Return `record_paths`. InputError where there is no set, or a file would be overwritten."""
+    if not any(named_sets(config).values()):
+        options = ", ".join(f"--{role}" for role in named_sets(config))
+        raise InputError(f"{options}: expected one set or more (NAME=FILE), found none")
+    check_new_file(config.out)
+    records, unfinished = record_paths(config.out)
+    if not unfinished.exists():
+        check_new_file(records)
+    return records, unfinished
 
 
 def record_paths(out: Path) -> tuple[Path, Path]:

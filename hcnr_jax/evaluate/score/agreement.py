@@ -21,12 +21,11 @@ def cohen_kappa(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -
 
     None where there are no answers, or where both raters always give the same one verdict (p_e = 1).
     """
-    if not len(first):
-        return None
-    a, b = float(first.mean()), float(second.mean())
-    expected = a * b + (1 - a) * (1 - b)
-    observed = float((first == second).mean())
-    return None if expected == 1.0 else (observed - expected) / (1 - expected)
+    count, yes, other_yes = len(first), int(first.sum()), int(second.sum())
+    # Both sides times count^2 are whole numbers, so that chance agreement gives exactly 0.
+    observed = count * int((first == second).sum())
+    expected = yes * other_yes + (count - yes) * (count - other_yes)
+    return None if expected == count**2 else (observed - expected) / (count**2 - expected)
 
 
 def agreement_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
