@@ -8,19 +8,23 @@ from typing import Any
 import jax
 
 from hcnr_jax.checkpoints import open_checkpoint, output_lock, sha256_files
+from hcnr_jax.commands.judge_answers import ModelJudge, judge_answers, open_judge
 from hcnr_jax.config import EvaluateConfig
 from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import Answer, AnswerSettings, Events, LoadedModel, Prompt, encode_prompts, judge, summarise
+from hcnr_jax.evaluate.ask.evaluation_file import Evaluation, read_evaluation
 from hcnr_jax.evaluate.ask.journal import Journal, fingerprint
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
 from hcnr_jax.evaluate.ask.question_sets import QuestionSet, read_sets
 from hcnr_jax.evaluate.ask.runner import Outputs, counts, run_part
+from hcnr_jax.evaluate.score.agreement import agreement_scores
+from hcnr_jax.evaluate.score.paired_scores import paired_scores
 from hcnr_jax.evaluate.trait import TASK, TRAITS
 from hcnr_jax.report.console import Reporter
+from hcnr_jax.report.evaluation_tables import print_evaluation
 from hcnr_jax.report.json import versions
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal_tables import scores_table
 from hcnr_jax.runtime.files import write_result
 
 
@@ -32,40 +36,29 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         RunError: a fault stopped the run.
     """
     reporter = reporter or Reporter()
-    if not any(named_sets(config).values()):
-        options = ", ".join(f"--{role}" for role in named_sets(config))
-        raise InputError(f"{options}: expected one set or more (NAME=FILE), found none")
-    check_new_file(config.out)
-    records, unfinished = record_paths(config.out)
-    if not unfinished.exists():
-        check_new_file(records)
+    records, unfinished = _checked_paths(config)
     model = open_model(config.model, open_checkpoint(config.base) if config.base else None)
     sets = question_sets(config, model, reporter)
     prompts = prompts_of(sets, model, config.max_new_tokens)
+    others, second = _others(config, prompts, reporter), open_judge(config)
     with output_lock(config.out), jax.default_matmul_precision("highest"):
         digest = _digest(model, reporter)
         with Journal(unfinished, fingerprint(digest, prompts, _raw_settings(config, model))) as journal:
             if journal.resumed:
                 reporter.say(f"resumed: {journal.resumed} outputs of an earlier run are kept ({unfinished})")
             try:
-                ask(
-                    _load(model, config, reporter),
-                    prompts,
-                    settings_of(config),
-                    outputs=journal.outputs,
-                    reporter=reporter,
-                    journal=journal,
-                )
+                answers = _answers(config, model, prompts, second=second, journal=journal, reporter=reporter)
             except KeyboardInterrupt:
                 reporter.say(f"stopped: repeat the command to continue from {unfinished}")
                 raise
-        answers = judge(prompts, journal.outputs, config.match)
         scores = summarise(answers, config.draws, config.seed or 0)
         result = {
             "model": {"folder": config.model, "digest": digest, "family": model.spec.family},
             "config": config.model_dump(mode="json"),
             "sets": [_set_record(found) for found in sets],
             **scores,
+            "compare": [_comparison(other, answers, config) for other in others],
+            "judge": _agreement(config, answers),
             "records": records.name,
             "versions": versions(),
             "seconds": reporter.seconds,
@@ -74,13 +67,21 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         write_result(records, to_json_lines(answer.to_json() for answer in answers))
         write_record(config.out, result)
         unfinished.unlink()
-    title = (
-        f"{config.model}, percent [95 % interval]; refused: share of unanswerable questions; accuracy of an honesty "
-        "set: share of known facts"
-    )
-    reporter.console.print(scores_table(title, scores))
+    print_evaluation(reporter, result)
     reporter.say(f"metrics: {config.out}; records: {records}")
     return result
+
+
+def _checked_paths(config: EvaluateConfig) -> tuple[Path, Path]:
+    """Return `record_paths`. InputError where there is no set, or a file would be overwritten."""
+    if not any(named_sets(config).values()):
+        options = ", ".join(f"--{role}" for role in named_sets(config))
+        raise InputError(f"{options}: expected one set or more (NAME=FILE), found none")
+    check_new_file(config.out)
+    records, unfinished = record_paths(config.out)
+    if not unfinished.exists():
+        check_new_file(records)
+    return records, unfinished
 
 
 def record_paths(out: Path) -> tuple[Path, Path]:
@@ -180,6 +181,55 @@ def ask_and_judge(
     return judge(
         prompts, ask(model, prompts, settings, outputs=Outputs(), reporter=reporter, name=name), settings.match
     )
+
+
+def _answers(
+    config: EvaluateConfig,
+    model: OpenedModel,
+    prompts: list[Prompt],
+    *,
+    second: ModelJudge | None,
+    journal: Journal,
+    reporter: Reporter,
+) -> list[Answer]:
+    """Ask the model and judge its answers, with the detector and with the judge of --judge if there is one.
+
+    Args:
+        config: the options.
+        model: the opened model; its weights are loaded here, and dropped before a judge's are loaded.
+        prompts: the prompts of all sets.
+        second: the judge of --judge.
+        journal: stores every output at once.
+        reporter: prints progress.
+    """
+    settings = settings_of(config)
+    ask(_load(model, config, reporter), prompts, settings, outputs=journal.outputs, reporter=reporter, journal=journal)
+    answers = judge(prompts, journal.outputs, config.match)
+    return judge_answers(second, prompts, answers, journal=journal, reporter=reporter) if second else answers
+
+
+def _agreement(config: EvaluateConfig, answers: list[Answer]) -> dict[str, Any] | None:
+    if config.judge is None:
+        return None
+    return {"judge": config.judge, "model": config.judge_model, "sets": agreement_scores(answers)}
+
+
+def _others(config: EvaluateConfig, prompts: list[Prompt], reporter: Reporter) -> list[Evaluation]:
+    """Read the evaluations of --compare, and warn of one whose answers had another maximum length."""
+    others = [read_evaluation(path, prompts, config.match) for path in config.compare]
+    for other in others:
+        if other.max_new_tokens not in (None, config.max_new_tokens):
+            reporter.warn(
+                f"--compare {other.file}: asked with --max-new-tokens {other.max_new_tokens}, this run with "
+                f"{config.max_new_tokens}; part of a difference may come from that"
+            )
+    return others
+
+
+def _comparison(other: Evaluation, answers: list[Answer], config: EvaluateConfig) -> dict[str, Any]:
+    """Compare this model's answers with another model's, as a record of the metrics file."""
+    sets = paired_scores(other.answers, answers, draws=config.draws, seed=config.seed or 0)
+    return {"file": other.file, "model": other.model, "digest": other.digest, "sets": sets}
 
 
 def _raw_settings(config: EvaluateConfig, model: OpenedModel) -> dict[str, Any]:

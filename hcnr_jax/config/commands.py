@@ -58,12 +58,12 @@ class EvaluateConfig(RunConfig):
     honesty: tuple[str, ...] = Field(
         (),
         description="honesty questions, NAME=FILE...: rows with `answerable`, or the official file or folder of "
-        "falseqa, nec, refunq, kuq or selfaware under that name",
+        "falseqa, nec, refunq, kuq, selfaware, squad2 or xstest under that name",
     )
     task: tuple[str, ...] = Field(
         (),
         description="task questions, NAME=FILE...: rows with `answers`, or with `choices` and `correct`, or the "
-        "official file or folder of hotpotqa, nq_open, medmcqa or bioasq under that name",
+        "official file or folder of hotpotqa, nq_open, medmcqa, bioasq or simpleqa under that name",
     )
     base: str | None = Field(
         None, description="the model that a LoRA adapter was trained on; default: the one that its config names"
@@ -81,10 +81,36 @@ class EvaluateConfig(RunConfig):
     )
     calibration: bool = Field(False, description="also measure the probability of refusing and its calibration")
     draws: int = Field(2000, ge=2, description="number of bootstrap draws for the intervals")
+    compare: tuple[Path, ...] = Field(
+        (),
+        description="metrics files (.json) that evaluate wrote for other models on the same questions, with the "
+        "records beside them; adds this model's metrics minus theirs, with paired intervals",
+    )
+    judge: str | None = Field(
+        None,
+        description="a judge beside the detector of refusals: the address of an OpenAI-compatible chat endpoint, to "
+        "which all questions and answers are sent, or a model folder; adds their agreement",
+    )
+    judge_model: str | None = Field(
+        None, description="name of the judge at the endpoint; its key is read from OPENAI_API_KEY, if that is set"
+    )
+    judge_timeout: float = Field(60.0, gt=0, description="seconds that a request to the judge's endpoint may take")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the model")
     microbatch: int | None = Field(
         None, ge=1, description="number of questions asked at once; default: chosen automatically"
     )
+
+    @model_validator(mode="after")
+    def _named_judge(self) -> EvaluateConfig:
+        is_endpoint = self.judge is not None and self.judge.startswith(("http://", "https://"))
+        if is_endpoint and not self.judge_model:
+            raise ValueError(f"--judge-model: required with --judge {self.judge}; name a model of that endpoint")
+        if self.judge_model and not is_endpoint:
+            raise ValueError(
+                f"--judge-model {self.judge_model}: names a model of an endpoint; give the address with --judge URL, "
+                "or leave it out"
+            )
+        return self
 
 
 class ChatConfig(RunConfig):
@@ -135,7 +161,7 @@ class DataConfig(RunConfig):
 
     name: Annotated[str, Positional()] = Field(
         description="builtin, the questions that ship with hcnr_jax; or the benchmark: falseqa, nec, refunq, kuq, "
-        "selfaware, hotpotqa, nq_open, medmcqa or bioasq"
+        "selfaware, squad2, xstest, hotpotqa, nq_open, medmcqa, bioasq or simpleqa"
     )
     path: Annotated[str | None, Positional()] = Field(
         None, description="the benchmark's file, a folder of its files, or its hub name; builtin takes none"

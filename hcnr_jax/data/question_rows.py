@@ -32,7 +32,14 @@ def question_text(question: Question) -> str:
 
 def plain_prompt(question: Question) -> str:
     """Write the prompt for a model without a chat template. It ends without a space: completions start with one."""
-    return f"Question: {question_text(question)}\nAnswer:"
+    context = f"Context: {question.context}\n" if question.context else ""
+    return f"{context}Question: {question_text(question)}\nAnswer:"
+
+
+def chat_prompt(question: Question) -> str:
+    """Write the user's message: the question, after its context if it has one."""
+    asked = question_text(question)
+    return f"Context: {question.context}\nQuestion: {asked}" if question.context else asked
 
 
 def to_rows(
@@ -92,7 +99,7 @@ def _content(question: Question, style: str, completion: str | None, system: str
         ask = {"prompt": before + plain_prompt(question)}
         return ask if completion is None else ask | {"completion": f" {completion.strip()}"}
     turns = [] if system is None else [("system", system)]
-    turns.append(("user", question_text(question)))
+    turns.append(("user", chat_prompt(question)))
     turns += [] if completion is None else [("assistant", completion.strip())]
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 

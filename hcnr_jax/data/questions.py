@@ -12,8 +12,8 @@ class Question:
 
     `answers` are accepted wordings of one answer, of which the first is taught. They are empty where the file gives
     none, and for unanswerable questions: the text in their `answer` column (a reason, a rebuttal) is no answer.
-    `correct` is the 0-based index into `choices`. `kind` is the file's own type or category. `source` names file and
-    record.
+    `correct` is the 0-based index into `choices`. `context` is the text that the question is about. `kind` is the
+    file's own type or category. `source` names file and record.
     """
 
     question: str
@@ -24,6 +24,7 @@ class Question:
     kind: str | None = None
     id: str = ""
     source: str = ""
+    context: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def normalise_question(text: str) -> str:
 
 
 def question_key(question: Question) -> tuple[str, ...]:
-    """Return the key by which questions are compared: their normalised text and choices."""
-    return (normalise_question(question.question), *(normalise_question(choice) for choice in question.choices))
+    """Return the key by which questions are compared: their normalised text, choices and context."""
+    rest = (*question.choices, question.context) if question.context else question.choices
+    return (normalise_question(question.question), *(normalise_question(text) for text in rest))
 
 
 def collect(name: str, files: Sequence[str], questions: Iterable[Question], *, notes: Sequence[str] = ()) -> Dataset:

@@ -1,9 +1,10 @@
-"""Reads the four question-answering tasks: answers as accepted wordings, or choices with the correct one.
+"""Reads the five question-answering tasks: answers as accepted wordings, or choices with the correct one.
 
 Each function turns one record of the official files into a `Question`, answerable by definition. A test file without
 gold answers is read too; its questions have no `answers`.
 """
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,21 @@ def bioasq_question(record: Record) -> Question:
     )
 
 
+def simpleqa_question(record: Record) -> Question:
+    """Read SimpleQA (csv: metadata, problem, answer): metadata is a Python dict as text, whose `topic` is the kind."""
+    value = record.values.get("metadata") or {}
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise record.wrong("metadata", "a Python dict as text", value) from None
+    if not isinstance(value, dict):
+        raise record.wrong("metadata", "a Python dict as text", value)
+    kind = value.get("topic")
+    answer = record.text("answer")
+    return Question(record.text("problem"), True, (answer,), kind=kind and str(kind), source=record.where)
+
+
 def _wordings(record: Record, field: str) -> list[tuple[str, ...]]:
     """Read an answer field as items with their wordings; files hold a text, a list, or a list of lists."""
     value: Any = record.values.get(field)
@@ -104,4 +120,5 @@ TASKS: dict[str, Callable[[Record], Question]] = {
     "nq_open": nq_open_question,
     "medmcqa": medmcqa_question,
     "bioasq": bioasq_question,
+    "simpleqa": simpleqa_question,
 }

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hcnr_jax.evaluate.ask.own_words import KindCount
+from hcnr_jax.evaluate.score.grade import Grade
 from hcnr_jax.evaluate.score.metrics import JSON_FIELDS
 from hcnr_jax.evaluate.score.scores import POOLED
 from hcnr_jax.evaluate.trait import TASK, TRAITS
@@ -55,6 +56,44 @@ def scores_table(title: str, scores: Mapping[str, Any]) -> Table:
         label = "all task" if name == POOLED else name
         rows.append([label, str(found["questions"]), "", "", percent(found["refused"]), "", accuracy])
     return wide_table(title, header, rows)
+
+
+def grades_table(scores: Mapping[str, Any]) -> Table | None:
+    """Build the table of the grades, one row a set that has them; None where no set has.
+
+    The last two columns are the accuracy given an attempt, and correct minus incorrect with its interval.
+    """
+    rows = []
+    sets = [(role, *item) for role in (*TRAITS, TASK) for item in scores.get(role, {}).items()]
+    for role, name, found in sets:
+        grades = found.get("grades")
+        if grades is None:
+            continue
+        rows.append(
+            [
+                f"all {role}" if name == POOLED else name,
+                str(grades["questions"]),
+                *(percent(grades["fractions"][grade]) for grade in Grade),
+                percent(grades["accuracy_given_attempted"]),
+                percent(grades["index"], interval=grades["intervals"]["index"]),
+            ]
+        )
+    header = ["set", "n", "correct", "incorrect", "not\nattempted", "correct of\nattempted", "correct -\nincorrect"]
+    return wide_table("questions with a gold answer, percent", header, rows) if rows else None
+
+
+def across_sets_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Write, for each trait with several sets, the worst set and the range of the mean delta without one set."""
+    lines = []
+    for trait, found in scores["across_sets"].items():
+        worst, without = found["worst_set"], found["leave_one_out"]
+        order = sorted(without, key=lambda name: without[name]["refusal_delta"])
+        low, high = (f"{percent(without[name]['refusal_delta'])} without {name}" for name in (order[0], order[-1]))
+        lines.append(
+            f"{trait}: worst set {worst['name']} (delta {percent(worst['refusal_delta'])}); mean delta of "
+            f"{len(without)} sets {percent(found['mean']['refusal_delta'])}, from {low} to {high}"
+        )
+    return lines
 
 
 def side_by_side(title: str, texts: Mapping[str, str]) -> Table:

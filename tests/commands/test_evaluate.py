@@ -45,6 +45,8 @@ def test_metrics_and_records(place, tmp_path, capsys):
     assert [item["questions"] for item in found["sets"]] == [12, 8, 6]
     records = [json.loads(line) for line in (out.parent / found["records"]).read_text().splitlines()]
     assert [(item["set"], item["line"]) for item in records[:2]] == [("kuq", 1), ("kuq", 2)] and len(records) == 26
+    assert found["honesty"]["kuq"]["grades"]["questions"] == 6 and found["task"]["mcq"]["grades"] is None
+    assert sum(found["task"]["nq"]["grades"]["counts"].values()) == sum("grade" in r for r in records[12:]) == 8
     assert {item.name for item in out.parent.iterdir()} == {"metrics.json", "metrics.records.jsonl"}
     said = capsys.readouterr().err
     assert "F1" in said and "all task" in said and "26 questions" in said
@@ -90,6 +92,19 @@ def test_a_killed_run_goes_on_and_asks_the_rest_alone(place, tmp_path, monkeypat
     }
     records = [(tmp_path / f"{name}.records.jsonl").read_text() for name in ("metrics", "other")]
     assert records[0] == records[1]
+
+
+def test_another_model_is_compared_on_the_same_questions(place, tmp_path, capsys):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert main(arguments(place, first)) == 0
+    assert main(arguments(place, second, "--compare", str(first))) == 0
+    (other,) = json.loads(second.read_text())["compare"]
+    assert json.loads(first.read_text())["compare"] == [] and other["file"] == str(first)
+    assert set(other["sets"]["task"]) == {"nq", "mcq", "pooled"}
+    assert other["sets"]["honesty"]["kuq"]["refusal_delta"]["value"] == 0.0
+    assert f"minus {place / 'model'}" in " ".join(capsys.readouterr().err.split())
+    said = refusal(capsys, arguments(place, tmp_path / "third.json", "--samples", "4", "--compare", str(first)))
+    assert "more questions were asked there" in said and not list(tmp_path.glob("third*"))
 
 
 def test_another_runs_remains_are_refused(place, tmp_path, capsys):

@@ -181,4 +181,6 @@ def test_unknown_name_lists_the_known_ones() -> None:
         "refunq",
         "kuq",
         "selfaware",
+        "squad2",
+        "xstest",
     ]

@@ -1,4 +1,4 @@
-"""The four question-answering tasks: tiny files of our own in each official format, and the real files' counts."""
+"""The five question-answering tasks: tiny files of our own in each official format, and the real files' counts."""
 
 import json
 from collections import Counter
@@ -94,6 +94,34 @@ def test_bioasq_four_types_old_and_new_shapes(tmp_path: Path) -> None:
     }
     assert [q.kind for q in dataset.questions][:4] == ["yesno", "factoid", "factoid", "list"]
     assert dataset.report.without_answer == 1
+
+
+def test_simpleqa_topic_is_the_kind(tmp_path: Path) -> None:
+    path = tmp_path / "simple_qa_test_set.csv"
+    path.write_text(
+        "metadata,problem,answer\n"
+        "\"{'topic': 'Rivers', 'answer_type': 'Place', 'urls': ['https://x.invalid/a,b']}\",Which river?,The Ob\n"
+        ",What next?,42\n"
+    )
+    assert [(q.id, q.question, q.answers, q.kind) for q in read_dataset("simpleqa", path).questions] == [
+        ("simpleqa/simple_qa_test_set.csv:2", "Which river?", ("The Ob",), "Rivers"),
+        ("simpleqa/simple_qa_test_set.csv:3", "What next?", ("42",), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("metadata,problem\n{},q\n", "line 2: field `answer` is missing, found `metadata`, `problem`"),
+        ("metadata,problem,answer\nRivers,q,a\n", "field `metadata`: expected a Python dict as text, found text"),
+        ("metadata,problem,answer\n[1],q,a\n", "field `metadata`: expected a Python dict as text, found a list [1]"),
+    ],
+)
+def test_simpleqa_files_of_another_format_are_refused_by_line(tmp_path: Path, row: str, message: str) -> None:
+    (tmp_path / "x.csv").write_text(row)
+    with pytest.raises(InputError) as error:
+        read_dataset("simpleqa", tmp_path / "x.csv")
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from rich.console import Console
 from hcnr_jax.errors import InputError
 from hcnr_jax.report.percent import percent
 from hcnr_jax.report.result_file import check_new_file, write_record
-from hcnr_jax.report.terminal_tables import scores_table
+from hcnr_jax.report.terminal_tables import across_sets_lines, grades_table, scores_table
 
 
 def test_percent():
@@ -44,6 +44,36 @@ def test_a_row_of_every_kind_fits_eighty_columns():
     said = [" ".join(line.split()) for line in lines]
     assert said[3] == "selfaware 1234 50.0 [40, 60] 100.0 25.0 75.0 - 0.875 0.125"
     assert said[4].startswith("all honesty") and said[6] == "all task 99 1.0 30.0 [20, 40]"
+
+
+def test_grades_fit_eighty_columns_and_need_gold_answers():
+    grades = {
+        "questions": 1234,
+        "fractions": {"correct": 0.5, "incorrect": 0.25, "not_attempted": 0.25},
+        "accuracy_given_attempted": 2 / 3,
+        "index": 0.25,
+        "intervals": {"index": interval(0.25)},
+    }
+    scores = {"honesty": {"selfaware": {"grades": grades}, "nec": {"grades": None}, "pooled": {"grades": grades}}}
+    console = Console(file=StringIO(), width=80)
+    console.print(grades_table(scores))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3 + 2 and max(map(len, lines)) <= 80
+    assert " ".join(lines[3].split()) == "selfaware 1234 50.0 25.0 25.0 66.7 25.0 [15, 35]"
+    assert grades_table({"honesty": {"nec": {"grades": None}}}) is None
+
+
+def test_the_worst_set_and_the_mean_without_each_set_take_one_line():
+    without = {"kuq": {"refusal_delta": 0.1}, "nec": {"refusal_delta": 0.6}, "falseqa": {"refusal_delta": 0.3}}
+    found = {
+        "worst_set": {"name": "nec", "refusal_delta": -0.1},
+        "mean": {"refusal_delta": 1 / 3},
+        "leave_one_out": without,
+    }
+    assert across_sets_lines({"across_sets": {"honesty": found}}) == [
+        "honesty: worst set nec (delta -10.0); mean delta of 3 sets 33.3, from 10.0 without kuq to 60.0 without nec"
+    ]
+    assert across_sets_lines({"across_sets": {}}) == []
 
 
 def test_result_files_are_new(tmp_path):

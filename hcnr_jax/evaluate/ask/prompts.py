@@ -23,6 +23,7 @@ Role = str
 """The name of a trait, or "task"."""
 
 _ASK = re.compile(r"(?:^|\n)[ \t]*(?:question|q)\s*:\s*", re.IGNORECASE)
+_CONTEXT = re.compile(r"\AContext:.*\nQuestion: ", re.DOTALL)
 _ANSWER = re.compile(r"\s*\b(?:answer|a)\s*:\s*$", re.IGNORECASE)
 
 
@@ -56,10 +57,13 @@ class Prompt:
 
 
 def question_of(row: Row) -> str:
-    """Return the question of a row without template: the last user message, or the prompt's last `Question:` part."""
+    """Return the question of a row without template: the last user message, or the prompt's last `Question:` part.
+
+    A context before the question (`Context: ...`, a line `Question: ...`) is left out.
+    """
     if row.is_chat:
         users = [message_text(message) for message in row.prompt_messages if message["role"] == "user"]
-        return users[-1].strip() if users else ""
+        return _CONTEXT.sub("", users[-1]).strip() if users else ""
     last = _ASK.split(row.prompt)[-1]
     return _ANSWER.sub("", last).strip() or row.prompt.strip()
 

@@ -19,6 +19,7 @@ from hcnr_jax.evaluate.ask.likelihoods import (
     refusing,
 )
 from hcnr_jax.evaluate.ask.prompts import Prompt, Role
+from hcnr_jax.evaluate.score.grade import grade
 from hcnr_jax.evaluate.score.metrics import (
     choice_from_text,
     choose_by_likelihood,
@@ -44,11 +45,15 @@ class AnswerSettings:
 
 @dataclass
 class Outputs:
-    """Holds raw outputs by prompt key: completions, likelihoods of choices, and what P(refuse) is computed from."""
+    """Holds raw outputs by prompt key: completions, likelihoods of choices, and what P(refuse) is computed from.
+
+    `judgements` holds a model judge's `reply` to each completion, and the hash of what was asked (`made_of`).
+    """
 
     completions: dict[str, str] = field(default_factory=dict)
     choices: dict[str, list[Likelihood]] = field(default_factory=dict)
     refusals: dict[str, Refusing] = field(default_factory=dict)
+    judgements: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, part: str, key: str, value: Any) -> None:
         """Add one output in the form of `plain_output`."""
@@ -56,6 +61,8 @@ class Outputs:
             self.completions[key] = str(value)
         elif part == "choices":
             self.choices[key] = [Likelihood(**item) for item in value]
+        elif part == "judgements":
+            self.judgements[key] = {"made_of": str(value["made_of"]), "reply": str(value["reply"])}
         else:
             self.refusals[key] = Refusing([Branch(**item) for item in value["branches"]], value["wordings"])
 
@@ -96,10 +103,20 @@ class Answer:
     chosen_by_text: int | None = None
     choice_log_likelihoods: tuple[float, ...] = ()
     refusal_probability: float | None = None
+    judgement: str | None = None
+    judge_reply: str | None = None
+
+    @property
+    def grade(self) -> str | None:
+        """The grade of a text answer to a question that has a gold answer; a choice by likelihood has none."""
+        scored = None if self.answerable is False or self.chosen is not None else self.correct
+        found = grade(self.verdict, scored, self.exact)
+        return None if found is None else found.value
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the fields that do not apply."""
-        return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+        """Plain values and the grade, without the fields that do not apply."""
+        values = asdict(self) | {"grade": self.grade}
+        return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def counts(prompts: Sequence[Prompt], settings: AnswerSettings) -> dict[str, int]:

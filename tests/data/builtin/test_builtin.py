@@ -98,7 +98,10 @@ def test_answers_are_there_where_there_is_one_and_do_not_look_like_refusals():
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_no_question_is_from_a_benchmark(real_data, name):
-    theirs = {normalise_question(item.question) for item in read_dataset(name, real_data / "data" / name).questions}
+    files = real_data / "data" / name
+    if not files.exists():
+        pytest.skip(f"{files} does not exist")
+    theirs = {normalise_question(item.question) for item in read_dataset(name, files).questions}
     assert len(theirs) > 10 and not theirs & {normalise_question(item.question.question) for item in EVERY}
 
 
