@@ -162,7 +162,7 @@ def test_wrong_use_names_the_option_as_typed(case) -> None:
 
 def test_what_is_missing_is_named() -> None:
     ended = call("restore", "base")
-    assert ended.code == 2 and all(name in ended.err for name in ("TUNED", "--honesty", "--task", "--out"))
+    assert ended.code == 2 and all(name in ended.err for name in ("TUNED", "--task", "--out"))
     assert "unknown command 'restor'; expected one of: " in text_of(call("restor").err)
     with pytest.raises(InputError, match="--task is given 2 times; give all its values after one --task"):
         parse(EvaluateConfig, ["m", "--out", "o", "--task", "a=b", "--task", "c=d"], "hcnr evaluate")

@@ -117,7 +117,7 @@ def test_a_model_that_only_declines_is_refused(tmp_path, capsys):
     write_weights(folder, weights)
     words = ["data", "builtin", "--model", str(folder), "--out", str(tmp_path / "h"), "--max-new-tokens", "8"]
     assert main(words) == 2
-    count = len(questions("train")) // 2
+    count = 96  # after the first round it is clear that the others would not do
     assert f"BASE answers 0 of {count} questions that have an answer correctly and declines {count}" in said(capsys)
 
 

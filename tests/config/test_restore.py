@@ -72,7 +72,7 @@ def test_wrong_values_name_the_option(values, message) -> None:
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(InputError) as caught:
         build(RestoreConfig, {"in_weight": 2, "damping": -1})
-    for name in ("BASE: required", "TUNED: required", "--honesty: required", "--in-weight: ", "--damping: "):
+    for name in ("BASE: required", "TUNED: required", "--task: required", "--in-weight: ", "--damping: "):
         assert name in str(caught.value)
 
 
