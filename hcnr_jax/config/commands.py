@@ -239,6 +239,10 @@ class DiagnoseConfig(RunConfig):
     )
 
 
+class LmEvalPathConfig(RunConfig):
+    """Print the folder of hcnr's tasks for lm-eval, as in `lm_eval --include_path "$(hcnr lm-eval-path)"`."""
+
+
 class DemoConfig(RunConfig):
     """Show the method on a tiny model: train it to be honest, fine-tune it until it bluffs, restore and measure it."""
 
