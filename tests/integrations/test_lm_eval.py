@@ -131,6 +131,5 @@ def test_lm_eval_measures_what_hcnr_evaluate_measures(tmp_path, monkeypatch) -> 
     answers = answer(opened.load(), prompts, AnswerSettings(64))
     scores = honesty_metrics([item.verdict for item in answers], [item.answerable for item in answers]).to_json()
     expected = {name: scores[name] for name in METRICS[:3]} | {"over_refusal": scores["refusal_on_answerable"]}
-    print({name: found[f"{name},none"] for name in METRICS}, expected)  # noqa: T201
     assert {name: found[f"{name},none"] for name in METRICS} == pytest.approx(expected)
     assert expected["refusal_on_unanswerable"] > 0
