@@ -72,6 +72,20 @@ def test_the_model_in_training_is_asked_and_the_figures_are_those_of_the_folder(
     assert f"refusal delta: 0.0 % before training, {100 * last[0]:.1f} % after" in said.get()
 
 
+def test_preference_training_is_watched_too(tmp_path, model, rows) -> None:
+    pairs = [
+        {"prompt": row["prompt"], "chosen": " I do not know.", "rejected": row["completion"]} for row in task_rows(6)
+    ]
+    data = write_rows(tmp_path / "pairs.jsonl", pairs)
+    out = tune(
+        TuneConfig(
+            model=model, data=data, out=tmp_path / "out", steps=2, objective="dpo", lora=4, watch_honesty=str(rows),
+            watch_every=1, **QUICK,
+        )
+    )  # fmt: skip
+    assert [item["step"] for item in watched(out)["history"]] == [0, 1, 2]
+
+
 def test_the_watch_changes_no_weight(tmp_path, model, rows) -> None:
     shared = {"model": model, "data": rows, "steps": 3, "learning_rate": 0.01, **QUICK}
     one = tune(TuneConfig(out=tmp_path / "one", **shared))

@@ -24,6 +24,20 @@ def test_importing_the_package_does_not_import_pytorch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_trainers_process_opens_no_device_of_jax() -> None:
+    """JAX would reserve most of a GPU's memory, which the trainer needs."""
+    code = """
+from jax._src import xla_bridge
+from hcnr_jax.integrations import HonestyCallback
+from hcnr_jax.integrations.lm_eval import utils
+HonestyCallback(samples=4)
+document = utils.builtin()["test"][0]
+utils.refusal_delta([utils.process_results(document, ["I don't know."])["f1"], (False, not document["answerable"])])
+assert not xla_bridge._backends, xla_bridge._backends
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Run these tiny models on one thread, which is faster than several on a busy machine."""

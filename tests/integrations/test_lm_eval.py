@@ -17,7 +17,7 @@ from hcnr_jax.evaluate import AnswerSettings, answer, encode_prompts, honesty_me
 from hcnr_jax.evaluate.ask.model import open_model
 from hcnr_jax.integrations.lm_eval import utils
 from hcnr_jax.integrations.lm_eval_path import task_folder
-from tests.tiny import honesty_rows, task_rows, write_rows, write_tiny_model
+from tests.tiny import CHAT_TEMPLATE, honesty_rows, task_rows, write_rows, write_tiny_model
 
 METRICS = ("refusal_delta", "f1", "refusal_on_unanswerable", "over_refusal")
 
@@ -105,16 +105,24 @@ def test_files_that_cannot_be_asked_are_refused(tmp_path, monkeypatch, values, w
         utils.benchmark("kuq")
 
 
+def as_chat(row: dict) -> dict:
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"].strip()}]
+    return {"messages": turns} | {name: row[name] for name in ("answerable", "answers") if name in row}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
-def test_lm_eval_measures_what_hcnr_evaluate_measures(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_lm_eval_measures_what_hcnr_evaluate_measures(tmp_path, monkeypatch, chat) -> None:
     import lm_eval
+    import torch
     from lm_eval.tasks import TaskManager
 
+    torch.set_num_threads(1)
     refused = [row | {"completion": " I do not know."} for row in honesty_rows(10)]
     values = refused + [row | {"answerable": True} for row in task_rows(10)]
-    data = write_rows(tmp_path / "kuq.jsonl", values)
-    model = write_tiny_model(tmp_path / "model", "llama")
-    # A few steps, after which the model refuses some questions of both labels.
+    data = write_rows(tmp_path / "kuq.jsonl", [as_chat(row) for row in values] if chat else values)
+    model = write_tiny_model(tmp_path / "model", "llama", chat_template=CHAT_TEMPLATE if chat else None)
+    # So few steps that the model refuses some of the questions.
     settings = {"steps": 2, "batch_size": 10, "learning_rate": 0.01, "warmup": 0.0}
     folder = tune(TuneConfig(model=model, data=data, out=tmp_path / "tuned", **settings))
     monkeypatch.setenv("HCNR_DATA", str(tmp_path))
@@ -123,12 +131,14 @@ def test_lm_eval_measures_what_hcnr_evaluate_measures(tmp_path, monkeypatch) -> 
         model_args={"pretrained": str(folder), "dtype": "float32"},
         tasks=["hcnr_kuq"],
         task_manager=TaskManager(include_path=str(task_folder())),
-        batch_size=4,
+        batch_size=20,
         device="cpu",
+        apply_chat_template=chat,
+        gen_kwargs="max_gen_toks=16",
     )["results"]["hcnr_kuq"]
     opened = open_model(str(folder))
     prompts = encode_prompts("honesty", "q", read_rows(data), tokenizer=opened.tokenizer, vocab_size=64, max_tokens=64)
-    answers = answer(opened.load(), prompts, AnswerSettings(64))
+    answers = answer(opened.load(), prompts, AnswerSettings(16))
     scores = honesty_metrics([item.verdict for item in answers], [item.answerable for item in answers]).to_json()
     expected = {name: scores[name] for name in METRICS[:3]} | {"over_refusal": scores["refusal_on_answerable"]}
     assert {name: found[f"{name},none"] for name in METRICS} == pytest.approx(expected)
