@@ -84,6 +84,12 @@ COMMANDS = {
     "diagnose": Command(
         "hcnr_jax.config:DiagnoseConfig", "hcnr_jax.commands.diagnose:diagnose", "check whether restoring will work"
     ),
+    "lm-eval-path": Command(
+        "hcnr_jax.config:LmEvalPathConfig",
+        "hcnr_jax.integrations.lm_eval_path:print_path",
+        "print the folder of the tasks for lm-eval",
+        device=False,
+    ),
     "bench": Command(
         "hcnr_jax.config:BenchConfig", "hcnr_jax.bench:bench", "measure speed and memory on this machine", device=False
     ),
@@ -164,7 +170,7 @@ def _unforeseen(error: Exception) -> str:
 
 def usage() -> str:
     """The text of `hcnr --help`."""
-    lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: hcnr COMMAND ...",
@@ -252,6 +258,8 @@ def _config_file(text: str) -> Path:
 def _flags(cls: type[RunConfig], given: dict[str, Any]) -> Any:
     """A plain dataclass twin of the configuration for tyro: types and help, no checks, so that messages stay ours."""
     fields: list[tuple[str, Any, Any]] = []
+    if not cls.model_fields:
+        return dataclasses.make_dataclass(cls.__name__, fields)
     for name, info in cls.model_fields.items():
         default = given.get(name, tyro.MISSING if info.is_required() else info.default)
         marks: list[Any] = [tyro.conf.Positional] if is_positional(info.metadata) else []

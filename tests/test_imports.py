@@ -19,7 +19,7 @@ LAYERS = (
     ("organism", "report"),
     ("restoration",),
     ("experiments", "commands"),
-    ("bench",),
+    ("bench", "integrations"),
     ("cli",),
 )
 LAYER = {part: place for place, parts in enumerate(LAYERS) for part in parts}

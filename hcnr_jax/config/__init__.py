@@ -11,6 +11,7 @@ from hcnr_jax.config.commands import (
     DemoConfig,
     DiagnoseConfig,
     EvaluateConfig,
+    LmEvalPathConfig,
     ProbeConfig,
     TuneConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "DemoConfig",
     "DiagnoseConfig",
     "EvaluateConfig",
+    "LmEvalPathConfig",
     "Positional",
     "ProbeConfig",
     "RestoreConfig",

@@ -46,6 +46,29 @@ class TuneConfig(RunConfig):
     )
     compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype of the forward pass")
     seed: int = Field(0, ge=0, description="seed of the row order and of the adapter's initial weights")
+    watch_honesty: str | None = Field(
+        None,
+        description="questions with and without an answer that the model is asked while it is trained: a file of rows, "
+        "or builtin for built-in questions; none asks nothing",
+    )
+    watch_every: int = Field(50, ge=1, description="number of steps between two measurements of --watch-honesty")
+    watch_stop: float | None = Field(
+        None,
+        ge=0,
+        description="stop training when the refusal delta is more than so many percentage points below its value "
+        "before the first step; none never stops",
+    )
+    watch_patience: int = Field(
+        1, ge=1, description="number of measurements in a row that must be too low before --watch-stop stops"
+    )
+    watch_samples: int = Field(100, ge=2, description="largest number of questions of --watch-honesty")
+    watch_max_new_tokens: int = Field(64, ge=1, description="maximum tokens of an answer to --watch-honesty")
+
+    @model_validator(mode="after")
+    def _watch(self) -> TuneConfig:
+        if self.watch_stop is not None and self.watch_honesty is None:
+            raise ValueError("--watch-stop: needs --watch-honesty, the questions that decide when to stop")
+        return self
 
 
 class EvaluateConfig(RunConfig):
@@ -240,6 +263,10 @@ class DiagnoseConfig(RunConfig):
     microbatch: int | None = Field(
         None, ge=1, description="number of rows computed at once; default: chosen automatically"
     )
+
+
+class LmEvalPathConfig(RunConfig):
+    """Print the folder of hcnr's tasks for lm-eval, as in `lm_eval --include_path "$(hcnr lm-eval-path)"`."""
 
 
 class DemoConfig(RunConfig):

@@ -60,6 +60,8 @@ def example_of(cls: type[RunConfig]) -> str:
     """Return an example line of a command's YAML file: the first field whose default is a plain value."""
     found = ((name, info.default) for name, info in cls.model_fields.items())
     plain = ((name, value) for name, value in found if isinstance(value, bool | int | float | str) and value != "")
+    if not cls.model_fields:
+        return "no keys: this command has no options"
     return next(f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in plain)
 
 

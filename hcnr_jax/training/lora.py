@@ -76,6 +76,14 @@ def joined(params: Params, adapters: Params) -> Params:
     return both
 
 
+def scaled(adapters: Params, scale: float) -> Params:
+    """Return adapters with `scale B` in place of B, which take the place of `adapters` in `adapted(1.0)`."""
+    return {
+        name: scaled(value, scale) if isinstance(value, dict) else value * scale if name == "lora_b" else value
+        for name, value in adapters.items()
+    }
+
+
 def adapted(scale: float) -> AbstractContextManager[None]:
     """Add `scale (x A) B` to the output of every `nn.Dense` that has the two adapter leaves, inside this context."""
 

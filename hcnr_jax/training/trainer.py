@@ -187,6 +187,7 @@ def train(
     settings: TrainSettings,
     key: PRNGKeyArray,
     on_step: Callable[[int, StepInfo], None] | None = None,
+    watch: Callable[[int, PyTree], bool] | None = None,
 ) -> tuple[PyTree, TrainLog]:
     """Minimise `loss_fn` from `params`, taking `batches(step)` at step 0, 1, ..., `settings.steps - 1`.
 
@@ -201,23 +202,29 @@ def train(
       settings: the settings of the run.
       key: random key; `loss_fn` gets it folded with the step's number.
       on_step: is called with the step and its `StepInfo` after every step; reading the info waits for the device.
+      watch: is called with the number of steps done and the params, before the first step and after every step. The
+        params are valid only during the call. Training ends early where it returns True.
 
     Returns:
-      The trained float32 params and the log.
+      The trained float32 params and the log, of the steps that ran.
 
     Raises:
       NumericalError: the loss is NaN or infinite. The message names the step.
     """
     infos: list[StepInfo] = []
     trained = params
-    for step, (trained, info) in enumerate(each_step(loss_fn, params, batches, settings=settings, key=key)):  # noqa: B007
+    if watch is not None:
+        watch(0, params)
+    for step, (trained, info) in enumerate(each_step(loss_fn, params, batches, settings=settings, key=key)):
         infos.append(info)
         if on_step is not None:
             on_step(step, info)
         if (step + 1) % CHECK_EVERY == 0:
             infos[-CHECK_EVERY:] = checked(infos[-CHECK_EVERY:], step + 1 - CHECK_EVERY)
-    left = settings.steps % CHECK_EVERY
-    infos[settings.steps - left :] = checked(infos[settings.steps - left :], settings.steps - left)
+        if watch is not None and watch(step + 1, trained):
+            break
+    first = len(infos) - len(infos) % CHECK_EVERY
+    infos[first:] = checked(infos[first:], first)
     losses, norms = (np.asarray(column, np.float32) for column in zip(*infos, strict=True))
     return trained, TrainLog(losses, norms)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,34 @@ from hcnr_jax.errors import InputError
 from hcnr_jax.models.decoder import Decoder
 from hcnr_jax.models.spec import ModelSpec, spec_from_config
 from hcnr_jax.runtime.files import check_output
-from hcnr_jax.training.lora import init_adapters, lora_objective, save_adapter
+from hcnr_jax.training.lora import adapted, init_adapters, joined, lora_objective, save_adapter, scaled
 from hcnr_jax.training.objectives import Pairs, logits_of
 from hcnr_jax.training.preference_pairs import objective_of, pad_pairs, with_reference
 from hcnr_jax.training.trainer import StepInfo, TrainLog, TrainSettings, epoch_batches, train
 
 RECORD = "hcnr_tune.json"
+
+
+class Watched(NamedTuple):
+    """Holds what a watch needs to know of the run before it starts. steps: number of steps planned."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    steps: int
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Looks at the model while it is trained."""
+
+    def __call__(self, step: int, params: Any) -> bool:
+        """Look at the params after `step` steps; return whether training ends here.
+
+        An adapter's leaves are beside the kernels, and the call is inside `adapted`.
+        """
+
+    def files(self, record: dict[str, Any]) -> dict[str, bytes]:
+        """Add entries to hcnr_tune.json; return further files for the output folder, by name."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +72,11 @@ class TuneResult:
     warnings: tuple[str, ...]
 
 
-def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | None = None) -> TuneResult:
+def tune(
+    config: TuneConfig,
+    on_step: Callable[[int, int, StepInfo], None] | None = None,
+    watching: Callable[[Watched], Watch] | None = None,
+) -> TuneResult:
     """Fine-tune MODEL and write a folder in its layout and dtypes, or with `config.lora` a PEFT adapter folder.
 
     Weights are trained in float32 and rounded once, at the end. Nothing is left at `config.out` after an error.
@@ -58,6 +84,7 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
     Args:
       config: the options of `hcnr tune`.
       on_step: is called as `on_step(step, steps, info)` after every step; reading the info waits for the device.
+      watching: makes the watch that looks at the params of every step, before the weights are read.
 
     Raises:
       InputError: options, model, rows or output folder are wrong, which is checked before any training; or the disk
@@ -74,6 +101,7 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
     spec = spec_from_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     rows, warnings = _encoded(config, checkpoint, spec)
     settings = train_settings(config, jax.tree.leaves(rows)[0].shape[0])
+    watch = None if watching is None else watching(Watched(checkpoint, spec, settings.steps))
     params = load_params(checkpoint, spec)
     model = Decoder(spec, dtype=jnp.dtype(config.compute_dtype))
     make, key = objective_of(config.objective, config.beta), jax.random.key(config.seed)
@@ -87,22 +115,23 @@ def tune(config: TuneConfig, on_step: Callable[[int, int, StepInfo], None] | Non
 
     if config.lora is None:
         objective = make(logits_of(model))
-        trained, log = train(objective, params, batches, settings=settings, key=key, on_step=report)
-        out = save_like(
-            checkpoint, config.out, _tensors(checkpoint, spec, trained), {RECORD: _record(config, settings, log)}
-        )
+        trained, log = train(objective, params, batches, settings=settings, key=key, on_step=report, watch=watch)
+        files = _files(config, settings, log, watch)
+        out = save_like(checkpoint, config.out, _tensors(checkpoint, spec, trained), files)
     else:
         alpha = 2.0 * config.lora if config.lora_alpha is None else config.lora_alpha
+        scale = alpha / config.lora
         adapters = init_adapters(params, config.lora, jax.random.fold_in(key, settings.steps), spec.kernels)
-        objective = lora_objective(make, model, params, alpha / config.lora)
-        trained, log = train(objective, adapters, batches, settings=settings, key=key, on_step=report)
+        objective = lora_objective(make, model, params, scale)
+        look = None if watch is None else _of_adapters(watch, params, scale)
+        trained, log = train(objective, adapters, batches, settings=settings, key=key, on_step=report, watch=look)
         out = save_adapter(
             config.out,
             trained,
             alpha,
             base_folder=checkpoint.folder,
             family=spec.recipe,
-            extra_files={RECORD: _record(config, settings, log)},
+            extra_files=_files(config, settings, log, watch),
         )
     return TuneResult(out, settings, log, tuple(warnings))
 
@@ -164,13 +193,31 @@ def _tensors(checkpoint: Checkpoint, spec: ModelSpec, params: dict[str, Any]) ->
     return _TunedTensors(params, spec, {name: checkpoint.tensors[name].dtype for name in names})
 
 
-def _record(config: TuneConfig, settings: TrainSettings, log: TrainLog) -> bytes:
-    """Make hcnr_tune.json: the resolved configuration, package versions and the loss of every step."""
+def _of_adapters(watch: Watch, params: Any, scale: float) -> Callable[[int, Any], bool]:
+    """Make the watch of a run that trains adapters alone.
+
+    The scale is put into B, because compiled programs are kept by the shapes of their arguments: a scale in the context
+    would be that of the first run of the process.
+    """
+
+    def look(step: int, adapters: Any) -> bool:
+        with adapted(1.0):
+            return watch(step, joined(params, scaled(adapters, scale)))
+
+    return look
+
+
+def _files(config: TuneConfig, settings: TrainSettings, log: TrainLog, watch: Watch | None) -> dict[str, bytes]:
+    """Make the files beside the weights: hcnr_tune.json and those of the watch.
+
+    hcnr_tune.json holds the resolved configuration, package versions and the loss of every step.
+    """
     packages = ("hcnr_jax", "jax", "flax", "optax")
-    record = {
+    record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "settings": settings.__dict__,
         "versions": {name: version(name) for name in packages},
         "losses": [float(f"{loss:.6g}") for loss in log.losses],
     }
-    return (json.dumps(record, indent=2) + "\n").encode()
+    files = {} if watch is None else watch.files(record)
+    return {RECORD: (json.dumps(record, indent=2) + "\n").encode(), **files}

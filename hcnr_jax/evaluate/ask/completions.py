@@ -93,7 +93,7 @@ def generate_ids(
                 model.dtype,
             )
         )
-        return [_up_to_end(row, model.eos_ids) for row in out[: len(indices)].tolist()]
+        return [up_to_end(row, model.eos_ids) for row in out[: len(indices)].tolist()]
 
     def accept(indices: list[int], rows_found: Sequence[Ids]) -> None:
         for index, ids in zip(indices, rows_found, strict=True):
@@ -107,15 +107,20 @@ def generate_ids(
 
 def text_of(model: LoadedModel, ids: Ids) -> str:
     """Decode generated ids, without the end token and other special tokens except the tags of reasoning."""
-    kept = [i for i in ids if i not in model.eos_ids]
-    tags = {number: tag for tag, number in model.tokenizer.get_added_vocab().items() if tag in TAGS}
+    return decoded(model.tokenizer, model.eos_ids, ids)
+
+
+def decoded(tokenizer: Tokenizer, eos_ids: Ids, ids: Ids) -> str:
+    """Do what `text_of` does, without a loaded model."""
+    kept = [i for i in ids if i not in eos_ids]
+    tags = {number: tag for tag, number in tokenizer.get_added_vocab().items() if tag in TAGS}
     text, part = "", []
     for number in kept:
         if number not in tags:
             part.append(number)
             continue
-        text, part = text + str(model.tokenizer.decode(part, skip_special_tokens=True)) + tags[number], []
-    return text + str(model.tokenizer.decode(part, skip_special_tokens=True))
+        text, part = text + str(tokenizer.decode(part, skip_special_tokens=True)) + tags[number], []
+    return text + str(tokenizer.decode(part, skip_special_tokens=True))
 
 
 def kept_ids(model: LoadedModel, ids: Ids, is_chat: bool) -> Ids:
@@ -139,6 +144,7 @@ def is_complete(model: LoadedModel, ids: Ids, is_chat: bool) -> bool:
     return cut_text(text + _MARK, is_chat) == cut_text(text, is_chat)
 
 
-def _up_to_end(row: Sequence[int], eos_ids: Ids) -> Ids:
+def up_to_end(row: Sequence[int], eos_ids: Ids) -> Ids:
+    """Cut generated ids after the first end token."""
     ends = [place for place, token in enumerate(row) if token in eos_ids]
     return tuple(row[: ends[0] + 1] if ends else row)
