@@ -14,6 +14,7 @@ from hcnr_jax.config.commands import (
     ProbeConfig,
     TuneConfig,
 )
+from hcnr_jax.config.convert import ConvertConfig
 from hcnr_jax.config.options import (
     Config,
     Positional,
@@ -34,6 +35,7 @@ __all__ = [
     "BenchConfig",
     "ChatConfig",
     "Config",
+    "ConvertConfig",
     "DataConfig",
     "DemoConfig",
     "DiagnoseConfig",

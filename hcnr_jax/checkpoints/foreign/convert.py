@@ -1,0 +1,69 @@
+"""Converts a checkpoint of tunix into a Hugging Face folder, with config and tokenizer of BASE."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.foreign.orbax_leaves import OrbaxTree, open_orbax_tree
+from hcnr_jax.checkpoints.foreign.tensors import ForeignTensors, few
+from hcnr_jax.checkpoints.foreign.tunix import is_tunix, tunix_sources
+from hcnr_jax.checkpoints.foreign.write_model import write_model
+from hcnr_jax.checkpoints.tensor_checks import check_tensors
+from hcnr_jax.errors import InputError
+from hcnr_jax.models.spec import spec_from_config
+from hcnr_jax.runtime.files import check_output
+
+
+class Converted(NamedTuple):
+    """Describes a conversion.
+
+    Attributes:
+        out: the written folder.
+        source: the tree that was read, one item of one step.
+        format: the program that wrote the tree.
+        kind: "model" or "adapter".
+        tensors: number of written tensors.
+        notes: lines for the user.
+    """
+
+    out: Path
+    source: Path
+    format: str
+    kind: str
+    tensors: int
+    notes: tuple[str, ...] = ()
+
+
+def convert_checkpoint(folder: str | Path, base: Checkpoint, out: str | Path, *, layout: str = "auto") -> Converted:
+    """Convert an Orbax checkpoint of a model that was tuned from BASE.
+
+    Args:
+        folder: the Orbax folder: the root of the steps, one step, or one item of a step.
+        base: BASE as a Hugging Face folder, which gives config, tokenizer, names and shapes.
+        out: the folder to write, which does not exist yet or is empty.
+        layout: "tunix"; "auto" tells by the names of the leaves.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or does not fit BASE. The message names the leaf.
+    """
+    check_output(out, [*base.sources, folder])
+    spec = spec_from_config(base.config, str(base.folder / "config.json"))
+    check_tensors(base, spec)
+    tree = open_orbax_tree(folder)
+    found = layout_of(tree) if layout == "auto" else layout
+    tensors = ForeignTensors(tree, spec, tunix_sources(spec, tree.leaves))
+    return Converted(write_model(base, tensors, out, Path(folder)), tree.folder, found, "model", len(tensors))
+
+
+def layout_of(tree: OrbaxTree) -> str:
+    """Return the program that wrote a tree, by the names of its leaves.
+
+    Raises:
+        InputError: the names are of no program that is handled.
+    """
+    if is_tunix(tree.leaves):
+        return "tunix"
+    raise InputError(
+        f"{tree.folder}: the leaves are not named as tunix names them (such as layers/0/attn/q_proj/w): "
+        f"{few(sorted(tree.leaves))}"
+    )

@@ -1,0 +1,11 @@
+"""Tells an Orbax checkpoint from a Hugging Face folder by the names of its files."""
+
+from pathlib import Path
+
+ORBAX_MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+
+
+def is_orbax(folder: Path) -> bool:
+    """Return whether a folder looks like an Orbax checkpoint: a tree, a step, or a root with steps."""
+    steps = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return any((place / mark).is_file() for place in (folder, *steps) for mark in ORBAX_MARKS)

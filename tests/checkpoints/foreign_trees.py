@@ -1,0 +1,86 @@
+"""Tiny Orbax folders laid out as tunix and MaxText do, made from Hugging Face weights with numpy reshapes alone.
+
+The layouts are spelled out here a second time, apart from the package's tables, so that a test holds one against the
+other.
+"""
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def write_orbax(root, tree, step=3, item="model_params"):
+    """A CheckpointManager's root with one step; returns the root."""
+    with ocp.CheckpointManager(root) as manager:
+        manager.save(step, args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(tree)}))
+    return root
+
+
+def tunix_tree(weights, config):
+    """nnx.state of tunix's Llama 3, Qwen 2, Qwen 3 or Gemma 3, as nested dicts that end in `value`."""
+    n, k = config["num_attention_heads"], config["num_key_value_heads"]
+    gemma = config["model_type"] == "gemma3_text"
+    norm = "scale" if gemma else "w"
+    tree = {
+        "embedder": {"input_embedding": weights["model.embed_tokens.weight"]},
+        "final_norm": {norm: weights["model.norm.weight"]},
+        "layers": {},
+    }
+    if "lm_head.weight" in weights:
+        tree["lm_head"] = {"w": weights["lm_head.weight"].T}
+    for i in range(config["num_hidden_layers"]):
+        own = {
+            name.removeprefix(f"model.layers.{i}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"model.layers.{i}.")
+        }
+        block = _gemma_block(own, n, k) if gemma else _llama_block(own, n, k)
+        block["mlp"] = {f"{p}_proj": {"kernel": own[f"mlp.{p}_proj.weight"].T} for p in ("gate", "up", "down")}
+        tree["layers"][str(i)] = block
+    return _with_values(tree)
+
+
+def _heads(weight, heads):
+    """(N H, D) as (D, N, H)."""
+    return weight.T.reshape(weight.shape[1], heads, -1)
+
+
+def _llama_block(own, n, k):
+    attention = {
+        "q_proj": {"w": _heads(own["self_attn.q_proj.weight"], n)},
+        "k_proj": {"w": _heads(own["self_attn.k_proj.weight"], k)},
+        "v_proj": {"w": _heads(own["self_attn.v_proj.weight"], k)},
+        "o_proj": {"w": own["self_attn.o_proj.weight"].T.reshape(n, -1, own["self_attn.o_proj.weight"].shape[0])},
+    }
+    for part in "qkv":
+        if f"self_attn.{part}_proj.bias" in own:
+            attention[f"{part}_bias"] = own[f"self_attn.{part}_proj.bias"]
+        if f"self_attn.{part}_norm.weight" in own:
+            attention[f"{part}_norm"] = {"w": own[f"self_attn.{part}_norm.weight"]}
+    norms = {name: {"w": own[f"{name}.weight"]} for name in ("input_layernorm", "post_attention_layernorm")}
+    return {"attn": attention, **norms}
+
+
+def _gemma_block(own, n, k):
+    keys, values = (_heads(own[f"self_attn.{p}_proj.weight"], k).transpose(1, 0, 2) for p in "kv")
+    attention = {
+        "q_einsum": {"w": _heads(own["self_attn.q_proj.weight"], n).transpose(1, 0, 2)},
+        "kv_einsum": {"w": np.stack([keys, values])},
+        "attn_vec_einsum": {
+            "w": own["self_attn.o_proj.weight"].T.reshape(n, -1, own["self_attn.o_proj.weight"].shape[0])
+        },
+        "_query_norm": {"scale": own["self_attn.q_norm.weight"]},
+        "_key_norm": {"scale": own["self_attn.k_norm.weight"]},
+    }
+    norms = {
+        "pre_attention_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "pre_ffw_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+    return {"attn": attention, **{name: {"scale": own[f"{hf}.weight"]} for name, hf in norms.items()}}
+
+
+def _with_values(tree):
+    if isinstance(tree, dict):
+        return {key: _with_values(value) for key, value in tree.items()}
+    return {"value": np.ascontiguousarray(tree)}

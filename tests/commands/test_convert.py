@@ -1,0 +1,52 @@
+"""`hcnr convert`, alone and before a restoration."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hcnr_jax.cli import main
+from tests.checkpoints.foreign_trees import tunix_tree, write_orbax
+from tests.tiny import honesty_rows, read_weights, task_rows, write_rows, write_tiny_model
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """BASE and TUNED as Hugging Face folders."""
+    base = write_tiny_model(tmp_path / "base")
+    return base, write_tiny_model(tmp_path / "tuned", base=base, seed=5)
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def restored(tmp_path, base, tuned, name):
+    """The tensors of a small restoration."""
+    rows = [
+        f"--honesty={write_rows(tmp_path / 'h.jsonl', honesty_rows(6))}",
+        f"--task={write_rows(tmp_path / 't.jsonl', task_rows(6))}",
+    ]
+    small = ["--samples=4", "--microbatch=4", "--no-check"]
+    assert main(["restore", str(base), str(tuned), *rows, *small, f"--out={tmp_path / name}"]) == 0
+    return read_weights(tmp_path / name)
+
+
+def test_restoring_a_tunix_checkpoint_is_restoring_its_model(tmp_path, pair, capsys):
+    base, tuned = pair
+    checkpoint = write_orbax(tmp_path / "ckpt", tunix_tree(read_weights(tuned), config_of(tuned)))
+    options = [str(checkpoint), f"--like={base}", f"--out={tmp_path / 'hf'}"]
+    assert main(["convert", *options]) == 0
+    assert f"model: {tmp_path / 'hf'}" in " ".join(capsys.readouterr().err.replace("\n", "").split())
+    ours, theirs = (restored(tmp_path, base, model, f"r-{model.name}") for model in (tmp_path / "hf", tuned))
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+    assert main(["convert", *options]) == 2  # nothing is overwritten
+
+
+def test_a_restoration_of_an_orbax_folder_names_the_command(tmp_path, pair, capsys):
+    base, tuned = pair
+    checkpoint = write_orbax(tmp_path / "ckpt", tunix_tree(read_weights(tuned), config_of(tuned)))
+    task = write_rows(tmp_path / "t.jsonl", task_rows(6))
+    assert main(["restore", str(base), str(checkpoint), f"--task={task}", f"--out={tmp_path / 'out'}"]) == 2
+    assert f"hcnr convert {checkpoint} --like BASE --out FOLDER" in capsys.readouterr().err.replace("\n", "")
