@@ -18,7 +18,7 @@ def convert(config: ConvertConfig, reporter: Reporter | None = None) -> Path:
     """
     reporter = reporter or Reporter()
     base = open_checkpoint(config.like)
-    done = convert_checkpoint(config.checkpoint, base, config.out, layout=config.format)
+    done = convert_checkpoint(config.checkpoint, base, config.out, layout=config.format, lora_alpha=config.lora_alpha)
     for note in done.notes:
         reporter.say(note)
     reporter.say(f"read {done.source}, written by {done.format}: {done.tensors} tensors")

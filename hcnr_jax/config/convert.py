@@ -11,7 +11,7 @@ from hcnr_jax.config.options import Positional, RunConfig
 
 
 class ConvertConfig(RunConfig):
-    """Convert an Orbax checkpoint that tunix wrote into a Hugging Face folder, which every other command reads."""
+    """Convert an Orbax checkpoint that tunix wrote into a Hugging Face model or a PEFT adapter."""
 
     checkpoint: Annotated[Path, Positional()] = Field(
         description="the Orbax folder: the root of the training steps (the last one is read), or one step"
@@ -22,4 +22,7 @@ class ConvertConfig(RunConfig):
     out: Path = Field(description="folder to write; must not exist, or be empty")
     format: Literal["auto", "tunix"] = Field(
         "auto", description="program that wrote the checkpoint; auto: told by the names in it"
+    )
+    lora_alpha: float | None = Field(
+        None, gt=0, description="alpha of a LoRA checkpoint, unitless: needed there, because it is not stored"
     )

@@ -39,6 +39,44 @@ def tunix_tree(weights, config):
     return _with_values(tree)
 
 
+def lora_tree(config, rank, seed=0, dtype="float32"):
+    """qwix's LoRA leaves of every kernel of a Llama-shaped model, nested as tunix saves them."""
+    rng = np.random.default_rng(seed)
+    d, f = config["hidden_size"], config["intermediate_size"]
+    n, k = config["num_attention_heads"], config["num_key_value_heads"]
+    h = config["head_dim"]
+
+    def pair(kernel, into, out):
+        return {
+            f"{kernel}_lora_a": 0.1 * rng.standard_normal((*into, rank)).astype(dtype),
+            f"{kernel}_lora_b": 0.1 * rng.standard_normal((rank, *out)).astype(dtype),
+        }
+
+    def block():
+        attention = {
+            "q_proj": pair("w", (d,), (n, h)),
+            "k_proj": pair("w", (d,), (k, h)),
+            "v_proj": pair("w", (d,), (k, h)),
+            "o_proj": pair("w", (n, h), (d,)),
+        }
+        mlp = {
+            "gate_proj": pair("kernel", (d,), (f,)),
+            "up_proj": pair("kernel", (d,), (f,)),
+            "down_proj": pair("kernel", (f,), (d,)),
+        }
+        return {"attn": attention, "mlp": mlp}
+
+    return _with_values({"layers": {str(i): block() for i in range(config["num_hidden_layers"])}})
+
+
+def merged(left, right):
+    """Two nested dicts in one."""
+    if not isinstance(left, dict):
+        return left
+    both = {name: merged(left[name], right[name]) for name in left if name in right}
+    return {**left, **right, **both}
+
+
 def _heads(weight, heads):
     """(N H, D) as (D, N, H)."""
     return weight.T.reshape(weight.shape[1], heads, -1)

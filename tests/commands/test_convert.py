@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.cli import main
-from tests.checkpoints.foreign_trees import tunix_tree, write_orbax
+from tests.checkpoints.foreign_trees import lora_tree, tunix_tree, write_orbax
 from tests.tiny import honesty_rows, read_weights, task_rows, write_rows, write_tiny_model
 
 
@@ -50,3 +50,13 @@ def test_a_restoration_of_an_orbax_folder_names_the_command(tmp_path, pair, caps
     task = write_rows(tmp_path / "t.jsonl", task_rows(6))
     assert main(["restore", str(base), str(checkpoint), f"--task={task}", f"--out={tmp_path / 'out'}"]) == 2
     assert f"hcnr convert {checkpoint} --like BASE --out FOLDER" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair):
+    base, _ = pair
+    checkpoint = write_orbax(tmp_path / "ckpt", lora_tree(config_of(base), rank=4))
+    assert main(["convert", str(checkpoint), f"--like={base}", "--lora-alpha=8", f"--out={tmp_path / 'lora'}"]) == 0
+    before = read_weights(tmp_path / "lora")
+    after = restored(tmp_path, base, tmp_path / "lora", "restored")
+    assert set(after) == set(before)
+    assert any(not np.array_equal(after[name], before[name]) for name in before)

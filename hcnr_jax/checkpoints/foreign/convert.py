@@ -1,9 +1,10 @@
-"""Converts a checkpoint of tunix into a Hugging Face folder, with config and tokenizer of BASE."""
+"""Converts a checkpoint of tunix into a Hugging Face folder: a model with BASE's config, or an adapter over BASE."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.foreign.lora import check_frozen, is_lora, lora_tensors, write_adapter
 from hcnr_jax.checkpoints.foreign.orbax_leaves import OrbaxTree, open_orbax_tree
 from hcnr_jax.checkpoints.foreign.tensors import ForeignTensors, few
 from hcnr_jax.checkpoints.foreign.tunix import is_tunix, tunix_sources
@@ -34,7 +35,14 @@ class Converted(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def convert_checkpoint(folder: str | Path, base: Checkpoint, out: str | Path, *, layout: str = "auto") -> Converted:
+def convert_checkpoint(
+    folder: str | Path,
+    base: Checkpoint,
+    out: str | Path,
+    *,
+    layout: str = "auto",
+    lora_alpha: float | None = None,
+) -> Converted:
     """Convert an Orbax checkpoint of a model that was tuned from BASE.
 
     Args:
@@ -42,17 +50,36 @@ def convert_checkpoint(folder: str | Path, base: Checkpoint, out: str | Path, *,
         base: BASE as a Hugging Face folder, which gives config, tokenizer, names and shapes.
         out: the folder to write, which does not exist yet or is empty.
         layout: "tunix"; "auto" tells by the names of the leaves.
+        lora_alpha: LoRA's alpha, which a LoRA checkpoint does not store; None for a full one.
 
     Raises:
-        InputError: the checkpoint cannot be read, or does not fit BASE. The message names the leaf.
+        InputError: the checkpoint cannot be read, or does not fit BASE, or alpha is missing or too much. The message
+            names the leaf.
     """
     check_output(out, [*base.sources, folder])
     spec = spec_from_config(base.config, str(base.folder / "config.json"))
     check_tensors(base, spec)
     tree = open_orbax_tree(folder)
     found = layout_of(tree) if layout == "auto" else layout
-    tensors = ForeignTensors(tree, spec, tunix_sources(spec, tree.leaves))
+    sources = tunix_sources(spec, tree.leaves)
+    if is_lora(tree) != (lora_alpha is not None):
+        raise InputError(_alpha_advice(tree))
+    if lora_alpha is not None:
+        halves = lora_tensors(tree, spec, sources)
+        check_frozen(tree, spec, sources, base)
+        written = write_adapter(base, halves, lora_alpha, out, Path(folder))
+        return Converted(written, tree.folder, found, "adapter", len(halves))
+    tensors = ForeignTensors(tree, spec, sources)
     return Converted(write_model(base, tensors, out, Path(folder)), tree.folder, found, "model", len(tensors))
+
+
+def _alpha_advice(tree: OrbaxTree) -> str:
+    if is_lora(tree):
+        return (
+            f"{tree.folder} holds LoRA leaves, and tunix does not store their alpha: give --lora-alpha, the "
+            "number that the training's LoRA configuration named (the update is scaled by alpha / rank)"
+        )
+    return f"{tree.folder} holds no LoRA leaves (their names end in _lora_a and _lora_b): leave out --lora-alpha"
 
 
 def layout_of(tree: OrbaxTree) -> str:

@@ -85,4 +85,5 @@ def tunix_sources(spec: ModelSpec, leaves: Collection[str]) -> dict[str, Source]
 
 def is_tunix(leaves: Collection[str]) -> bool:
     """Return whether the paths are those of one of tunix's models, or of its LoRA leaves."""
-    return any(path.startswith(("layers/0/attn/", "layers/0/mlp/", "embedder/")) for path in leaves)
+    kernels = (path for path in leaves if path.startswith("layers/"))
+    return any("/attn/" in path or "/mlp/" in path for path in kernels)
