@@ -58,5 +58,5 @@ def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair):
     assert main(["convert", str(checkpoint), f"--like={base}", "--lora-alpha=8", f"--out={tmp_path / 'lora'}"]) == 0
     before = read_weights(tmp_path / "lora")
     after = restored(tmp_path, base, tmp_path / "lora", "restored")
-    assert set(after) == set(before)
+    assert set(before) <= set(after)  # the patch lies beside them
     assert any(not np.array_equal(after[name], before[name]) for name in before)
