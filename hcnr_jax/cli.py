@@ -55,7 +55,7 @@ COMMANDS = {
     "convert": Command(
         "hcnr_jax.config:ConvertConfig",
         "hcnr_jax.commands.convert:convert",
-        "turn a tunix checkpoint into a Hugging Face folder",
+        "turn a tunix or MaxText checkpoint into a Hugging Face folder",
         device=False,
     ),
     "tune": Command("hcnr_jax.config:TuneConfig", "hcnr_jax.commands.tune:tune", "fine-tune a model on JSONL rows"),

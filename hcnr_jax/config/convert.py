@@ -11,7 +11,7 @@ from hcnr_jax.config.options import Positional, RunConfig
 
 
 class ConvertConfig(RunConfig):
-    """Convert an Orbax checkpoint that tunix wrote into a Hugging Face model or a PEFT adapter."""
+    """Convert an Orbax checkpoint that tunix or MaxText wrote into a Hugging Face model or a PEFT adapter."""
 
     checkpoint: Annotated[Path, Positional()] = Field(
         description="the Orbax folder: the root of the training steps (the last one is read), or one step"
@@ -20,7 +20,7 @@ class ConvertConfig(RunConfig):
         description="the model before fine-tuning, a Hugging Face folder or hub name: gives config, tokenizer and names"
     )
     out: Path = Field(description="folder to write; must not exist, or be empty")
-    format: Literal["auto", "tunix"] = Field(
+    format: Literal["auto", "tunix", "maxtext"] = Field(
         "auto", description="program that wrote the checkpoint; auto: told by the names in it"
     )
     lora_alpha: float | None = Field(

@@ -39,6 +39,68 @@ def tunix_tree(weights, config):
     return _with_values(tree)
 
 
+def maxtext_tree(weights, config, scan=True, interleave=True, pad=0, wrap=True):
+    """MaxText's parameters of a Llama, Qwen 2 or Qwen 3, after its own conversion's steps.
+
+    Llama: queries times 1 / sqrt(head_dim) in float32, rounded to the dtype; first half and second half interleaved.
+    """
+    n, k, count = config["num_attention_heads"], config["num_key_value_heads"], config["num_hidden_layers"]
+    llama = config["model_type"] == "llama"
+    parts = []
+    for i in range(count):
+        own = {
+            name.removeprefix(f"model.layers.{i}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"model.layers.{i}.")
+        }
+        q, k_ = _heads(own["self_attn.q_proj.weight"], n), _heads(own["self_attn.k_proj.weight"], k)
+        if llama:
+            q = (q.astype("f4") * np.float32(1 / np.sqrt(q.shape[-1]))).astype(q.dtype)
+        if llama and interleave:
+            q, k_ = (
+                np.stack([x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]], -1).reshape(x.shape) for x in (q, k_)
+            )
+        hidden = own["self_attn.o_proj.weight"].shape[0]
+        part = {
+            "self_attention/query/kernel": q,
+            "self_attention/key/kernel": k_,
+            "self_attention/value/kernel": _heads(own["self_attn.v_proj.weight"], k),
+            "self_attention/out/kernel": own["self_attn.o_proj.weight"].T.reshape(n, -1, hidden),
+            "mlp/wi_0/kernel": own["mlp.gate_proj.weight"].T,
+            "mlp/wi_1/kernel": own["mlp.up_proj.weight"].T,
+            "mlp/wo/kernel": own["mlp.down_proj.weight"].T,
+            "pre_self_attention_layer_norm/scale": own["input_layernorm.weight"],
+            "post_self_attention_layer_norm/scale": own["post_attention_layernorm.weight"],
+        }
+        for letter, name, heads in (("q", "query", n), ("k", "key", k), ("v", "value", k)):
+            if f"self_attn.{letter}_proj.bias" in own:
+                part[f"self_attention/{name}/bias"] = own[f"self_attn.{letter}_proj.bias"].reshape(heads, -1)
+            if f"self_attn.{letter}_norm.weight" in own:
+                part[f"self_attention/{name}_norm/scale"] = own[f"self_attn.{letter}_norm.weight"]
+        parts.append(part)
+    flat = {"decoder/decoder_norm/scale": weights["model.norm.weight"]}
+    flat["token_embedder/embedding"] = np.pad(weights["model.embed_tokens.weight"], ((0, pad), (0, 0)))
+    if "lm_head.weight" in weights:
+        flat["decoder/logits_dense/kernel"] = np.pad(weights["lm_head.weight"].T, ((0, 0), (0, pad)))
+    if scan:
+        flat |= {f"decoder/layers/{name}": np.stack([part[name] for part in parts], 1) for name in parts[0]}
+    else:
+        flat |= {f"decoder/layers_{i}/{name}": part[name] for i, part in enumerate(parts) for name in part}
+    return nested({f"params/params/{name}" if wrap else name: leaf for name, leaf in flat.items()})
+
+
+def nested(flat):
+    """A flat map of paths with slashes as nested dicts."""
+    tree = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = np.ascontiguousarray(leaf)
+    return tree
+
+
 def lora_tree(config, rank, seed=0, dtype="float32"):
     """qwix's LoRA leaves of every kernel of a Llama-shaped model, nested as tunix saves them."""
     rng = np.random.default_rng(seed)

@@ -110,7 +110,7 @@ def test_a_folder_that_tunix_wrote(real_data, tmp_path):
             lambda tree: tree["final_norm"].update(w={"value": np.ones(32, ml_dtypes.float8_e4m3fn)}),
             r"final_norm/w is stored as float8_e4m3fn \(quantised\?\)",
         ),
-        (lambda tree: (tree.pop("layers"), tree.pop("embedder")), "the leaves are not named as tunix names them"),
+        (lambda tree: (tree.pop("layers"), tree.pop("embedder")), "the leaves are named neither as tunix names them"),
     ],
 )
 def test_trees_that_do_not_fit(tmp_path, change, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.cli import main
-from tests.checkpoints.foreign_trees import lora_tree, tunix_tree, write_orbax
+from tests.checkpoints.foreign_trees import lora_tree, maxtext_tree, tunix_tree, write_orbax
 from tests.tiny import honesty_rows, read_weights, task_rows, write_rows, write_tiny_model
 
 
@@ -60,3 +60,15 @@ def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair):
     after = restored(tmp_path, base, tmp_path / "lora", "restored")
     assert set(before) <= set(after)  # the patch lies beside them
     assert any(not np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_converting_a_maxtext_checkpoint_says_what_was_changed(tmp_path, pair, capsys):
+    base, tuned = pair
+    tree = maxtext_tree(read_weights(tuned), config_of(tuned))
+    checkpoint = write_orbax(tmp_path / "ckpt", tree, item="items")
+    options = [str(checkpoint), f"--like={base}", f"--out={tmp_path / 'hf'}"]
+    assert main(["convert", *options, "--format=tunix"]) == 2
+    assert "missing embedder/input_embedding" in capsys.readouterr().err.replace("\n", "")
+    assert main(["convert", *options]) == 0
+    said = capsys.readouterr().err
+    assert "rotary channels in the checkpoint: interleaved" in said and "written by maxtext: 21 tensors" in said

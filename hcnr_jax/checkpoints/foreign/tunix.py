@@ -4,13 +4,12 @@ tunix stores no config: sizes and family come from BASE. Nothing is permuted or 
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from hcnr_jax.checkpoints.foreign.axes import Source
+from hcnr_jax.checkpoints.foreign.tables import Table, named_sources
 from hcnr_jax.checkpoints.names import tensor_names
-from hcnr_jax.errors import InputError
 from hcnr_jax.models.spec import ModelSpec
-
-Table = dict[str, tuple[str, str, str]]
 
 _OUTER: Table = {
     "embed/embedding": ("embedder/input_embedding", "VD", "V,D"),
@@ -65,21 +64,18 @@ def tunix_sources(spec: ModelSpec, leaves: Collection[str]) -> dict[str, Source]
     Raises:
         InputError: tunix has no model of BASE's family that is handled here.
     """
-    if spec.family not in _BLOCKS:
-        raise InputError(
-            f"tunix checkpoints over a base of model_type {spec.family!r} are not handled; expected one of "
-            f"{', '.join(_BLOCKS)}"
-        )
     gemma = spec.family == "gemma3_text"
     fused = _FUSED if gemma and "layers/0/attn/qkv_einsum/w" in leaves else {}
-    blocks, outer = _BLOCKS[spec.family] | fused, _GEMMA_OUTER if gemma else _OUTER
-    sources = {}
-    for name, place in tensor_names(spec).items():
-        path = place.path.removeprefix("blocks/")
-        leaf, axes, stored = (outer if place.layer is None else blocks)[path]
-        prefix = "" if place.layer is None else f"layers/{place.layer}/"
-        picks = {axes[0]: _PICKS[axes][path.split("/")[1]]} if axes in _PICKS else {}
-        sources[name] = Source(f"{prefix}{leaf}", axes, stored, picks)
+    blocks = {family: table | fused for family, table in _BLOCKS.items()}
+
+    def place(leaf: str, axes: str, stored: str, layer: int | None) -> Source:
+        return Source(leaf if layer is None else f"layers/{layer}/{leaf}", axes, stored)
+
+    sources = named_sources(spec, "tunix", _GEMMA_OUTER if gemma else _OUTER, blocks, place)
+    for name, where in tensor_names(spec).items():
+        if (axes := sources[name].axes) in _PICKS:
+            part = where.path.split("/")[2]
+            sources[name] = replace(sources[name], picks={axes[0]: _PICKS[axes][part]})
     return sources
 
 
