@@ -42,6 +42,10 @@ def test_restoring_a_tunix_checkpoint_is_restoring_its_model(tmp_path, pair, cap
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
     assert main(["convert", *options]) == 2  # nothing is overwritten
+    assert main(["convert", str(tmp_path / "r-hf"), "--to=tunix", f"--out={tmp_path / 'tunix'}"]) == 0
+    assert main(["convert", str(tmp_path / "tunix"), f"--like={base}", f"--out={tmp_path / 'back'}"]) == 0
+    for name, tensor in read_weights(tmp_path / "back").items():
+        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
 
 
 def test_a_restoration_of_an_orbax_folder_names_the_command(tmp_path, pair, capsys):
@@ -52,7 +56,7 @@ def test_a_restoration_of_an_orbax_folder_names_the_command(tmp_path, pair, caps
     assert f"hcnr convert {checkpoint} --like BASE --out FOLDER" in capsys.readouterr().err.replace("\n", "")
 
 
-def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair):
+def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair, capsys):
     base, _ = pair
     checkpoint = write_orbax(tmp_path / "ckpt", lora_tree(config_of(base), rank=4))
     assert main(["convert", str(checkpoint), f"--like={base}", "--lora-alpha=8", f"--out={tmp_path / 'lora'}"]) == 0
@@ -60,6 +64,18 @@ def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair):
     after = restored(tmp_path, base, tmp_path / "lora", "restored")
     assert set(before) <= set(after)  # the patch lies beside them
     assert any(not np.array_equal(after[name], before[name]) for name in before)
+    options = ["convert", str(tmp_path / "restored"), "--to=tunix", f"--out={tmp_path / 'tunix'}"]
+    assert main(options) == 2
+    assert "is a LoRA adapter: give --like" in capsys.readouterr().err.replace("\n", "")
+    assert main([*options, f"--like={base}"]) == 0
+    assert "alpha is 8" in capsys.readouterr().err
+
+
+def test_options_that_do_not_go_together(tmp_path, capsys):
+    assert main(["convert", "ckpt", f"--out={tmp_path / 'out'}"]) == 2
+    assert "--like: required, since an Orbax checkpoint has no config" in capsys.readouterr().err
+    assert main(["convert", "model", "--to=tunix", "--lora-alpha=8", f"--out={tmp_path / 'out'}"]) == 2
+    assert "leave out --format and --lora-alpha" in capsys.readouterr().err
 
 
 def test_converting_a_maxtext_checkpoint_says_what_was_changed(tmp_path, pair, capsys):

@@ -54,7 +54,7 @@ def lora_tensors(tree: OrbaxTree, spec: ModelSpec, sources: Mapping[str, Source]
             raise InputError(f"{tree.folder}: {missing[0]} is missing; A and B go together")
         rank = tree.leaves[halves[1]].shape[0]
         sizes = axis_sizes(spec) | {"r": rank}
-        for part, half in zip(("lora_A", "lora_B"), _halves(source), strict=True):
+        for part, half in zip(("lora_A", "lora_B"), lora_halves(source), strict=True):
             found = tree.leaves[half.path]
             if not fits(half, found.shape, sizes):
                 raise InputError(
@@ -71,7 +71,7 @@ def lora_tensors(tree: OrbaxTree, spec: ModelSpec, sources: Mapping[str, Source]
     return tensors
 
 
-def _halves(source: Source) -> tuple[Source, Source]:
+def lora_halves(source: Source) -> tuple[Source, Source]:
     """Return the places of A and B beside a kernel's leaf."""
     out, into = source.stored.split(",")
     contracted = "".join(letter for letter in source.axes if letter in into)
