@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hcnr_jax.cli import main
-from tests.checkpoints.foreign_trees import lora_tree, maxtext_tree, tunix_tree, write_orbax
+from tests.checkpoints.foreign.trees import lora_tree, maxtext_tree, tunix_tree, write_orbax
 from tests.tiny import honesty_rows, read_weights, task_rows, write_rows, write_tiny_model
 
 

@@ -63,6 +63,11 @@ def open_orbax_tree(folder: str | Path) -> OrbaxTree:
             the folder or the leaf.
     """
     path = Path(folder)
+    if path.parts[:1] == ("gs:",):
+        raise InputError(
+            f"{folder} is in a bucket; copy one step here first (gcloud storage cp -r gs://BUCKET/STEP .), and give "
+            "the copy"
+        )
     if not path.is_dir():
         raise InputError(f"{folder} is not a folder; expected an Orbax checkpoint of tunix or MaxText")
     tree = item_folder(path)

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from hcnr_jax.checkpoints import open_adapter, open_checkpoint
 from hcnr_jax.checkpoints.foreign import convert_checkpoint, open_orbax_tree, write_tunix
 from hcnr_jax.errors import InputError
-from tests.checkpoints.foreign_trees import lora_tree, tunix_tree, write_orbax
+from tests.checkpoints.foreign.trees import lora_tree, tunix_tree, write_orbax
 from tests.tiny import read_weights, write_tiny_model
 
 
@@ -66,6 +66,17 @@ def test_what_tunix_wrote_comes_back(real_data, tmp_path, name, alpha):
     assert items[0] == items[1]
 
 
+@pytest.mark.parametrize("name", ["stories260K", "stories3M"])
+def test_a_real_model_there_and_back(real_data, tmp_path, name):
+    model = open_checkpoint(real_data / "models" / name)
+    out, _, _ = write_tunix(model, tmp_path / "ckpt")
+    convert_checkpoint(out, model, tmp_path / "back")
+    back, own = read_weights(tmp_path / "back"), read_weights(model.folder)
+    assert set(back) == set(own) - {"lm_head.weight"}  # a copy of the tied embedding is left out
+    for tensor in back:
+        np.testing.assert_array_equal(back[tensor], own[tensor], err_msg=tensor)
+
+
 def test_an_adapter_goes_to_tunix(tmp_path):
     base = open_checkpoint(write_tiny_model(tmp_path / "base"))
     checkpoint = write_orbax(tmp_path / "ckpt", lora_tree(base.config, rank=4))
@@ -110,6 +121,26 @@ def test_gemmas_keys_and_values_share_a(tmp_path):
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"one A for keys and values, and those of .*v_proj.weight differ"):
         write_tunix(open_adapter(folder, base), tmp_path / "ckpt2")
+
+
+def test_adapters_that_tunix_cannot_hold(tmp_path):
+    base = open_checkpoint(write_tiny_model(tmp_path / "base"))
+    checkpoint = write_orbax(tmp_path / "ckpt", lora_tree(base.config, rank=4))
+    convert_checkpoint(checkpoint, base, tmp_path / "peft", lora_alpha=6.0)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    changed = config | {"alpha_pattern": {"q_proj": 9}}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"one alpha for all modules, and the adapter has \[6.0, 9.0\]"):
+        write_tunix(open_adapter(tmp_path / "peft", base), tmp_path / "out")
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    tensors = read_weights(tmp_path / "peft")
+    for name in list(tensors):
+        if name.endswith("lora_B.weight"):
+            magnitude = np.ones(len(tensors[name]), "f4")
+            tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = magnitude
+    save_file(tensors, tmp_path / "peft" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"a DoRA adapter .* has no form in tunix; merge it"):
+        write_tunix(open_adapter(tmp_path / "peft", base), tmp_path / "out")
 
 
 def test_models_that_tunix_has_not(tmp_path):

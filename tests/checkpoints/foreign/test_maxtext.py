@@ -13,7 +13,7 @@ from hcnr_jax.checkpoints.foreign import convert_checkpoint
 from hcnr_jax.checkpoints.foreign.maxtext_heads import _order, halves
 from hcnr_jax.errors import InputError
 from hcnr_jax.models import Decoder, spec_from_config
-from tests.checkpoints.foreign_trees import maxtext_tree, write_orbax
+from tests.checkpoints.foreign.trees import maxtext_tree, write_orbax
 from tests.tiny import read_weights, write_tiny_model
 
 LLAMA3 = {
@@ -70,6 +70,18 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, family, options, layout):
     said = " ".join(done.notes)
     assert ("interleaved" in said) == (family == "llama" and layout.get("interleave", True))
     assert "last place" not in said
+
+
+@pytest.mark.parametrize("interleave", [True, False])
+@pytest.mark.parametrize("name", ["stories260K", "stories3M"])
+def test_a_real_models_maxtext_tree(real_data, tmp_path, name, interleave):
+    base = open_checkpoint(real_data / "models" / name)
+    own = read_weights(base.folder)
+    own.pop("lm_head.weight", None)
+    tree = maxtext_tree(own, base.config, interleave=interleave, pad=100)
+    done = convert_checkpoint(write_orbax(tmp_path / "ckpt", tree, item="items"), base, tmp_path / "out")
+    assert_same(read_weights(tmp_path / "out"), own)
+    assert ("interleaved" in done.notes[0]) == interleave
 
 
 def test_nnx_layouts(tmp_path):

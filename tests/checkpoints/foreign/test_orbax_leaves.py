@@ -57,3 +57,5 @@ def test_damaged_folders(tmp_path):
         open_orbax_tree(tmp_path / "ckpt")
     with pytest.raises(InputError, match="none is not a folder"):
         open_orbax_tree(tmp_path / "none")
+    with pytest.raises(InputError, match="is in a bucket; copy one step here first"):
+        open_orbax_tree("gs://bucket/run/checkpoints/100")

@@ -10,7 +10,7 @@ import pytest
 from hcnr_jax.checkpoints import open_checkpoint, open_tuned
 from hcnr_jax.checkpoints.foreign import convert_checkpoint, open_orbax_tree
 from hcnr_jax.errors import InputError
-from tests.checkpoints.foreign_trees import tunix_tree, write_orbax
+from tests.checkpoints.foreign.trees import tunix_tree, write_orbax
 from tests.tiny import read_weights, write_tiny_model
 
 

@@ -10,7 +10,7 @@ import pytest
 from hcnr_jax.checkpoints import load_params, open_adapter, open_checkpoint, open_tuned
 from hcnr_jax.checkpoints.foreign import convert_checkpoint, open_orbax_tree
 from hcnr_jax.errors import InputError
-from tests.checkpoints.foreign_trees import lora_tree, merged, tunix_tree, write_orbax
+from tests.checkpoints.foreign.trees import lora_tree, merged, tunix_tree, write_orbax
 from tests.tiny import read_weights, write_tiny_model
 
 ALPHA = 8.0
@@ -29,8 +29,7 @@ def value_at(tree, path):
 
 def expected_delta(lora, layer, place, kernel, alpha=ALPHA):
     """(in, out) of one kernel, from qwix's own einsum over the contracted axes."""
-    a = value_at(lora, f"layers/{layer}/{place}/{kernel}_lora_a")
-    b = value_at(lora, f"layers/{layer}/{place}/{kernel}_lora_b")
+    a, b = (np.asarray(value_at(lora, f"layers/{layer}/{place}/{kernel}_lora_{half}"), "f4") for half in "ab")
     rank = b.shape[0]
     return (a.reshape(-1, rank) @ b.reshape(rank, -1)) * np.float32(alpha / rank)
 
@@ -54,8 +53,9 @@ def assert_merges(adapter, base, lora):
             np.testing.assert_allclose(adapter.value(name), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_an_adapter_merges_to_the_trained_kernels(tmp_path, base):
-    lora = lora_tree(base.config, rank=4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_merges_to_the_trained_kernels(tmp_path, base, dtype):
+    lora = lora_tree(base.config, rank=4, dtype=dtype)
     done = convert_checkpoint(write_orbax(tmp_path / "ckpt", lora), base, tmp_path / "out", lora_alpha=ALPHA)
     assert (done.kind, done.tensors) == ("adapter", 28)
     adapter = open_tuned(tmp_path / "out", base)

@@ -4,6 +4,7 @@ The layouts are spelled out here a second time, apart from the package's tables,
 other.
 """
 
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -110,8 +111,8 @@ def lora_tree(config, rank, seed=0, dtype="float32"):
 
     def pair(kernel, into, out):
         return {
-            f"{kernel}_lora_a": 0.1 * rng.standard_normal((*into, rank)).astype(dtype),
-            f"{kernel}_lora_b": 0.1 * rng.standard_normal((rank, *out)).astype(dtype),
+            f"{kernel}_lora_a": 0.1 * rng.standard_normal((*into, rank)).astype(jnp.dtype(dtype)),
+            f"{kernel}_lora_b": 0.1 * rng.standard_normal((rank, *out)).astype(jnp.dtype(dtype)),
         }
 
     def block():
