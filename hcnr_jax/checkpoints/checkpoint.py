@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hcnr_jax.checkpoints.formats import is_orbax
+from hcnr_jax.checkpoints.formats import is_orbax, orbax_advice
 from hcnr_jax.checkpoints.safetensors_file import (
     FLOATS,
     ShardInfo,
@@ -291,10 +291,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if is_adapter(folder):
         raise InputError(f"{folder} is a LoRA adapter ({ADAPTER_CONFIG}), not a whole model; only TUNED may be one")
     if is_orbax(folder):
-        raise InputError(
-            f"{folder} is an Orbax checkpoint; convert it first: hcnr convert {folder} --like BASE --out FOLDER, with "
-            "the Hugging Face folder of the model before fine-tuning as BASE, and give FOLDER in its place"
-        )
+        raise InputError(orbax_advice(folder))
     raise InputError(f"{folder}: no config.json; expected a model folder as save_pretrained writes it")
 
 

@@ -53,7 +53,7 @@ def test_a_restoration_of_an_orbax_folder_names_the_command(tmp_path, pair, caps
     checkpoint = write_orbax(tmp_path / "ckpt", tunix_tree(read_weights(tuned), config_of(tuned)))
     task = write_rows(tmp_path / "t.jsonl", task_rows(6))
     assert main(["restore", str(base), str(checkpoint), f"--task={task}", f"--out={tmp_path / 'out'}"]) == 2
-    assert f"hcnr convert {checkpoint} --like BASE --out FOLDER" in capsys.readouterr().err.replace("\n", "")
+    assert f"hcnr convert {checkpoint} --like {base} --out FOLDER" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_restoring_a_lora_of_tunix_writes_an_adapter(tmp_path, pair, capsys):

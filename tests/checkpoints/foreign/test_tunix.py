@@ -143,5 +143,9 @@ def test_folders_that_do_not_fit(tmp_path):
 def test_restore_names_the_command(tmp_path):
     base, _, checkpoint = pair(tmp_path)
     for place in (checkpoint, checkpoint / "3", checkpoint / "3" / "model_params"):
-        with pytest.raises(InputError, match=r"is an Orbax checkpoint; convert it first: hcnr convert .* --like BASE"):
+        with pytest.raises(
+            InputError, match=r"is an Orbax checkpoint; convert it first: hcnr convert .* --like .*base "
+        ):
             open_tuned(place, open_checkpoint(base))
+        with pytest.raises(InputError, match=r"is an Orbax checkpoint; convert it first: hcnr convert .* --like BASE "):
+            open_checkpoint(place)
