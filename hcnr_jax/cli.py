@@ -52,6 +52,12 @@ COMMANDS = {
         "apply or revert a restoration's patch",
         device=False,
     ),
+    "convert": Command(
+        "hcnr_jax.config:ConvertConfig",
+        "hcnr_jax.commands.convert:convert",
+        "turn a tunix or MaxText checkpoint into a Hugging Face folder",
+        device=False,
+    ),
     "tune": Command("hcnr_jax.config:TuneConfig", "hcnr_jax.commands.tune:tune", "fine-tune a model on JSONL rows"),
     "evaluate": Command(
         "hcnr_jax.config:EvaluateConfig", "hcnr_jax.commands.evaluate:evaluate", "measure a model's honesty and task"

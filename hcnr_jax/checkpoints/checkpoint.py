@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hcnr_jax.checkpoints.formats import is_orbax, orbax_advice
 from hcnr_jax.checkpoints.safetensors_file import (
     FLOATS,
     ShardInfo,
@@ -289,6 +290,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return read_json(folder / "config.json")
     if is_adapter(folder):
         raise InputError(f"{folder} is a LoRA adapter ({ADAPTER_CONFIG}), not a whole model; only TUNED may be one")
+    if is_orbax(folder):
+        raise InputError(orbax_advice(folder))
     raise InputError(f"{folder}: no config.json; expected a model folder as save_pretrained writes it")
 
 

@@ -30,6 +30,7 @@ from hcnr_jax.checkpoints.checkpoint import (
     read_json,
     without_prefixes,
 )
+from hcnr_jax.checkpoints.formats import is_orbax, orbax_advice
 from hcnr_jax.checkpoints.safetensors_file import FLOATS, ShardInfo, TensorInfo, read_header, read_tensor
 from hcnr_jax.checkpoints.tensor_checks import count_nonfinite
 from hcnr_jax.errors import InputError
@@ -316,6 +317,8 @@ def open_adapter(folder: str | Path, base: Checkpoint) -> MergedCheckpoint:
 def open_tuned(folder: str | Path, base: Checkpoint) -> Checkpoint:
     """Open TUNED, which is a whole model or an adapter over `base`, in a local folder or on the hub."""
     path = local_folder(folder)
+    if is_orbax(path) and not (path / "config.json").is_file():
+        raise InputError(orbax_advice(path, base.folder))
     return open_adapter(path, base) if is_adapter(path) else open_checkpoint(path)
 
 

@@ -43,7 +43,7 @@ def load_params(path: str | Path, like: Mapping[str, Any] | None = None) -> dict
     source = Path(path).resolve()
     if not source.is_dir():
         raise InputError(f"{path} is not a folder; expected an Orbax checkpoint")
-    source = _item_folder(source)
+    source = item_folder(source)
     try:
         with _checkpointer() as checkpointer:
             return dict(checkpointer.restore(source, None if like is None else dict(like)))
@@ -51,15 +51,15 @@ def load_params(path: str | Path, like: Mapping[str, Any] | None = None) -> dict
         raise InputError(f"{path} cannot be read as an Orbax checkpoint of this model: {error}") from error
 
 
-def _item_folder(folder: Path) -> Path:
+def item_folder(folder: Path) -> Path:
     """Return the tree's folder: in a CheckpointManager's root the latest step, in a step the item of parameters."""
     if (folder / "_METADATA").exists() or (folder / "manifest.ocdbt").exists():
         return folder
     steps = [path for path in folder.iterdir() if path.is_dir() and path.name.rpartition("_")[2].isdigit()]
     if steps:
-        return _item_folder(max(steps, key=lambda path: int(path.name.rpartition("_")[2])))
+        return item_folder(max(steps, key=lambda path: int(path.name.rpartition("_")[2])))
     items = sorted(path for path in folder.iterdir() if (path / "_METADATA").exists())
-    named = [path for path in items if path.name in ("default", "params", "model_params", "state")]
+    named = [path for path in items if path.name in ("default", "items", "params", "model_params", "state")]
     if len(items) > 1 and not named:
         raise InputError(f"{folder} holds the Orbax items {', '.join(path.name for path in items)}; name one of them")
     return (named or items or [folder])[0]

@@ -15,6 +15,7 @@ from hcnr_jax.config.commands import (
     ProbeConfig,
     TuneConfig,
 )
+from hcnr_jax.config.convert import ConvertConfig
 from hcnr_jax.config.options import (
     Config,
     Positional,
@@ -35,6 +36,7 @@ __all__ = [
     "BenchConfig",
     "ChatConfig",
     "Config",
+    "ConvertConfig",
     "DataConfig",
     "DemoConfig",
     "DiagnoseConfig",
