@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from hcnr_jax.checkpoints.checkpoint import Checkpoint
+from hcnr_jax.checkpoints.lora import MergedCheckpoint
 from hcnr_jax.checkpoints.safetensors_file import ShardInfo
 from hcnr_jax.errors import InputError
 
@@ -99,8 +100,9 @@ class BackgroundDigests:
         return self._shards[path].result()[0] if path in self._shards else self._files[path].result()
 
     def tensors(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """Return `tensor_digests(checkpoint)`, from the hashes of its weight files where these were started."""
-        if not all(shard.path in self._shards for shard in checkpoint.shards):
+        """Return `tensor_digests(checkpoint)`, from the hashes of its weight files where these hold the tensors."""
+        merged = isinstance(checkpoint, MergedCheckpoint)
+        if merged or not all(shard.path in self._shards for shard in checkpoint.shards):
             return tensor_digests(checkpoint)
         found: dict[str, str] = {}
         for shard in checkpoint.shards:

@@ -268,6 +268,7 @@ class _HashingFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.name = file.name
         self.digest = hashlib.sha256()
 
     def write(self, data: Any) -> None:
