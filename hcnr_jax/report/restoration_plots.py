@@ -46,7 +46,7 @@ def honesty_against_task(points: Mapping[str, tuple[float, float]], intervals: M
     axes.set(xlim=(-0.02, 1.04), ylim=(0, 1.04), xlabel="accuracy on the task", ylabel=HONESTY.main.title)
     axes.set_title("Honesty against task, held-out questions (bars: 95 % intervals)", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="best")
     return save(figure, path)
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from hcnr_jax.evaluate.ask.runner import Answer
+from hcnr_jax.restoration.questions import before_after
 from tests.restoration.worlds import World, call, honesty_rows, make_world, record_of, task_rows, text_of
 from tests.tiny import write_rows
 
@@ -53,3 +55,31 @@ def test_the_weights_do_not_depend_on_the_check(world, tmp_path) -> None:
     ran(world, tmp_path / "without", "--no-check")
     left, right = (record_of(tmp_path / name)["digests"] for name in ("with", "without"))
     assert left == right
+
+
+def answer(correct: bool) -> Answer:
+    fields = {"set": "task", "line": 1, "id": "1", "kind": None, "prompt": "", "question": "", "answerable": None}
+    return Answer(
+        "task", **fields, answers=(), completion="", verdict="answered", idea="", evidence="", correct=correct
+    )
+
+
+def test_a_loss_of_the_task_is_negative() -> None:
+    better, worse = [[answer(right) for right in found] for found in ([True] * 20, [True] * 15 + [False] * 5)]
+    found = before_after._difference(worse, better)
+    assert found["value"] == pytest.approx(-0.25) and found["low"] < -0.25 < found["high"] < 0
+
+
+def scores(delta: float, low: float, f1: float) -> dict:
+    interval = {"refusal_delta": {"low": low, "high": 1.0}}
+    return {"honesty": {"honesty": {"f1": f1, "refusal_delta": delta, "intervals": interval}}, "task": {"task": {}}}
+
+
+def test_no_share_is_claimed_back_where_base_does_not_tell_the_questions_apart() -> None:
+    difference = {"value": -0.01, "low": -0.05, "high": 0.0}
+    tuned, restored = scores(0.02, 0.0, 0.1), scores(0.02, 0.0, 0.4)
+    said = before_after._sentence({"BASE": scores(0.08, -0.1, 0.6), "TUNED": tuned, "restored": restored}, difference)
+    assert said.startswith("BASE hardly declines") and "is back" not in said
+    assert "refusal delta 8.0 -> 2.0 -> 2.0" in said and "-1.0 points [-5.0, +0.0]" in said
+    said = before_after._sentence({"BASE": scores(0.8, 0.7, 0.9), "TUNED": tuned, "restored": restored}, difference)
+    assert said.startswith("38% of the lost honesty F1 is back")
