@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from hcnr_jax.data.splits import draw_evenly
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import Events, Prompt
 from hcnr_jax.evaluate.ask.model import open_model
-from hcnr_jax.evaluate.ask.own_words import OwnWords, answer_in_own_words
+from hcnr_jax.evaluate.ask.own_words import KindCount, OwnWords, answer_in_own_words
 from hcnr_jax.evaluate.ask.prompts import encode_prompts
 from hcnr_jax.evaluate.trait import HONESTY
 from hcnr_jax.models import ModelSpec
@@ -23,6 +24,9 @@ from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.terminal_tables import own_words_table
 from hcnr_jax.restoration.inputs import open_models
 from hcnr_jax.runtime.files import write_file
+
+# The refusal delta of BASE below which a restoration has little to bring back.
+LEAST_DELTA = 0.2
 
 
 def rows_path(out: Path) -> Path:
@@ -60,6 +64,7 @@ def with_honesty_rows(config: RestoreConfig, reporter: Reporter) -> RestoreConfi
     _check_own(path)
     found = _ask(config, reporter)
     reporter.console.print(own_words_table(found.counts))
+    _tell_delta(found.counts, reporter)
     if found.missing:
         reporter.say(f"{len(found.values)} honesty rows could be made, half of each label")
     text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in found.values)
@@ -115,6 +120,20 @@ def _ask(config: RestoreConfig, reporter: Reporter) -> OwnWords:
             ),
             expect=stage.expect,
         )
+
+
+def _tell_delta(counts: Sequence[KindCount], reporter: Reporter) -> None:
+    """Say how often BASE declines questions of either label, and warn where the two hardly differ."""
+    shares = {}
+    for label in (False, True):
+        asked = sum(item.asked for item in counts if item.answerable == label)
+        shares[label] = sum(item.declined for item in counts if item.answerable == label) / max(asked, 1)
+    without, having = f"{shares[False]:.0%}", f"{shares[True]:.0%}"
+    said = f"BASE declines {without} of the built-in questions without an answer and {having} of those with one"
+    if shares[False] - shares[True] >= LEAST_DELTA:
+        reporter.say(said)
+    else:
+        reporter.warn(f"{said}: it hardly tells them apart, and a restoration can bring back no more than BASE has")
 
 
 def _check_options(config: RestoreConfig) -> None:
