@@ -123,10 +123,12 @@ def prepare_corrections(inputs: RunInputs, plan: Plan, models: tuple[Params, Par
     masks: dict[str, Any] = {}
     for path, leaf in get_leaves(models[1], spec.kernels).items():
         layers, width = leaf.shape[:2]
-        masks[path] = np.broadcast_to(np.arange(width) < exact_count(config.in_weight, width), (layers, width))
+        restored = np.arange(width) < exact_count(config.in_weight, width)
+        held = [inputs.coordinates is None or Kernel(path, (k,)) in inputs.coordinates for k in range(layers)]
+        masks[path] = np.asarray(held)[:, None] & restored
     read = [*honesty, *(task if config.objective.reads_task else [])]
     tokens = count_tokens([np.asarray(batch.attention_mask) for batch in read])
-    if any(form_of(settings, tokens, mask[0]) != "moments" for mask in masks.values()):
+    if any(form_of(settings, tokens, row) != "moments" for mask in masks.values() for row in mask if row.any()):
         return
     with lowering(compile_later):
         for result in Sweep(settings, keep_inputs=plan.keep_inputs).run(problem, masks):

@@ -211,7 +211,10 @@ def test_settings_whose_scores_fail_do_not_end_the_others(pair, tmp_path, monkey
 
 def test_scoring_is_compiled_where_rows_are_scored_alone(pair, tmp_path, monkeypatch) -> None:
     compiled: list = []
-    monkeypatch.setattr(scoring._score_step, "prepare", lambda *arguments: compiled.append(arguments))
+    lower = scoring._score_step.lower
+    monkeypatch.setattr(
+        scoring._score_step, "lower", lambda *arguments: compiled.append(arguments) or lower(*arguments)
+    )
     arguments = ["--pair", f"tiny={pair}", "--samples", 8, "--draws", 50, "--max-new-tokens", 4]
     options = ["--methods", "rait", "--batch-size", 4, "--curve-steps", 0, 1]
     assert call("recovery", *arguments, *options, "--out", tmp_path / "r").code == 0

@@ -1,6 +1,5 @@
 """Selections as maps of blocks and kernels: shares of what is kept, means over pairs of like depth."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,8 +12,8 @@ from hcnr_jax.restoration.select import Selection
 
 def selection(kept: str, layers: int = 2) -> Selection:
     """One kernel of the last block kept, a quarter of its neurons restored; d_j counts up."""
-    masks = {path: jnp.zeros((layers, 8), bool) for path in LLAMA.kernels}
-    masks[kept] = masks[kept].at[-1, :2].set(True)
+    masks = {path: np.zeros((layers, 8), bool) for path in LLAMA.kernels}
+    masks[kept][-1, :2] = True
     moved = {Kernel(path, (at,)): at + place / 10 for at in range(layers) for place, path in enumerate(LLAMA.kernels)}
     return Selection(masks, moved, [Kernel(kept, (layers - 1,))])
 

@@ -39,6 +39,7 @@ class BlockModel(NamedTuple):
             functions move arrays without changing values. With several devices, kernels that share an input are solved
             in parallel.
 
+    >>> import jax
     >>> model = BlockModel(
     ...     num_blocks=2,
     ...     embed=lambda params, batch: 10 * batch,

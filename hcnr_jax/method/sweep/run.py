@@ -39,6 +39,7 @@ class Sweep:
     Raises:
         InputError: the method is 'none', or the method is 'paper' and the inputs are propagated.
 
+    >>> import jax.numpy as jnp
     >>> from flax import linen as nn
     >>> dense = nn.Dense(2, use_bias=False)
     >>> model = BlockModel(
@@ -88,6 +89,7 @@ class Sweep:
 def without(masks: Mapping[str, Array | np.ndarray], kernels: Iterable[Kernel]) -> HostLeaves:
     """Return a copy of the masks in which these kernels have no restored neuron.
 
+    >>> import jax.numpy as jnp
     >>> left = without({"q/kernel": jnp.ones((2, 2), bool)}, [Kernel("q/kernel", (1,))])
     >>> left["q/kernel"].tolist()
     [[True, True], [False, False]]
