@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,35 @@ REAL_DATA = ("data", "models")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the number of broken inputs that tests/fuzz generates."""
     parser.addoption("--fuzz", type=int, default=0, help="broken inputs of each kind that tests/fuzz tries")
+    parser.addoption("--wide", action="store_true", help="also run the cases of WIDE, which repeat a property")
+
+
+# Cases that repeat, for one more family, framework or mesh, a property that other cases hold. `pytest --wide` runs them.
+WIDE = re.compile(
+    r"models/test_families.py::("
+    r"test_padded_batches_equal_pytorch_at_real_tokens\[.*right"
+    r"|test_(blocks_in_sequence|low_precision|padded_batches)\w*\[.*(gemma2|olmo2|smollm|granite|glm4|ministral)"
+    r"|test_float64)"
+    r"|restoration/test_families.py::("
+    r"test_against_float64\[(gemma2|olmo2|smollm3|glm4|ministral3)"
+    r"|test_streamed\[(gemma3_text|phi3)|test_on_a_mesh\[(gemma3_text|olmo2)|test_an_adapter\w*\[gemma3)"
+    r"|one_call/test_parity.py::\w*\[(two_sided-local|paper)"
+    r"|one_call/test_restore_params.py::("
+    r"test_every_local_objective\w*\[(none|paper|exact)-nnx|test_linen_and_nnx_agree\[.*(none|paper|exact)"
+    r"|test_scanned_and_unrolled\w*\[(scanned-local|unrolled-propagated)"
+    r"|test_a_mesh_of_eight\w*\[(linen-local|nnx-propagated))"
+    r"|restoration/test_mesh.py::test_any_mesh\w*\[(data=8|model=8)\]"
+    r"|restoration/test_grid.py::test_a_grid_is_the_single_runs\[bfloat16"
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the cases of WIDE unless --wide is given."""
+    if config.getoption("--wide"):
+        return
+    wide = [item for item in items if WIDE.search(item.nodeid)]
+    config.hook.pytest_deselected(items=wide)
+    items[:] = [item for item in items if not WIDE.search(item.nodeid)]
 
 
 def pytest_configure(config: pytest.Config) -> None:
