@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--wide", action="store_true", help="also run the cases of WIDE, which repeat a property")
 
 
-# Cases that repeat, for one more family, framework or mesh, a property that other cases hold. `pytest --wide` runs them.
+# Cases that repeat a property for one more family, framework or mesh. `pytest --wide` runs them.
 WIDE = re.compile(
     r"models/test_families.py::("
     r"test_padded_batches_equal_pytorch_at_real_tokens\[.*right"
