@@ -212,6 +212,7 @@ def test_settings_whose_scores_fail_do_not_end_the_others(pair, tmp_path, monkey
 def test_scoring_is_compiled_where_rows_are_scored_alone(pair, tmp_path, monkeypatch) -> None:
     compiled: list = []
     lower = scoring._score_step.lower
+    monkeypatch.setattr(scoring._score_step, "_lowered", {})  # other tests may have lowered this program
     monkeypatch.setattr(
         scoring._score_step, "lower", lambda *arguments: compiled.append(arguments) or lower(*arguments)
     )
