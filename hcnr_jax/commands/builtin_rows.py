@@ -18,6 +18,7 @@ from hcnr_jax.evaluate.ask.model import open_model
 from hcnr_jax.evaluate.ask.own_words import OwnWords, answer_in_own_words
 from hcnr_jax.report.console import Reporter
 from hcnr_jax.report.terminal_tables import own_words_table
+from hcnr_jax.runtime.compile import AUTO, compilation_cache
 from hcnr_jax.runtime.devices import open_devices
 
 Rows = list[dict[str, Any]]
@@ -44,6 +45,7 @@ def builtin_rows(config: DataConfig, barred: Collection[str], reporter: Reporter
             loaded = model.load(config.dtype)
             stage.advance()
         with (
+            compilation_cache(AUTO),
             reporter.stage("ask BASE", None, "questions") as stage,
             jax.default_matmul_precision("highest"),
         ):

@@ -168,7 +168,7 @@ class RestoreConfig(RunConfig):
     push: Annotated[str | None, RUN] = Field(
         None,
         description="upload the finished output to this repository of the Hugging Face hub, such as user/model, which "
-        "is created as private if there is none",
+        "is created as private if there is none; hcnr.json and report.html name the input files as they were typed",
     )
     dry_run: Annotated[bool, RUN] = Field(False, description="check the inputs, print the plan and stop")
     resume: Annotated[bool, RUN] = Field(

@@ -97,7 +97,8 @@ def _metadata(
     origin: Origin, own: Mapping[str, Any], base: Mapping[str, Any], check: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the metadata: those of TUNED's card, with the entries that the restoration changes."""
-    metadata = {key: value for key, value in own.items() if key != "model-index"}
+    # PEFT writes BASE's folder into a card where BASE is a folder; the hub refuses such names, and they are private.
+    metadata = {key: value for key, value in own.items() if key not in ("model-index", "base_model")}
     for key in ("license", "license_name", "license_link", "language"):
         if key in base and key not in metadata:
             metadata[key] = base[key]
@@ -108,7 +109,8 @@ def _metadata(
     metadata["library_name"] = "peft" if origin.is_adapter else "transformers"
     metadata["pipeline_tag"] = "text-generation"
     tags = own.get("tags")
-    kept = [str(tag) for tag in tags] if isinstance(tags, list) else []
+    listed = [str(tag) for tag in tags] if isinstance(tags, list) else []
+    kept = [tag for tag in listed if not tag.startswith("base_model:") or is_hub_name(tag.rpartition(":")[2])]
     metadata["tags"] = list(dict.fromkeys([*kept, *TAGS, *(["lora"] if origin.is_adapter else [])]))
     if check is not None:
         metadata["model-index"] = [{"name": origin.name, "results": _results(check)}]
@@ -120,8 +122,12 @@ def hub_parents(origin: Origin, own: Mapping[str, Any]) -> list[str]:
     stated = own.get("base_model")
     stated = stated if isinstance(stated, list) else [stated]
     named = [origin.base, origin.base_named, *stated] if origin.is_adapter else [origin.tuned, *stated, origin.base]
-    found = [name for name in named if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists()]
-    return list(dict.fromkeys(found))[:1]
+    return [name for name in named if is_hub_name(name)][:1]
+
+
+def is_hub_name(name: Any) -> bool:
+    """Return whether a name has the form of the hub's, and is no folder here."""
+    return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _results(check: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -83,6 +83,13 @@ def test_no_folder_of_the_user_is_shown(record, tmp_path):
     assert "base_model" not in split_card(text)[0]
 
 
+def test_a_folder_that_peft_wrote_into_the_card_is_left_out(record):
+    own = "---\nbase_model: /home/me/base\ntags: ['base_model:adapter:/home/me/base', lora]\n---\n# Adapter\n"
+    text = model_card(origin(is_adapter=True, base="/home/me/base", base_named="/home/me/base", card=own), record)
+    metadata, _ = split_card(text)
+    assert "base_model" not in metadata and metadata["tags"] == ["lora", "hcnr", "hcnr_jax", "honesty"]
+
+
 def test_without_a_comparison_the_card_says_so(record):
     del record["check"]
     text = model_card(origin(), record)

@@ -24,7 +24,7 @@ from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.questions.builtin import builtin_prompts, is_builtin
 from hcnr_jax.restoration.questions.held_out import (
     LEAST,
-    held_out_examples,
+    examples_of,
     held_out_prompts,
     judging_examples,
     longest_answer,
@@ -94,10 +94,12 @@ def compare_before_after(run: Run, corrected: Mapping[Kernel, CorrectedKernel]) 
         "restored": restored_params(run.models.tuned, corrected),
     }
     answers, losses = {}, {}
-    task = held_out_examples(run.inputs)[:ASKED]
+    tokenizer = load_tokenizer(run.inputs.tuned.tokenizer_folder)
+    ends = end_ids(run.inputs.tuned, run.spec, tokenizer)
+    task = examples_of(run.inputs, by_role[TASK], tokenizer)
     with run.reporter.stage("compare before and after", len(models), "models") as stage:
         for name, params in models.items():
-            answers[name] = _answers(run, params, prompts)
+            answers[name] = _answers(run.inputs, LoadedModel(run.spec, params, tokenizer, ends), prompts)
             losses[name] = _task_loss(run, params, task)
             stage.advance()
     scores = {name: summarise(found) for name, found in answers.items()}
@@ -130,10 +132,7 @@ def _prompts(inputs: RunInputs, role: str) -> list[Prompt]:
     return held_out_prompts(inputs, role, avoid=avoid)
 
 
-def _answers(run: Run, params: Params, prompts: list[Prompt]) -> list[Answer]:
-    inputs = run.inputs
-    tokenizer = load_tokenizer(inputs.tuned.tokenizer_folder)
-    model = LoadedModel(inputs.spec, params, tokenizer, end_ids(inputs.tuned, inputs.spec, tokenizer))
+def _answers(inputs: RunInputs, model: LoadedModel, prompts: list[Prompt]) -> list[Answer]:
     length = longest_answer(inputs)
     # BASE's own words are sentences, in which an answer stands.
     match: Match = "contains" if is_builtin(inputs.config) else "exact"

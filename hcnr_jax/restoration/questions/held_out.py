@@ -8,6 +8,7 @@ from dataclasses import replace
 from hcnr_jax.data import (
     Example,
     Row,
+    Tokenizer,
     choose_rows,
     encode_rows,
     fit_rows,
@@ -85,13 +86,11 @@ def held_out_prompts(inputs: RunInputs, role: str, *, avoid: Sequence[Row] = ())
     return encode_prompts(role, role, labelled, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room)
 
 
-def held_out_examples(inputs: RunInputs) -> list[Example]:
-    """Return the task rows that are not scored and no longer than the longest scored row."""
-    scored = [*inputs.honesty, *inputs.task]
-    rows = held_out(read_rows(inputs.config.task), [example.row for example in scored], inputs.config.seed)
-    tokenizer, spec = load_tokenizer(inputs.tuned.tokenizer_folder), inputs.spec
+def examples_of(inputs: RunInputs, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[Example]:
+    """Encode the rows of prompts with their completions, as far as they are no longer than the longest scored row."""
+    rows, spec = [prompt.row for prompt in prompts], inputs.spec
     examples = encode_rows(rows, tokenizer, spec.max_positions, max_positions=None, vocab_size=spec.vocab_size)
-    longest = max(len(example.tokens) for example in scored)
+    longest = max(len(example.tokens) for example in [*inputs.honesty, *inputs.task])
     return [example for example in examples if len(example.tokens) <= longest]
 
 
