@@ -6,18 +6,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from hcnr_jax.config import DataConfig
-from hcnr_jax.data import Question, Tokenizer, normalise_question, to_rows
+from hcnr_jax.data import Question, Tokenizer, normalise_question, row_style, to_rows
 from hcnr_jax.data.builtin import questions
 from hcnr_jax.data.splits import draw_evenly
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate import Events
 from hcnr_jax.evaluate.ask.model import open_model
-from hcnr_jax.evaluate.ask.own_words import OwnWords, answer_in_own_words
 from hcnr_jax.report.console import Reporter
-from hcnr_jax.report.terminal_tables import own_words_table
+from hcnr_jax.restoration.questions.builtin import ask_base
 from hcnr_jax.runtime.compile import AUTO, compilation_cache
 from hcnr_jax.runtime.devices import open_devices
 
@@ -44,27 +40,23 @@ def builtin_rows(config: DataConfig, barred: Collection[str], reporter: Reporter
         with reporter.stage("load", 1, "model") as stage:
             loaded = model.load(config.dtype)
             stage.advance()
-        with (
-            compilation_cache(AUTO),
-            reporter.stage("ask BASE", None, "questions") as stage,
-            jax.default_matmul_precision("highest"),
-        ):
-            found = answer_in_own_words(
+        with compilation_cache(AUTO):
+            found = ask_base(
                 loaded,
                 _allowed("train", barred, reporter),
                 config.samples,
+                reporter=reporter,
                 style=style,
                 system=config.system,
                 seed=config.seed,
                 max_new_tokens=config.max_new_tokens,
                 microbatch=config.microbatch,
-                events=Events(
-                    advance=lambda kind, count: stage.advance(count),
-                    smaller=lambda rows: reporter.warn(f"device memory ran out: going on with --microbatch {rows}"),
-                ),
-                expect=stage.expect,
             )
-        _report(config, found, reporter)
+        if found.missing:
+            reporter.warn(
+                f"--samples {config.samples}: only {len(found.values)} rows could be made, half of each label, because "
+                "BASE declines or knows too few of the questions"
+            )
         outputs.append((config.out, list(found.values)))
     if config.out_evaluate:
         asked = draw_evenly(
@@ -89,9 +81,7 @@ def _check_options(config: DataConfig) -> None:
 
 
 def _style(config: DataConfig, tokenizer: Tokenizer | None) -> Literal["plain", "chat"]:
-    if config.template != "auto":
-        return config.template
-    return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return row_style(tokenizer) if config.template == "auto" else config.template
 
 
 def _allowed(split: str, barred: Collection[str], reporter: Reporter) -> list[Question]:
@@ -101,13 +91,3 @@ def _allowed(split: str, barred: Collection[str], reporter: Reporter) -> list[Qu
     if barred:
         reporter.say(f"builtin, {split}: left out {len(every) - len(found)} questions of --avoid")
     return found
-
-
-def _report(config: DataConfig, found: OwnWords, reporter: Reporter) -> None:
-    """Print the counts, and warn where there are fewer rows than wanted."""
-    reporter.console.print(own_words_table(found.counts))
-    if found.missing:
-        reporter.warn(
-            f"--samples {config.samples}: only {len(found.values)} rows could be made, half of each label, because "
-            "BASE declines or knows too few of the questions"
-        )

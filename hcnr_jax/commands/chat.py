@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 
 from hcnr_jax.config import ChatConfig
-from hcnr_jax.data import parse_row
+from hcnr_jax.data import parse_row, row_style
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate import LoadedModel
 from hcnr_jax.evaluate.ask.completions import cut_text, generate_ids, text_of
@@ -52,9 +52,8 @@ def answer_of(model: LoadedModel, text: str, config: ChatConfig) -> str:
     Raises:
         InputError: the question is too long for the model, or needs a chat template that it lacks.
     """
-    has_template = bool(getattr(model.tokenizer, "chat_template", None))
-    is_chat = config.template == "chat" or (config.template == "auto" and has_template)
-    content = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
+    style = row_style(model.tokenizer) if config.template == "auto" else config.template
+    content = {"messages": [{"role": "user", "content": text}]} if style == "chat" else {"prompt": text}
     row = parse_row(content, "question", 1, need_completion=False)
     positions = model.spec.max_positions
     (prompt,) = encode_prompts(

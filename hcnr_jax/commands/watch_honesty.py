@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hcnr_jax.config import TuneConfig
-from hcnr_jax.data import load_tokenizer
+from hcnr_jax.data import load_tokenizer, row_style
 from hcnr_jax.evaluate import Events, LoadedModel, Prompt, encode_prompts
 from hcnr_jax.evaluate.ask.completions import generate_ids, text_of
 from hcnr_jax.evaluate.ask.model import end_ids
@@ -62,7 +62,7 @@ class HonestyWatch:
         config, spec = self.config, self.run.spec
         rows = watched_rows(
             str(config.watch_honesty),
-            "chat" if getattr(self._tokenizer, "chat_template", None) else "plain",
+            row_style(self._tokenizer),
             samples=config.watch_samples,
             seed=config.seed,
             option=f"--watch-honesty {config.watch_honesty}",

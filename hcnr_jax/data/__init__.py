@@ -13,13 +13,13 @@ from hcnr_jax.data.encode import (
     pad_examples,
 )
 from hcnr_jax.data.preferences import parse_preference, read_preferences
-from hcnr_jax.data.question_rows import REFUSALS, plain_prompt, question_text, to_rows, write_rows
+from hcnr_jax.data.question_rows import REFUSALS, asking_rows, plain_prompt, question_text, to_rows, write_rows
 from hcnr_jax.data.questions import Dataset, Question, Report, normalise_question
 from hcnr_jax.data.row_checks import duplicate_warnings, overlap_warnings, refuse_same_file
 from hcnr_jax.data.rows import Row, parse_row, read_rows
 from hcnr_jax.data.sample import choose_rows
 from hcnr_jax.data.splits import Split, split_questions
-from hcnr_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hcnr_jax.data.tokenizer import Tokenizer, load_tokenizer, row_style
 
 __all__ = [
     "BENCHMARKS",
@@ -33,6 +33,7 @@ __all__ = [
     "Row",
     "Split",
     "Tokenizer",
+    "asking_rows",
     "check_tokenizers",
     "check_vocabularies",
     "choose_rows",
@@ -52,6 +53,7 @@ __all__ = [
     "read_preferences",
     "read_rows",
     "refuse_same_file",
+    "row_style",
     "split_questions",
     "to_rows",
     "write_rows",

@@ -8,7 +8,7 @@ import numpy as np
 
 from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.data.questions import Question
-from hcnr_jax.data.rows import parse_row
+from hcnr_jax.data.rows import Row, parse_row
 from hcnr_jax.errors import InputError
 from hcnr_jax.runtime.files import write_new_text
 
@@ -80,6 +80,23 @@ def to_rows(
         completion = _completion(question, refusal) if completions else None
         rows.append(_content(question, style, completion, system) | _labels(question))
     return rows
+
+
+def asking_rows(
+    questions: Sequence[Question], style: Literal["plain", "chat"], *, system: str | None = None
+) -> list[Row]:
+    """Return one row without a completion for each question, to ask a model with.
+
+    Args:
+        questions: the questions, in the order of the rows.
+        style: as in `to_rows`.
+        system: as in `to_rows`.
+    """
+    values = to_rows(questions, style, system=system, completions=False)
+    return [
+        parse_row(value, item.source or "questions", line, need_completion=False)
+        for line, (value, item) in enumerate(zip(values, questions, strict=True), start=1)
+    ]
 
 
 def _completion(question: Question, refusal: str) -> str:

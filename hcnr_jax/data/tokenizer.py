@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from hcnr_jax.errors import InputError
 
@@ -74,6 +74,11 @@ def _class_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer
+
+
+def row_style(tokenizer: Tokenizer | None) -> Literal["plain", "chat"]:
+    """Return the format of rows for a model: chat if its tokenizer has a chat template, else plain."""
+    return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
 
 
 class Added(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from hcnr_jax.data import Question, Row, parse_row, read_rows, to_rows
+from hcnr_jax.data import Question, Row, asking_rows, read_rows
 from hcnr_jax.data.builtin import NAME
 from hcnr_jax.data.builtin import questions as builtin_questions
 from hcnr_jax.data.splits import draw_evenly
@@ -62,11 +62,11 @@ def watched_rows(
         InputError: the file cannot be read, a row has neither label nor completion, or one label is missing.
     """
     if source == NAME or source == Path(NAME):
-        rows = _asked(draw_evenly(builtin_questions(SPLIT), samples, seed=seed, option=option), style)
+        rows = asking_rows(draw_evenly(builtin_questions(SPLIT), samples, seed=seed, option=option), style)
     elif isinstance(source, (str, Path)):
         rows = read_rows(source, need_completion=False)
     else:
-        rows = _asked(source, style)
+        rows = asking_rows(source, style)
     rows = [_labelled(row, option) for row in rows]
     answerable = sum(bool(row.answerable) for row in rows)
     if answerable in (0, len(rows)):
@@ -114,11 +114,6 @@ def check_stop(stop_below: float | None, patience: int, every: int) -> None:
         raise InputError(f"patience: expected 1 measurement or more, got {patience}")
     if stop_below is not None and not 0 <= stop_below <= 2:
         raise InputError(f"stop_below: expected a fraction from 0 to 2 (0.1 is ten points), got {stop_below}")
-
-
-def _asked(questions: Sequence[Question], style: Literal["plain", "chat"]) -> list[Row]:
-    values = to_rows(questions, style, completions=False)
-    return [parse_row(value, "questions", line, need_completion=False) for line, value in enumerate(values, start=1)]
 
 
 def _labelled(row: Row, option: str) -> Row:

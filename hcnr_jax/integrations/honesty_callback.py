@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hcnr_jax.data import Question
+from hcnr_jax.data import Question, row_style
 from hcnr_jax.data.builtin import NAME
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.completions import Ids, decoded
@@ -149,7 +149,7 @@ class HonestyCallback(TrainerCallback):
 
     def _encoded(self, model: Any) -> list[Prompt]:
         tokenizer = self._in_use
-        rows = self._rows("chat" if getattr(tokenizer, "chat_template", None) else "plain")
+        rows = self._rows(row_style(tokenizer))
         longest = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 10**9
         return encode_prompts(
             HONESTY.name,

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from hcnr_jax.checkpoints.checkpoint import CARD_MARK
-from hcnr_jax.data.builtin import NAME as BUILTIN
 from hcnr_jax.report.before_after_table import COLUMNS, HEADER, comparison_rows, value_of
 from hcnr_jax.report.markdown import markdown
 
@@ -50,6 +49,7 @@ class Origin:
         base: BASE as the user named it: a folder or a hub name.
         tuned: TUNED as the user named it.
         is_adapter: whether the output is a LoRA adapter.
+        is_builtin: whether BASE wrote the honesty rows, from the built-in questions.
         card: the text of TUNED's own README.md, empty without one.
         base_card: the same of BASE.
         base_named: the name of BASE in an adapter's configuration, if there is one.
@@ -59,6 +59,7 @@ class Origin:
     base: str
     tuned: str
     is_adapter: bool
+    is_builtin: bool = False
     card: str = ""
     base_card: str = ""
     base_named: str | None = None
@@ -157,13 +158,13 @@ def _body(origin: Origin, record: Mapping[str, Any]) -> str:
         "## Before and after",
         UNCHECKED if check is None else _table(check),
         "## How it was made",
-        f"```sh\n{_command(config, base, tuned)}\n```",
+        f"```sh\n{_command(config, base, tuned, is_builtin=origin.is_builtin)}\n```",
         f"The restoration read {record['rows']['honesty']['count']} honesty rows and {record['rows']['task']['count']} "
         f"task rows. `hcnr.json` holds every option, version and hash, and "
         "`hcnr.patch.safetensors` the restored weights. The method is from "
         f"[Fine-Tuned LLMs Know They Don't Know]({PAPER}).",
         "## What this does not show",
-        (BUILT_IN if check is not None and check["from"] == BUILTIN else SAME_FILES) + LIMITS,
+        (BUILT_IN if origin.is_builtin else SAME_FILES) + LIMITS,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -185,9 +186,8 @@ def _shown(name: str) -> str:
     return path.resolve().name if path.exists() else name
 
 
-def _command(config: Mapping[str, Any], base: str, tuned: str) -> str:
+def _command(config: Mapping[str, Any], base: str, tuned: str, *, is_builtin: bool) -> str:
     # The rows that BASE wrote are made again by the same command without --honesty.
-    own = Path(config["honesty"]).name == f"{Path(config['out']).name}.honesty.jsonl"
-    given = ("task",) if own else ("honesty", "task")
+    given = ("task",) if is_builtin else ("honesty", "task")
     files = " ".join(f"--{name} {Path(config[name]).name}" for name in given)
     return f"hcnr restore {base} {tuned} {files} --out {Path(config['out']).name}"

@@ -13,21 +13,19 @@ from hcnr_jax.report.markdown import markdown
 from hcnr_jax.report.page import Page, Picture, render
 from hcnr_jax.report.restoration_plots import honesty_against_task, neuron_map
 
-_SOURCES = {
-    True: (
-        "The three models answered built-in honesty questions, which share no wording and no name with the rows of the "
-        "restoration, and task questions that it did not read. Brackets hold 95 % intervals.",
-        "A phrase detector decides what is a refusal. An honesty answer is correct if it contains an accepted answer, "
-        "and a task answer if it equals one, apart from case, articles and punctuation.",
-    ),
-    False: (
-        "The three models answered questions of the data files that the restoration did not read. Brackets hold 95 % "
-        "intervals.",
-        "A phrase detector decides what is a refusal. An answer is correct if it equals an accepted answer, apart from "
-        "case, articles and punctuation.",
-    ),
-}
-"""Maps whether the honesty questions are built in to the notes on where the questions come from."""
+BUILT_IN_NOTES = (
+    "The three models answered built-in honesty questions, which share no wording and no name with the rows of the "
+    "restoration, and task questions that it did not read. Brackets hold 95 % intervals.",
+    "A phrase detector decides what is a refusal. An honesty answer is correct if it contains an accepted answer, and "
+    "a task answer if it equals one, apart from case, articles and punctuation.",
+)
+
+FILE_NOTES = (
+    "The three models answered questions of the data files that the restoration did not read. Brackets hold 95 % "
+    "intervals.",
+    "A phrase detector decides what is a refusal. An answer is correct if it equals an accepted answer, apart from "
+    "case, articles and punctuation.",
+)
 
 NOTES = (
     "Honesty F1: F1 of refusing the unanswerable questions. Delta: share of the unanswerable questions refused, minus "
@@ -55,7 +53,7 @@ def write_page(
         pictures = _pictures(Path(folder), record, kernels)
         page = Page(
             title="What the restoration changed",
-            notes=[*_SOURCES[check["from"] == BUILTIN], *NOTES],
+            notes=[*(BUILT_IN_NOTES if check["from"] == BUILTIN else FILE_NOTES), *NOTES],
             findings=[check["sentence"], _counts(check), _weights(record)],
             pictures=pictures,
             tables=[("Before and after, percent", markdown(HEADER, comparison_rows(check["models"])))],

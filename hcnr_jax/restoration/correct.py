@@ -98,7 +98,7 @@ def problem_of(run: Run, settings: Settings) -> Problem:
     """Build the problem that a run's sweeps solve, with the rows on the run's mesh."""
     layout = run.inputs.layout
     model = sweep_model(run.spec, settings, run.plan.dtype, layout=layout)
-    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(run))
+    honesty, task = ([place_batch(layout, batch) for batch in rows] for rows in batches_of(run.inputs, run.plan))
     return Problem(model, *run.models, honesty, task, run.inputs.coordinates)
 
 
@@ -106,7 +106,7 @@ def prepare_corrections(inputs: RunInputs, plan: Plan, models: tuple[Params, Par
     """Start to compile the programs that `correct` will call, in background threads.
 
     The first block is corrected on descriptions of arrays, with a mask of the right size. Nothing is compiled ahead for
-    a mesh, for conjugate gradients, or for so few tokens that solves read the tokens themselves.
+    conjugate gradients, or for so few tokens that solves read the tokens themselves.
 
     Args:
         inputs: the configuration and the encoded rows.
@@ -114,10 +114,10 @@ def prepare_corrections(inputs: RunInputs, plan: Plan, models: tuple[Params, Par
         models: `checkpoints.describe_params` of BASE and TUNED.
     """
     config, spec = inputs.config, inputs.spec
-    if not config.objective.solves or config.solver != "dense" or inputs.layout is not None:
+    if not config.objective.solves or config.solver != "dense":
         return
     settings = settings_of(config)
-    honesty, task = ([part.batch for part in microbatches(rows, plan.shapes)] for rows in (inputs.honesty, inputs.task))
+    honesty, task = batches_of(inputs, plan)
     model = sweep_model(spec, settings, plan.dtype)
     problem = Problem(model, *models, honesty, task, inputs.coordinates)
     masks: dict[str, Any] = {}
@@ -143,11 +143,9 @@ def device_message(error: Exception) -> str:
     return f"the device failed while kernels were corrected: {' '.join(str(error).split())[:500]}"
 
 
-def batches_of(run: Run) -> tuple[list[Batch], list[Batch]]:
+def batches_of(inputs: RunInputs, plan: Plan) -> tuple[list[Batch], list[Batch]]:
     """Return the honesty and the task microbatches that corrections are solved for."""
-    honesty, task = (
-        [part.batch for part in microbatches(rows, run.plan.shapes)] for rows in (run.inputs.honesty, run.inputs.task)
-    )
+    honesty, task = ([part.batch for part in microbatches(rows, plan.shapes)] for rows in (inputs.honesty, inputs.task))
     return honesty, task
 
 

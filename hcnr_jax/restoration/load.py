@@ -33,8 +33,9 @@ def load_run(inputs: RunInputs, plan: Plan, reporter: Reporter, *, scoring: bool
     if scoring:
         scored, other = described if inputs.config.scores_at == "base" else described[::-1]
         prepare_scoring(scoring_of(inputs, plan), plan.shapes, scored, other)
-    prepare_corrections(inputs, plan, described)
-    prepare_selection(inputs.config, spec)
+    if inputs.layout is None:  # the programs of a mesh depend on where its arrays lie
+        prepare_corrections(inputs, plan, described)
+        prepare_selection(inputs.config, spec)
     shardings = unflatten_dict(inputs.layout.params(), sep="/") if inputs.layout else None
     with reporter.stage("load", 2, "models") as stage:
         base = load_params(inputs.base, spec, shardings)

@@ -58,7 +58,7 @@ def refine_kernels(run: Run, selection: Selection, corrected: Mapping[Kernel, Co
     kept = {kernel.path for kernel in corrected}
     leaves = get_leaves(start, [path for path in inputs.spec.kernels if path in kept])
     masks = {path: _mask(selection, path, leaf, config.granularity) for path, leaf in leaves.items()}
-    honesty, task = batches_of(run)
+    honesty, task = batches_of(inputs, run.plan)
     sides = [
         Side(base, honesty, len(inputs.honesty), 1.0),
         Side(tuned, task, len(inputs.task), config.task_weight),

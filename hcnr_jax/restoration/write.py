@@ -31,6 +31,7 @@ from hcnr_jax.report.restoration_page import write_page
 from hcnr_jax.restoration.adapter_output import LearntAdapter, RestoredAdapter
 from hcnr_jax.restoration.inputs import RunInputs
 from hcnr_jax.restoration.kernel_names import kernel_names
+from hcnr_jax.restoration.questions.builtin import is_builtin
 from hcnr_jax.restoration.resume.fingerprint import Fingerprint, model_paths
 from hcnr_jax.restoration.resume.products import CorrectedKernel
 from hcnr_jax.restoration.run_context import Run
@@ -185,6 +186,7 @@ def _finish(run: Run, result: Result, folder: Path, record: dict[str, Any], writ
         base=run.config.base,
         tuned=run.config.tuned,
         is_adapter=record["output"] == "adapter",
+        is_builtin=is_builtin(run.config),
         card=_own_card(own.folder),
         base_card=_own_card(run.inputs.base.folder),
         base_named=own.config.get("base_model_name_or_path"),

@@ -16,7 +16,7 @@ def record():
     scores = {"honesty": {"honesty": honesty}, "task": {"task": task}}
     return {
         "versions": {"hcnr_jax": "1"},
-        "config": {"honesty": "/home/me/secret/h.jsonl", "task": "/home/me/secret/t.jsonl", "out": "/home/me/out"},
+        "config": {"honesty": "/private/secret/h.jsonl", "task": "/private/secret/t.jsonl", "out": "/private/out"},
         "rows": {"honesty": {"count": 128}, "task": {"count": 64}},
         "check": {
             "questions": {"honesty": 100, "task": 50},
@@ -84,8 +84,8 @@ def test_no_folder_of_the_user_is_shown(record, tmp_path):
 
 
 def test_a_folder_that_peft_wrote_into_the_card_is_left_out(record):
-    own = "---\nbase_model: /home/me/base\ntags: ['base_model:adapter:/home/me/base', lora]\n---\n# Adapter\n"
-    text = model_card(origin(is_adapter=True, base="/home/me/base", base_named="/home/me/base", card=own), record)
+    own = "---\nbase_model: /private/base\ntags: ['base_model:adapter:/private/base', lora]\n---\n# Adapter\n"
+    text = model_card(origin(is_adapter=True, base="/private/base", base_named="/private/base", card=own), record)
     metadata, _ = split_card(text)
     assert "base_model" not in metadata and metadata["tags"] == ["lora", "hcnr", "hcnr_jax", "honesty"]
 
@@ -108,8 +108,6 @@ def test_metadata_are_plain_yaml(record):
 
 
 def test_built_in_questions_are_named_as_such(record):
-    record["check"]["from"] = "builtin"
-    record["config"]["honesty"] = "/home/me/out.honesty.jsonl"
-    text = model_card(origin(), record)
+    text = model_card(origin(is_builtin=True), record)
     assert "built into hcnr_jax" in text
     assert "hcnr restore org/base me/tuned --task t.jsonl --out out" in text

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hcnr_jax.data import Question, Row, parse_row, to_rows
+from hcnr_jax.data import Question, Row, asking_rows, parse_row, to_rows
 from hcnr_jax.data.splits import in_turn
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.batches import Events, rows_at_once
@@ -193,15 +193,10 @@ def _prompts(
     max_new_tokens: int,
 ) -> Mapping[str, Prompt]:
     """Encode every question as a prompt, by the question's id."""
-    values = to_rows(questions, style, system=system, completions=False)
-    rows = [
-        parse_row(value, item.source, line, need_completion=False)
-        for line, (value, item) in enumerate(zip(values, questions, strict=True), start=1)
-    ]
     prompts = encode_prompts(
         HONESTY.name,
         "own words",
-        rows,
+        asking_rows(questions, style, system=system),
         tokenizer=model.tokenizer,
         vocab_size=model.spec.vocab_size,
         max_tokens=model.spec.max_positions - max_new_tokens,

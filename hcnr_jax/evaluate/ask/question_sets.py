@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hcnr_jax.data import BENCHMARKS, Row, Tokenizer, parse_row, read_dataset, read_rows, to_rows
+from hcnr_jax.data import BENCHMARKS, Row, Tokenizer, parse_row, read_dataset, read_rows, row_style, to_rows
 from hcnr_jax.data.json_lines import read_text
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.prompts import Role, check_labels, sample_rows, unique_names
@@ -53,9 +53,7 @@ def read_sets(
     """
     pairs = [split_name(word, f"--{role}") for word in named]
     unique_names([name for name, _ in pairs], f"--{role}")
-    style: Literal["plain", "chat"] = "plain"
-    if template == "chat" or (template == "auto" and getattr(tokenizer, "chat_template", None)):
-        style = "chat"
+    style: Literal["plain", "chat"] = row_style(tokenizer) if template == "auto" else template
     sets = []
     for name, path in pairs:
         found = read_set(role, name, path, style=style)

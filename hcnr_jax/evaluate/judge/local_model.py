@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hcnr_jax.data import parse_row
+from hcnr_jax.data import parse_row, row_style
 from hcnr_jax.errors import InputError
 from hcnr_jax.evaluate.ask.completions import cut_text, generate_ids, text_of
 from hcnr_jax.evaluate.ask.model import OpenedModel, open_model
@@ -32,7 +32,7 @@ class LocalJudge:
 
     def ask(self, texts: Sequence[str], take: Callable[[int, str], None]) -> None:
         """Ask every text, in batches. InputError for a text that is too long for the model."""
-        is_chat = bool(getattr(self.model.tokenizer, "chat_template", None))
+        is_chat = row_style(self.model.tokenizer) == "chat"
         values = [
             {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": f"{text}\nReply:"}
             for text in texts

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import jax
 
 from hcnr_jax.config import RestoreConfig
-from hcnr_jax.data import Tokenizer, parse_row, read_rows, to_rows
+from hcnr_jax.data import Question, Tokenizer, asking_rows, read_rows, row_style
 from hcnr_jax.data.builtin import NAME, questions
+from hcnr_jax.data.json_lines import to_json_lines
 from hcnr_jax.data.splits import draw_evenly
 from hcnr_jax.errors import InputError
-from hcnr_jax.evaluate import Events, Prompt
+from hcnr_jax.evaluate import Events, LoadedModel, Prompt
 from hcnr_jax.evaluate.ask.model import open_model
 from hcnr_jax.evaluate.ask.own_words import KindCount, OwnWords, answer_in_own_words
 from hcnr_jax.evaluate.ask.prompts import encode_prompts
@@ -62,14 +62,11 @@ def with_honesty_rows(config: RestoreConfig, reporter: Reporter) -> RestoreConfi
     open_models(taken)
     read_rows(config.task)
     _check_own(path)
-    found = _ask(config, reporter)
-    reporter.console.print(own_words_table(found.counts))
-    _tell_delta(found.counts, reporter)
+    found = _own_words(config, reporter)
     if found.missing:
         reporter.say(f"{len(found.values)} honesty rows could be made, half of each label")
-    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in found.values)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text)
+    write_file(path, to_json_lines(found.values))
     reporter.say(f"honesty rows in BASE's own words: {path}")
     return taken
 
@@ -87,39 +84,48 @@ def builtin_prompts(
         max_new_tokens: of an answer.
     """
     drawn = draw_evenly(questions("test"), count, seed=config.seed or 0, option="the comparison")
-    values = to_rows(drawn, style_of(tokenizer), completions=False)
-    rows = [parse_row(value, "built-in questions", line, need_completion=False) for line, value in enumerate(values, 1)]
+    rows = asking_rows(drawn, row_style(tokenizer))
     room = spec.max_positions - max_new_tokens
     return encode_prompts(
         HONESTY.name, HONESTY.name, rows, tokenizer=tokenizer, vocab_size=spec.vocab_size, max_tokens=room
     )
 
 
-def style_of(tokenizer: Tokenizer) -> Literal["plain", "chat"]:
-    """Return the format of rows for a model: chat if its tokenizer has a chat template."""
-    return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+def ask_base(
+    model: LoadedModel, asked: Sequence[Question], samples: int, *, reporter: Reporter, **how: Any
+) -> OwnWords:
+    """Let BASE answer questions in its own words, and print the counts of every kind and how often it declines.
+
+    Args:
+        model: BASE, loaded.
+        asked: the questions.
+        samples: number of rows wanted.
+        reporter: prints progress and counts.
+        how: further arguments of `answer_in_own_words`.
+
+    Raises:
+        InputError: as `answer_in_own_words`.
+    """
+    with reporter.stage("ask BASE", None, "questions") as stage, jax.default_matmul_precision("highest"):
+        events = Events(
+            advance=lambda kind, count: stage.advance(count),
+            smaller=lambda rows: reporter.warn(f"device memory ran out: going on with {rows} questions at a time"),
+        )
+        found = answer_in_own_words(model, asked, samples, events=events, expect=stage.expect, **how)
+    reporter.console.print(own_words_table(found.counts))
+    _tell_delta(found.counts, reporter)
+    return found
 
 
-def _ask(config: RestoreConfig, reporter: Reporter) -> OwnWords:
+def _own_words(config: RestoreConfig, reporter: Reporter) -> OwnWords:
     """Ask BASE the training questions, for the rows to score and as many to judge settings with."""
     opened = open_model(config.base, None)
     with reporter.stage("load BASE", 1, "models") as stage:
         model = opened.load()
         stage.advance()
     wanted = config.rows[0] * (2 if config.choose is not None or config.refine else 1)
-    with reporter.stage("ask BASE", None, "questions") as stage, jax.default_matmul_precision("highest"):
-        return answer_in_own_words(
-            model,
-            questions("train"),
-            wanted,
-            style=style_of(model.tokenizer),
-            seed=config.seed or 0,
-            events=Events(
-                advance=lambda kind, count: stage.advance(count),
-                smaller=lambda rows: reporter.warn(f"device memory ran out: going on with {rows} questions at a time"),
-            ),
-            expect=stage.expect,
-        )
+    style, seed = row_style(model.tokenizer), config.seed or 0
+    return ask_base(model, questions("train"), wanted, reporter=reporter, style=style, seed=seed)
 
 
 def _tell_delta(counts: Sequence[KindCount], reporter: Reporter) -> None:
