@@ -1,6 +1,9 @@
 """Loads a tokenizer from a folder, and finds the special tokens that it adds to a text."""
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -67,13 +70,29 @@ def _class_of(folder: Path) -> Any:
         plain = plain and model.get("model_type") in _PLAIN_FAMILIES and (folder / "tokenizer.json").is_file()
     except (OSError, ValueError, AttributeError):
         plain = False
-    if plain:
-        from transformers import PreTrainedTokenizerFast
+    with _without_advice():
+        if plain:
+            from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
+            return PreTrainedTokenizerFast
+        from transformers import AutoTokenizer
 
-    return AutoTokenizer
+        return AutoTokenizer
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Import transformers without its advice to install PyTorch, which hcnr_jax does not need."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def row_style(tokenizer: Tokenizer | None) -> Literal["plain", "chat"]:

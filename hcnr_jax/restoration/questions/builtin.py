@@ -25,6 +25,8 @@ from hcnr_jax.report.terminal_tables import own_words_table
 from hcnr_jax.restoration.inputs import open_models
 from hcnr_jax.runtime.files import write_file
 
+# Positions that a model needs for the longest built-in question and an answer of 64 tokens.
+LEAST_POSITIONS = 256
 # The refusal delta of BASE below which a restoration has little to bring back.
 LEAST_DELTA = 0.2
 
@@ -59,7 +61,12 @@ def with_honesty_rows(config: RestoreConfig, reporter: Reporter) -> RestoreConfi
         reporter.say(f"honesty rows: {path}, which BASE wrote before")
         return taken
     _check_options(config)
-    open_models(taken)
+    spec = open_models(taken)[2]
+    if spec.max_positions < LEAST_POSITIONS:
+        raise InputError(
+            f"--honesty {NAME}: BASE has {spec.max_positions} positions (max_position_embeddings), and the built-in "
+            f"questions with their answers need {LEAST_POSITIONS}; give honesty rows of your own with --honesty"
+        )
     read_rows(config.task)
     _check_own(path)
     found = _own_words(config, reporter)
@@ -124,8 +131,14 @@ def _own_words(config: RestoreConfig, reporter: Reporter) -> OwnWords:
         model = opened.load()
         stage.advance()
     wanted = config.rows[0] * (2 if config.choose is not None or config.refine else 1)
-    style, seed = row_style(model.tokenizer), config.seed or 0
-    return ask_base(model, questions("train"), wanted, reporter=reporter, style=style, seed=seed)
+    return ask_base(
+        model,
+        questions("train"),
+        wanted,
+        reporter=reporter,
+        style=row_style(model.tokenizer),
+        seed=config.seed or 0,
+    )
 
 
 def _tell_delta(counts: Sequence[KindCount], reporter: Reporter) -> None:

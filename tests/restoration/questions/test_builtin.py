@@ -87,3 +87,10 @@ def test_what_is_wrong_is_said_before_base_is_asked(world, tmp_path, rounds) -> 
     ended = call("restore", world.base, world.tuned, "--task", tmp_path / "none", "--out", tmp_path / "other")
     assert ended.code == 2 and str(tmp_path / "none") in text_of(ended.err)
     assert rounds == []
+
+
+def test_a_model_with_few_positions_is_refused(tmp_path, rounds) -> None:
+    world = make_world(tmp_path / "in")
+    ended = call("restore", world.base, world.tuned, "--task", world.task, "--out", tmp_path / "out")
+    assert ended.code == 2 and "give honesty rows of your own with --honesty" in text_of(ended.err)
+    assert rounds == []
