@@ -64,7 +64,14 @@ def take(leaf: np.ndarray, source: Source, sizes: Mapping[str, int]) -> np.ndarr
 
 
 def put(leaf: np.ndarray, tensor: np.ndarray, source: Source, sizes: Mapping[str, int]) -> None:
-    """Write a Hugging Face tensor into its place in a leaf. This function is the inverse of `take`."""
+    """Write a Hugging Face tensor into its place in a leaf. This function is the inverse of `take`.
+
+    Args:
+        leaf: the leaf to write into, of the axes `source.axes`.
+        tensor: the Hugging Face tensor, of the axes `source.stored`.
+        source: where the tensor lies in the leaf.
+        sizes: of `axis_sizes`.
+    """
     letters = _letters(source)
     whole = tensor.reshape([sizes[letter] for letter in letters])
     leaf[_index(source, sizes)] = whole.transpose([letters.index(letter) for letter in _kept(source)])
